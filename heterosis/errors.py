@@ -1,0 +1,27 @@
+"""What the user gave is wrong: one exception, one line for each fault."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class InputError(ValueError):
+    """A recipe, config, model or option that cannot be used as given.
+
+    The command line prints ``str(error)`` and exits with code 2.
+
+    Attributes:
+        faults: One self-contained line for each fault: where, which rule, what was found, what to do.
+    """
+
+    def __init__(self, *faults: str) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """A suffix for an error message: the nearest valid name, or all of them when none is near."""
+    valid = sorted(choices)
+    near = get_close_matches(name, valid, n=1)
+    if near:
+        return f"; did you mean '{near[0]}'?"
+    return f"; valid: {', '.join(valid)}" if valid else ""
