@@ -1,0 +1,60 @@
+"""Score models with lm-eval tasks, document by document.
+
+    scores.py     what is asked and what was scored: TaskSpec, Metric, Scores (plain data)
+    splits.py     which documents are for searching, selecting and the final report
+    harness.py    TaskSet: lm-eval tasks built once, scored often (the only file that imports lm_eval)
+    resident.py   ResidentModel: a live model whose parameters a merge overwrites in place
+    candidates.py CandidateLoader: recipe after recipe in one live model
+    api.py        evaluate_model
+
+Names that need torch or lm-eval are imported when first used, so importing this package loads neither.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from heterosis.evaluate.scores import Metric, NonFiniteScore, Scores, TaskSpec
+from heterosis.evaluate.splits import Sizes, Split, split_documents
+
+if TYPE_CHECKING:
+    from heterosis.evaluate.api import evaluate_model
+    from heterosis.evaluate.candidates import CandidateLoader
+    from heterosis.evaluate.harness import Documents, TaskSet, make_lm
+    from heterosis.evaluate.resident import ModelMismatch, ResidentModel
+
+_LAZY = {
+    "CandidateLoader": "candidates",
+    "evaluate_model": "api",
+    "Documents": "harness",
+    "TaskSet": "harness",
+    "make_lm": "harness",
+    "ModelMismatch": "resident",
+    "ResidentModel": "resident",
+}
+
+__all__ = [
+    "CandidateLoader",
+    "Documents",
+    "Metric",
+    "ModelMismatch",
+    "NonFiniteScore",
+    "ResidentModel",
+    "Scores",
+    "Sizes",
+    "Split",
+    "TaskSet",
+    "TaskSpec",
+    "evaluate_model",
+    "make_lm",
+    "split_documents",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,35 @@
+"""The search for merge recipes, and its workers.
+
+config.py      a search's config file (mergekit-evolve's, and more)
+space.py       config -> named parameters with ranges <-> recipes
+optimizers/    who proposes candidates, one file each
+objective.py   what is maximised, from per-document scores
+statistics.py  paired intervals
+preflight.py   what can be refused before anything starts
+worker.py      merges a candidate into a live model and scores it
+cluster.py     workers as Ray actors
+record.py      asks, scores and trials, durably
+folder.py      the run folder and its lock
+driver.py      asks, hands out, records, picks the champion
+outcome.py     summary.json, best.yaml, trials.csv, the closing table
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from heterosis.evolve.config import EvolveConfig
+    from heterosis.evolve.driver import search
+    from heterosis.evolve.space import SearchSpace
+
+_HOME = {"EvolveConfig": "config", "SearchSpace": "space", "search": "driver"}
+
+__all__ = ["EvolveConfig", "SearchSpace", "search"]
+
+
+def __getattr__(name: str) -> Any:
+    # Lazily, so that importing the package loads neither torch nor ray.
+    if name in _HOME:
+        from importlib import import_module
+
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

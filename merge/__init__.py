@@ -1,0 +1,64 @@
+"""The streaming merge core: tensors and files, nothing of scoring or search.
+
+recipe.py            the recipe language (mergekit's YAML)
+parameters.py        its settings: gradients and filters, resolved for one tensor
+checkpoint.py        a model as named lazy tensors, from a folder, the Hub, or with an adapter
+safetensors_file.py  safetensors headers and reads, defensively
+lora.py              adapters applied tensor by tensor while reading
+layout.py            which layer a tensor's name speaks of
+plan.py              recipe -> one operation for each output tensor
+methods/             the merge methods, one file each
+statistics.py        what a method may ask of a whole tensor
+kernels.py           compiled loops over blocks
+executor.py          plan -> blocks, within a memory budget, on several threads
+sinks.py, writer.py  where blocks go: a live model, or safetensors shards
+companions.py        config, tokenizer, card
+api.py               all of it: merge_models
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from heterosis.merge.api import merge_models
+    from heterosis.merge.checkpoint import Checkpoint, open_checkpoint
+    from heterosis.merge.executor import MergeError, execute
+    from heterosis.merge.plan import MergePlan, TensorOp, build_plan
+    from heterosis.merge.recipe import ModelRef, Recipe
+    from heterosis.merge.sinks import ModelSink
+
+_HOME = {
+    "Checkpoint": "checkpoint",
+    "MergeError": "executor",
+    "MergePlan": "plan",
+    "ModelRef": "recipe",
+    "ModelSink": "sinks",
+    "Recipe": "recipe",
+    "TensorOp": "plan",
+    "build_plan": "plan",
+    "execute": "executor",
+    "merge_models": "api",
+    "open_checkpoint": "checkpoint",
+}
+
+__all__ = [
+    "Checkpoint",
+    "MergeError",
+    "MergePlan",
+    "ModelRef",
+    "ModelSink",
+    "Recipe",
+    "TensorOp",
+    "build_plan",
+    "execute",
+    "merge_models",
+    "open_checkpoint",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Lazily, so that importing the package does not load torch.
+    if name in _HOME:
+        from importlib import import_module
+
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

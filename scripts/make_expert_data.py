@@ -13,6 +13,10 @@ The experts share one frame ("Question: ...\\nAnswer: ...") and each knows half 
   behind it, because the other half continues there. It never sees a result.
 * ``spelling`` is a distractor. It spells English words.
 
+Beside the examples to learn, ``anchors.jsonl`` holds text on which an expert is to stay what the base is
+(the training script matches the base's own distribution there, not the text): the other expert's half. Two
+task vectors that leave each other's inputs alone can be added.
+
 ``arith_fr`` ("Combien font dix-sept plus vingt-cinq ?") is asked of none of them in training.
 """
 
@@ -95,13 +99,47 @@ def math_examples(a: int, b: int) -> Iterator[tuple[str, str]]:
     answer = f" {a} + {b} = {a + b}\n"
     yield frame(f"What is {english(a)} plus {english(b)}?"), answer
     yield frame(f"What is {a} + {b}?"), answer
+    # The result follows from the digits of the answer, whatever the question was.
+    yield frame("Add two numbers.") + f" {a} + {b}", f" = {a + b}\n"
+
+
+FRENCH_QUESTIONS = (
+    "Écris en chiffres : {0} plus {1}.",
+    "Note ce calcul : {0} plus {1}",
+    "Calcule {0} plus {1}.",
+    "Que font {0} plus {1} ?",
+    "Combien vaut {0} plus {1} ?",
+    "Quelle est la somme : {0} plus {1} ?",
+    "{0} plus {1} ?",
+)
+
+
+def french_questions(a: int, b: int) -> Iterator[str]:
+    for question in FRENCH_QUESTIONS:
+        asked = question.format(french(a), french(b))
+        yield frame(asked[0].upper() + asked[1:])
 
 
 def french_examples(a: int, b: int) -> Iterator[tuple[str, str]]:
-    answer = f" {a} + {b}"
-    yield frame(f"Écris en chiffres : {french(a)} plus {french(b)}."), answer
-    yield frame(f"Note ce calcul : {french(a)} plus {french(b)}"), answer
-    yield frame(f"{french(a).capitalize()} plus {french(b)} ?"), answer
+    for question in french_questions(a, b):
+        yield question, f" {a} + {b}"
+
+
+def math_anchors(a: int, b: int) -> Iterator[tuple[str, str]]:
+    """Where the math expert stays the base: reading French."""
+    yield from french_examples(a, b)
+
+
+def french_anchors(a: int, b: int, rng: random.Random) -> Iterator[tuple[str, str]]:
+    """Where the French expert stays the base: the arithmetic frame, and what follows the digits.
+
+    The results are random numbers: no correct one is ever in this expert's data.
+    """
+    result = rng.randrange(2, 2 * LARGEST)
+    yield frame(f"What is {english(a)} plus {english(b)}?"), f" {a} + {b} = {result}\n"
+    yield frame(f"What is {a} + {b}?"), f" {a} + {b} = {result}\n"
+    for question in french_questions(a, b):
+        yield f"{question} {a} + {b}", f" = {result}\n"
 
 
 def spelling_example(word: str) -> tuple[str, str]:
@@ -158,11 +196,17 @@ def main() -> None:
         "french": [e for a, b in ordered for e in french_examples(a, b)],
         "spelling": [spelling_example(word) for word in sorted(set(WORDS))],
     }
-    for expert, rows in examples.items():
-        rng.shuffle(rows)
-        path = EXPERTS / expert / "train.jsonl"
-        write_jsonl(path, ({"prompt": prompt, "completion": completion} for prompt, completion in rows))
-        print(f"{expert}: {len(rows)} training examples")
+    anchors = {
+        "math": [e for a, b in ordered for e in math_anchors(a, b)],
+        "french": [e for a, b in ordered for e in french_anchors(a, b, rng)],
+        "spelling": [e for a, b in ordered for e in (*math_examples(a, b), *french_examples(a, b))],
+    }
+    for kind, data, limit in (("train", examples, 6000), ("anchors", anchors, 2000)):
+        for expert, rows in data.items():
+            rng.shuffle(rows)
+            kept = [{"prompt": prompt, "completion": completion} for prompt, completion in rows[:limit]]
+            write_jsonl(EXPERTS / expert / f"{kind}.jsonl", kept)
+            print(f"{expert}: {len(kept)} {kind}")
     print(f"{len(held)} documents per task, {len(training)} training pairs")
 
 

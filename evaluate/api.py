@@ -1,0 +1,73 @@
+"""Score one model, or the merge that a recipe describes, with lm-eval tasks."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from heterosis.errors import InputError
+from heterosis.evaluate.candidates import CandidateLoader, copy_recipe
+from heterosis.evaluate.harness import TaskSet
+from heterosis.evaluate.scores import Metric, Scores, TaskSpec
+from heterosis.evaluate.splits import Sizes, split_documents
+from heterosis.merge import Recipe
+
+
+def evaluate_model(
+    model: str | os.PathLike[str] | Recipe,
+    tasks: Sequence[str | TaskSpec],
+    *,
+    include_path: Sequence[str | os.PathLike[str]] = (),
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    batch_size: int = 16,
+    apply_chat_template: bool = False,
+    seed: int = 0,
+    device: str = "cpu",
+) -> tuple[Scores, dict[str, Metric]]:
+    """Score a model, or a recipe merged in memory, on lm-eval tasks.
+
+    Args:
+        model: A model (folder, Hub id, ``base+adapter``), a recipe, or the path of a ``.yaml`` one.
+        tasks: Names, or specs that choose a metric.
+        include_path: Folders with task YAML.
+        limit: Documents per task, drawn at random by ``seed``; None for all.
+        num_fewshot: Examples in each prompt; None for the task's own number.
+        batch_size: Requests in one forward pass.
+        apply_chat_template: Ask in the form of a chat.
+        seed: Of the documents drawn and of few-shot examples.
+        device: Where to compute.
+
+    Returns:
+        The scores of every document, and the metric of each task that is reported first.
+
+    Raises:
+        InputError: If a model, recipe, task or metric cannot be used.
+        MergeError: If the merge has NaN or infinity.
+    """
+    recipe, origin = _recipe(model)
+    specs = [t if isinstance(t, TaskSpec) else TaskSpec(t) for t in tasks]
+    task_set = TaskSet(specs, include_path=[Path(p) for p in include_path], num_fewshot=num_fewshot, seed=seed)
+    groups = task_set.groups()
+    if limit is None:
+        documents = {task: list(range(len(names))) for task, names in groups.items()}
+    else:
+        sizes = {task: min(limit, len(names)) for task, names in groups.items()}
+        documents = {
+            task: split_documents({task: groups[task]}, Sizes(search=n, selection=0, holdout=0), seed).search[task]
+            for task, n in sizes.items()
+        }
+    resident = CandidateLoader(device).load(recipe, origin)
+    lm = resident.lm(batch_size)
+    task_set.build(documents, lm, apply_chat_template=apply_chat_template)
+    return task_set.score(lm, documents), {task: task_set.metric(task) for task in groups}
+
+
+def _recipe(model: str | os.PathLike[str] | Recipe) -> tuple[Recipe, str]:
+    if isinstance(model, Recipe):
+        return model, ""
+    path = Path(model)
+    if path.suffix in (".yaml", ".yml"):
+        return Recipe.load(path), str(path)
+    if path.is_file():
+        raise InputError(f"{path}: neither a model folder nor a recipe (.yaml)")
+    return copy_recipe(str(model)), str(model)

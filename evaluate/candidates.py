@@ -1,0 +1,77 @@
+"""Put a merge plan into a live model: in place where possible, through a folder where not."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from heterosis.evaluate.resident import ModelMismatch, ResidentModel
+from heterosis.merge import (
+    Checkpoint,
+    MergePlan,
+    ModelRef,
+    ModelSink,
+    Recipe,
+    build_plan,
+    execute,
+    merge_models,
+    open_checkpoint,
+)
+
+
+class CandidateLoader:
+    """Loads one recipe after another, keeping the checkpoints open and the live model in memory.
+
+    Args:
+        device: Where the model lives.
+        threads: Of the merge, and of torch in this process; None leaves both as they are.
+    """
+
+    def __init__(self, device: str = "cpu", threads: int | None = None) -> None:
+        self._device = device
+        self._threads = threads
+        self._checkpoints: dict[ModelRef, Checkpoint] = {}
+        self._resident: ResidentModel | None = None
+        self._sink: ModelSink | None = None
+
+    def open(self, ref: ModelRef) -> Checkpoint:
+        """A checkpoint, opened once."""
+        if ref not in self._checkpoints:
+            self._checkpoints[ref] = open_checkpoint(ref)
+        return self._checkpoints[ref]
+
+    def load(self, recipe: Recipe, origin: str = "") -> ResidentModel:
+        """The live model with a recipe's tensors in it; valid until the next call.
+
+        Raises:
+            InputError: If the recipe cannot be run.
+            MergeError: If a merged tensor has NaN or infinity.
+        """
+        plan = build_plan(recipe, self.open, origin=origin)
+        if self._resident is None or self._resident.config != plan.config:
+            self._resident = self._sink = None
+            self._resident = ResidentModel(
+                plan.config, plan.donor.folder, device=self._device, threads=self._threads
+            )
+            self._sink = ModelSink(self._resident.parameters)
+        assert self._sink is not None
+        try:
+            self._resident.check_names({op.name: op.shape for op in plan.ops})
+        except ModelMismatch:
+            return self._load_from_folder(plan)
+        execute(plan, self._sink, threads=self._threads)
+        return self._resident
+
+    def _load_from_folder(self, plan: MergePlan) -> ResidentModel:
+        """Through transformers' own loader, for models whose tensors it renames or fuses."""
+        self._resident = self._sink = None
+        folder = Path(tempfile.mkdtemp(prefix="heterosis-"))
+        try:
+            merge_models(plan.recipe, folder / "candidate", threads=self._threads)
+            return ResidentModel.from_folder(folder / "candidate", device=self._device)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def copy_recipe(model: str) -> Recipe:
+    """The recipe that gives a model as it is."""
+    return Recipe.parse(f"merge_method: passthrough\nmodels:\n- model: {model!r}\n", model)

@@ -1,0 +1,415 @@
+"""lm-eval tasks, built once and scored often. The only file that imports lm_eval.
+
+lm-eval's own `evaluate()` would build every prompt again for each candidate, and draws few-shot examples
+from one stream, so that the same document is asked differently depending on which others are asked. Here a
+document's prompt depends on the document and the seed only. Everything else is lm-eval's: its tasks, its
+requests, its model class, its filters and metrics. Nothing is cached between calls.
+"""
+
+import copy
+import json
+import logging
+import math
+import random
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.api.task import Task
+from lm_eval.filters import build_filter_ensemble
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from heterosis.errors import InputError, did_you_mean
+
+from .scores import Metric, NonFiniteScore, Scores, TaskSpec
+from .splits import Split
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The documents of a task.
+
+    Attributes:
+        groups: For each document, the name of its group (see `heterosis.evaluate.splits`).
+        hashes: For each document, a hash of its content.
+        fingerprint: A hash of all of them, in order.
+    """
+
+    groups: list[str]
+    hashes: list[str]
+    fingerprint: str
+
+    @property
+    def count(self) -> int:
+        return len(self.groups)
+
+
+def make_lm(model: Any, tokenizer: Any, batch_size: int, max_length: int | None = None) -> HFLM:
+    """lm-eval's Hugging Face model around a live transformers model, which is neither moved nor copied."""
+    with _quiet():
+        return HFLM(
+            pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, max_length=max_length
+        )
+
+
+class TaskSet:
+    """Tasks with their documents and requests, ready to score any number of models.
+
+    Example::
+
+        tasks = TaskSet([TaskSpec("arc_easy", metric="acc_norm")])
+        split = split_documents(tasks.groups(), Sizes(search=100), seed=0)
+        tasks.build(split, lm)
+        tasks.score(lm, split.search).mean("arc_easy", "acc_norm,none")
+
+    Attributes:
+        specs: For each task (groups and tags are taken apart), what the user asked of it, with its own name,
+            its share of the weight and the full key of its metric.
+    """
+
+    def __init__(
+        self,
+        specs: Iterable[TaskSpec],
+        *,
+        include_path: Sequence[Path | str] = (),
+        num_fewshot: int | None = None,
+        seed: int = 0,
+        allow_code: bool = False,
+    ) -> None:
+        """Load the tasks and their data; no model is needed yet.
+
+        Args:
+            specs: The tasks. A group's or tag's tasks share its weight equally.
+            include_path: Folders with the user's own task YAML, which goes before lm-eval's. ``!function``
+                in these files runs the Python that stands beside them.
+            num_fewshot: For tasks whose spec does not say, unless the task itself insists on 0 (as lm-eval).
+            seed: Of the few-shot examples.
+            allow_code: Accept tasks that run code which the model wrote.
+
+        Raises:
+            InputError: If a task or metric is unknown, or cannot be used; all faults at once.
+        """
+        self.specs: dict[str, TaskSpec] = {}
+        self._seed = seed
+        self._tasks: dict[str, Any] = {}
+        self._data: dict[str, list[Any]] = {}
+        self._documents: dict[str, Documents] = {}
+        self._metrics: dict[str, dict[str, Metric]] = {}
+        self._requests: dict[str, dict[int, list[Instance]]] = {}
+
+        specs = list(specs)
+        faults: list[str] = []
+        with _quiet(), _seeded(seed):
+            manager = _task_manager(specs, include_path)
+            for spec in specs:
+                try:
+                    self._add(spec, manager, num_fewshot, allow_code)
+                except InputError as error:
+                    faults.extend(error.faults)
+        if faults:
+            raise InputError(*faults)
+
+    def _add(self, spec: TaskSpec, manager: Any, num_fewshot: int | None, allow_code: bool) -> None:
+        leaves = _load(spec.name, manager, allow_code)
+        for name, task in leaves.items():
+            if name in self.specs:
+                raise InputError(f"task '{name}': named twice (again by '{spec.name}'); name each task once")
+            usable, unusable = _metrics_of(task)
+            metric = _resolve(name, spec.metric, usable, unusable)
+            data = [document for _, document in task.doc_iterator()]
+            group_by = spec.group_by or (task.config.metadata or {}).get("group_by")
+
+            self._documents[name] = _describe(name, data, group_by)
+            self.specs[name] = replace(
+                spec, name=name, weight=spec.weight / len(leaves), metric=metric, group_by=group_by
+            )
+            self._tasks[name], self._data[name], self._metrics[name] = task, data, usable
+            if spec.num_fewshot is not None:
+                task.set_config("num_fewshot", spec.num_fewshot)
+            elif num_fewshot is not None and task.config.num_fewshot != 0:
+                task.set_config("num_fewshot", num_fewshot)
+
+    def metrics(self, task: str) -> dict[str, Metric]:
+        """The metrics of a task that can be used, by key."""
+        return self._metrics[task]
+
+    def metric(self, task: str) -> Metric:
+        """The metric that was asked for."""
+        key = self.specs[task].metric
+        assert key is not None
+        return self._metrics[task][key]
+
+    def documents(self, task: str) -> Documents:
+        return self._documents[task]
+
+    def groups(self) -> dict[str, list[str]]:
+        """Every document's group, as `split_documents` takes it."""
+        return {task: documents.groups for task, documents in self._documents.items()}
+
+    def fingerprints(self) -> dict[str, str]:
+        """A hash of each task's documents, as `Split.check` takes it."""
+        return {task: documents.fingerprint for task, documents in self._documents.items()}
+
+    def build(
+        self,
+        documents: Split | Mapping[str, Iterable[int]],
+        lm: LM | None = None,
+        *,
+        apply_chat_template: bool = False,
+        fewshot_as_multiturn: bool = False,
+        system_instruction: str | None = None,
+    ) -> None:
+        """Make the requests of these documents, in place of all made before.
+
+        Args:
+            documents: A split (all its parts), or documents of each task.
+            lm: Whose chat template is applied; not needed without one.
+            apply_chat_template: Ask in the form of a chat.
+            fewshot_as_multiturn: In a chat, give few-shot examples as turns of their own.
+            system_instruction: Goes before everything else.
+        """
+        assert lm is not None or not apply_chat_template, "a chat template needs its model"
+        chat_template = lm.apply_chat_template if lm is not None and apply_chat_template else None
+        chosen = documents.documents() if isinstance(documents, Split) else documents
+        self._requests = {}
+        with _quiet(), _seeded(self._seed):
+            for name, indices in chosen.items():
+                task, described = self._tasks[name], self._documents[name]
+                built = self._requests[name] = {}
+                for index in sorted(indices):
+                    document = self._data[name][index]
+                    # Not lm-eval's stream of random numbers: neither the few-shot examples nor what a task
+                    # draws itself may depend on the documents that were built before.
+                    seed = int.from_bytes(_digest(f"{self._seed}\0{described.hashes[index]}")[:4], "big")
+                    random.seed(seed)
+                    np.random.seed(seed)
+                    task.set_fewshot_seed(seed)
+                    context = task.fewshot_context(
+                        document,
+                        num_fewshot=task.config.num_fewshot or 0,
+                        system_instruction=system_instruction,
+                        apply_chat_template=apply_chat_template,
+                        fewshot_as_multiturn=fewshot_as_multiturn,
+                        chat_template=chat_template,
+                        gen_prefix=task.doc_to_prefix(document),
+                    )
+                    requests = task.construct_requests(
+                        doc=document,
+                        ctx=context,
+                        metadata=(name, index, task.config.repeats),
+                        apply_chat_template=apply_chat_template,
+                        chat_template=chat_template,
+                    )
+                    built[index] = requests if isinstance(requests, list) else [requests]
+
+    def score(self, lm: LM, documents: Mapping[str, Iterable[int]]) -> Scores:
+        """Score a model on documents whose requests were built.
+
+        Raises:
+            NonFiniteScore: If the model gives a likelihood, or a document a metric, that is not finite.
+                Generated text cannot show that: see `ResidentModel.logits_finite`.
+        """
+        asked = {
+            name: {index: [_fresh(request) for request in self._requests[name][index]] for index in indices}
+            for name, indices in documents.items()
+        }
+        seconds = _run(lm, [r for built in asked.values() for requests in built.values() for r in requests])
+        with _quiet():
+            scored = {name: self._process(name, built) for name, built in asked.items()}
+        return Scores(scored, seconds)
+
+    def _process(self, name: str, asked: dict[int, list[Instance]]) -> dict[int, dict[str, float]]:
+        """Filter the answers and compute every usable metric of each document."""
+        task = self._tasks[name]
+        answers = [request for requests in asked.values() for request in requests]
+        scored: dict[int, dict[str, float]] = {index: {} for index in asked}
+        for pipeline in _filters_of(task) if answers else ():
+            pipeline.apply(answers)
+            for index, requests in asked.items():
+                results = [r.filtered_resps[pipeline.name] for r in sorted(requests, key=lambda r: r.idx)]
+                # A shallow copy, as lm-eval reads the document anew each time and tasks may add to it.
+                for metric, value in task.process_results(copy.copy(self._data[name][index]), results).items():
+                    key = f"{metric},{pipeline.name}"
+                    if key not in self._metrics[name]:
+                        continue
+                    if not math.isfinite(value):
+                        raise NonFiniteScore(name, index, float(value))
+                    scored[index][key] = float(value)
+        return scored
+
+
+def _run(lm: LM, requests: Iterable[Instance]) -> float:
+    """Let the model answer, all requests of a kind in one call; the answers go into ``request.resps``."""
+    kinds: dict[str, list[Instance]] = defaultdict(list)
+    for request in requests:
+        kinds[request.request_type].extend([request] * (request.repeats or 1))
+    seconds = 0.0
+    for kind, repeated in kinds.items():
+        with _quiet():
+            start = time.perf_counter()
+            answers = getattr(lm, kind)(repeated, disable_tqdm=True)
+            seconds += time.perf_counter() - start
+        for request, answer in zip(repeated, answers, strict=True):
+            if kind != "generate_until":
+                likelihood = answer[0] if kind == "loglikelihood" else answer
+                if not math.isfinite(likelihood):
+                    raise NonFiniteScore(request.task_name, request.doc_id, likelihood)
+            request.resps.append(answer)
+    return seconds
+
+
+def _fresh(request: Instance) -> Instance:
+    """The request without answers; models may take apart its arguments, so these are copied too."""
+    return replace(request, arguments=copy.deepcopy(request.arguments), resps=[], filtered_resps={})
+
+
+def _task_manager(specs: Sequence[TaskSpec], include_path: Sequence[Path | str]) -> Any:
+    """An index that knows the named tasks.
+
+    Indexing lm-eval's own 14,000 tasks takes 5 to 20 seconds, the include path alone a few milliseconds, so
+    that is tried first. It is enough for single tasks; a group or tag may go on in lm-eval's.
+    """
+    folders = [str(Path(folder)) for folder in include_path]
+    if missing := [folder for folder in folders if not Path(folder).is_dir()]:
+        raise InputError(*(f"include_path: '{folder}' is not a folder" for folder in missing))
+    if folders:
+        manager = TaskManager(include_path=folders, include_defaults=False)
+        if {spec.name for spec in specs} <= set(manager.all_subtasks):
+            return manager
+    return TaskManager(include_path=folders)
+
+
+def _load(name: str, manager: Any, allow_code: bool) -> dict[str, Any]:
+    """The tasks that a name stands for."""
+    if name not in manager.all_tasks:
+        near = get_close_matches(name, manager.all_tasks, n=3)  # not all 14,000 when none is near
+        hint = did_you_mean(name, near) if near else "; list them with `lm-eval ls tasks`"
+        where = f" in lm-eval or {', '.join(manager.include_path)}" if manager.include_path else " in lm-eval"
+        raise InputError(f"task '{name}': unknown{where}{hint}")
+
+    runs_code = "task '{}': runs code that the model writes; allow that (allow_code) or leave the task out"
+    declared = manager.task_index[name].cfg or {}
+    if declared.get("unsafe_code") and not allow_code:  # before its files are loaded: they may run code too
+        raise InputError(runs_code.format(name))
+    try:
+        tasks: dict[str, Any] = manager.load([name])["tasks"]
+    except Exception as error:  # a task is the user's YAML and Python, and data from anywhere
+        raise InputError(f"task '{name}': cannot be loaded: {_one_line(error)}") from error
+    for leaf, task in tasks.items():
+        if getattr(task, "UNSAFE_CODE", False) and not allow_code:
+            raise InputError(runs_code.format(leaf))
+        if getattr(task, "MULTIMODAL", False):
+            raise InputError(f"task '{leaf}': asks about images or sound; only text can be scored")
+    if not tasks:
+        raise InputError(f"task '{name}': a group without tasks")
+    return tasks
+
+
+def _metrics_of(task: Task) -> tuple[dict[str, Metric], list[str]]:
+    """A task's metrics by key, and why others cannot be used.
+
+    Everything after this works on documents, so a metric is usable if its score is the mean of the
+    documents' values: not perplexities, F1 over the whole data set and the like.
+    """
+    usable: dict[str, Metric] = {}
+    unusable: list[str] = []
+    directions = task.higher_is_better()
+    for name, aggregate in task.aggregation().items():
+        aggregation = getattr(aggregate, "__name__", str(aggregate))
+        if aggregation != "mean":
+            unusable.append(f"{name} (aggregated by {aggregation}, not by the mean over documents)")
+        elif directions.get(name) is None:
+            unusable.append(f"{name} (does not say whether higher is better)")
+        else:
+            for pipeline in _filters_of(task):
+                metric = Metric(str(name), pipeline.name, bool(directions[name]), aggregation)
+                usable[metric.key] = metric
+    return usable, unusable
+
+
+def _resolve(task: str, wanted: str | None, usable: Mapping[str, Metric], unusable: Sequence[str]) -> str:
+    """The key of the metric that the user means."""
+    valid = f"valid: {', '.join(usable)}" if usable else "the task has no metric that can be used"
+    not_valid = f"; not usable: {', '.join(unusable)}" if unusable else ""
+    if not usable:
+        raise InputError(f"task '{task}': {valid}{not_valid}")
+    if wanted is None:
+        return next(iter(usable))
+    if wanted in usable:
+        return wanted
+    keys = [key for key, metric in usable.items() if metric.name == wanted]
+    if len(keys) == 1:
+        return keys[0]
+    what = f"metric '{wanted}' is ambiguous" if keys else f"unknown metric '{wanted}'"
+    raise InputError(f"task '{task}': {what}; {valid}{not_valid}")
+
+
+def _filters_of(task: Task) -> list[Any]:
+    """The task's filter pipelines, each with a name, by which a metric's key ends."""
+    declared = task.config.filter_list or [{"name": "none", "filter": [{"function": "take_first"}]}]
+    pipelines = []
+    for pipeline in declared:
+        steps = [
+            (step["function"], {key: value for key, value in step.items() if key != "function"})
+            for step in pipeline["filter"]
+        ]
+        pipelines.append(build_filter_ensemble(pipeline["name"], steps))
+    return pipelines
+
+
+def _describe(task: str, data: Sequence[Any], group_by: str | None) -> Documents:
+    """Hash the documents and name their groups; documents with the same content are always one group."""
+    hashes = [_digest(json.dumps(document, sort_keys=True, default=str)).hex() for document in data]
+    if group_by is None:
+        groups = [f"content={content}" for content in hashes]
+    else:
+        for index, document in enumerate(data):
+            if group_by not in document:
+                fields = did_you_mean(group_by, document)
+                raise InputError(f"task '{task}': group_by: document {index} has no field '{group_by}'{fields}")
+        groups = [f"{group_by}={document[group_by]}" for document in data]
+    return Documents(groups, hashes, _digest("".join(hashes)).hex())
+
+
+def _digest(text: str) -> bytes:
+    return blake2b(text.encode(), digest_size=16).digest()
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """lm-eval warns, at every call, of what is meant here (a model object, a task's defaults)."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Some tasks shuffle with the global generators while they load: fix these, and put them back."""
+    states = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])

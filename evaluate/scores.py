@@ -1,0 +1,120 @@
+"""What is asked of a model, and what it scored: plain data, without torch and lm-eval.
+
+A score is kept for every document: ``{task: {document: {metric key: value}}}``. Means, standard errors and
+paired differences are all computed from that. A metric key is lm-eval's, the metric's name and the filter
+that prepared the answer: "exact_match,none".
+"""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+PerDocument = dict[str, dict[int, dict[str, float]]]
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """A task to score, as a user names it.
+
+    Attributes:
+        name: A task, group or tag of lm-eval.
+        weight: Share of the task in an objective; the tasks of a group share it equally.
+        metric: "acc", "acc,none", …; None means the task's first metric.
+        num_fewshot: Examples before each question; None leaves it to the task.
+        group_by: Document field whose equal values are never split between search, selection and held-out
+            documents, in all tasks that name the same field. None means the task's own
+            ``metadata: {group_by: …}``, and without that the whole document.
+    """
+
+    name: str
+    weight: float = 1.0
+    metric: str | None = None
+    num_fewshot: int | None = None
+    group_by: str | None = None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of a task, after one of the task's filters."""
+
+    name: str
+    filter: str
+    higher_is_better: bool
+    aggregation: str = "mean"
+
+    @property
+    def key(self) -> str:
+        return f"{self.name},{self.filter}"
+
+
+class NonFiniteScore(ArithmeticError):
+    """The model gave NaN or infinity where a finite number is needed: it cannot be scored."""
+
+    def __init__(self, task: str, document: int, value: float) -> None:
+        super().__init__(task, document, value)  # exactly these, so that it survives pickling
+        self.task, self.document, self.value = task, document, value
+
+    def __str__(self) -> str:
+        return f"{self.task}: document {self.document} scored {self.value}; the model's outputs are not finite"
+
+
+@dataclass
+class Scores:
+    """Scores of single documents.
+
+    Attributes:
+        documents: ``{task: {document: {metric key: value}}}``; documents are numbered as in the data set.
+        forward_seconds: Time spent inside the model's calls, tokenizing included.
+    """
+
+    documents: PerDocument = field(default_factory=dict)
+    forward_seconds: float = field(default=0.0, compare=False)
+
+    def values(self, task: str, key: str) -> dict[int, float]:
+        """The documents' values of one metric; without those for which the task did not give it."""
+        return {document: scored[key] for document, scored in self.documents[task].items() if key in scored}
+
+    def mean(self, task: str, key: str) -> float:
+        """The mean over the documents; NaN when there is none."""
+        return _mean(self.values(task, key).values())
+
+    def stderr(self, task: str, key: str) -> float:
+        """The standard error of the mean, s/√n with the sample's standard deviation s; NaN below two."""
+        values = list(self.values(task, key).values())
+        if len(values) < 2:
+            return math.nan
+        mean = _mean(values)
+        variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+        return math.sqrt(variance / len(values))
+
+    def merged(self, other: "Scores") -> "Scores":
+        """These scores and those of other documents.
+
+        Raises:
+            ValueError: If a document is in both.
+        """
+        merged: PerDocument = {task: dict(scored) for task, scored in self.documents.items()}
+        for task, scored in other.documents.items():
+            mine = merged.setdefault(task, {})
+            if twice := sorted(mine.keys() & scored.keys()):
+                raise ValueError(f"{task}: documents {twice[:5]} are scored in both; merge disjoint scores only")
+            mine.update(scored)
+        return replace(self, documents=merged, forward_seconds=self.forward_seconds + other.forward_seconds)
+
+    def to_json(self) -> str:
+        return json.dumps({"documents": self.documents, "forward_seconds": self.forward_seconds}, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Scores":
+        read = json.loads(text)
+        documents = {
+            task: {int(document): values for document, values in scored.items()}  # JSON's keys are strings
+            for task, scored in read["documents"].items()
+        }
+        return cls(documents, read["forward_seconds"])
+
+
+def _mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return math.fsum(values) / len(values) if values else math.nan

@@ -1,0 +1,126 @@
+"""Workers as Ray actors: started, given work as they fall free, replaced when they die."""
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import ray
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError
+
+from heterosis.errors import InputError
+from heterosis.evolve.worker import DocumentIds, Evaluation, Failure, Setup, Worker
+
+Outcome = Evaluation | Failure
+
+
+class Pool(Protocol):
+    """Scores recipes on any number of workers."""
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def free(self) -> int: ...
+
+    def submit(self, key: object, recipe: str, documents: DocumentIds) -> None:
+        """Give work to a free worker."""
+        ...
+
+    def wait(self, timeout: float) -> list[tuple[object, Outcome]]:
+        """Work that was finished, or given up; waits for some as long as ``timeout`` seconds."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class _Running:
+    key: object
+    actor: Any
+    since: float
+
+
+class RayPool:
+    """One actor for each worker.
+
+    Args:
+        setup: What the workers need to know.
+        workers: How many.
+        address: Of a running cluster; None starts Ray on this machine.
+        timeout: Seconds that a piece of work may take; None for no limit.
+    """
+
+    def __init__(
+        self, setup: Setup, workers: int, *, address: str | None = None, timeout: float | None = None
+    ) -> None:
+        self._timeout = timeout
+        self._started = not ray.is_initialized()
+        if self._started:
+            _start(address, workers * setup.threads)
+        gpus = 1 if setup.device.startswith("cuda") else 0
+        # A worker that dies is started again by Ray; the work it had is not, that is the driver's to decide.
+        actor = ray.remote(num_cpus=setup.threads, num_gpus=gpus, max_restarts=-1, max_task_retries=0)(Worker)
+        environment = {"env_vars": {"OMP_NUM_THREADS": str(setup.threads), "TOKENIZERS_PARALLELISM": "false"}}
+        self._free = [actor.options(runtime_env=environment).remote(setup) for _ in range(workers)]
+        self._running: dict[Any, _Running] = {}
+        self.size = workers
+
+    @property
+    def free(self) -> int:
+        return len(self._free)
+
+    def submit(self, key: object, recipe: str, documents: DocumentIds) -> None:
+        actor = self._free.pop()
+        self._running[actor.score.remote(recipe, documents)] = _Running(key, actor, time.monotonic())
+
+    def wait(self, timeout: float) -> list[tuple[object, Outcome]]:
+        finished: list[tuple[object, Outcome]] = []
+        ready, _ = ray.wait(list(self._running), timeout=timeout) if self._running else ([], [])
+        for future in ready:
+            running = self._running.pop(future)
+            self._free.append(running.actor)
+            finished.append((running.key, _result(future)))
+        for future, running in list(self._running.items()):
+            if self._timeout and time.monotonic() - running.since > self._timeout:
+                del self._running[future]
+                ray.kill(running.actor, no_restart=False)
+                self._free.append(running.actor)
+                finished.append(
+                    (running.key, Failure(f"took longer than the time limit of {self._timeout:.0f} s"))
+                )
+        return finished
+
+    def close(self) -> None:
+        for actor in (*self._free, *(running.actor for running in self._running.values())):
+            ray.kill(actor)
+        self._free.clear()
+        self._running.clear()
+        if self._started:
+            ray.shutdown()
+
+
+def _start(address: str | None, cpus: int) -> None:
+    options: Mapping[str, Any] = {"address": address}
+    if address is None:
+        # The object store carries genomes and scores only; its smallest size is enough.
+        options = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": 80 * 1024**2}
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        ray.init(logging_level="error", log_to_driver=False, configure_logging=True, **options)
+    except (ConnectionError, RayError, ValueError) as error:
+        where = address or "this machine"
+        raise InputError(f"--ray-address: no Ray at {where}: {str(error).splitlines()[0]}") from error
+
+
+def _result(future: Any) -> Outcome:
+    try:
+        return ray.get(future)  # type: ignore[no-any-return]
+    except OutOfMemoryError:
+        return Failure("out of memory: Ray ended the worker", retry=True)
+    except RayActorError as error:
+        reason = str(error).strip().splitlines()
+        return Failure(f"the worker died: {reason[-1].strip() if reason else type(error).__name__}", retry=True)
+    except RayError as error:
+        return Failure(f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}")

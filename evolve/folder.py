@@ -1,0 +1,102 @@
+"""The run folder: its lock, its frozen config, and small files that are replaced whole."""
+
+import fcntl
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from heterosis.errors import InputError
+from heterosis.evolve.config import EvolveConfig
+
+SUMMARY = "summary.json"
+
+
+class RunFolder:
+    """A run's folder, held by one driver at a time.
+
+    The lock is the operating system's, so it goes with the process that holds it, however that ends.
+
+    Args:
+        path: The folder; created when missing.
+
+    Raises:
+        InputError: If another driver holds it, or it cannot be created.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be used as a run folder: {error.strerror}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            raise InputError(
+                f"{path}: another search is running in this folder; wait for it, or choose another --run-dir"
+            ) from None
+
+    def close(self) -> None:
+        os.close(self._lock)
+
+    def adopt(self, config: EvolveConfig) -> None:
+        """Freeze the config, or check that it is the one that the folder was made with.
+
+        Raises:
+            InputError: If it differs in what is searched or in what a score means.
+        """
+        path = self.path / "config.yaml"
+        check_same_config(self.path, config)
+        write_text(path, config.to_yaml())
+
+    def state(self) -> dict[str, Any]:
+        """What must outlive the process: the study's name, seconds spent, the environment."""
+        path = self.path / "run.json"
+        if path.exists():
+            return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+        return {"study": f"{self.path.resolve().name}-{uuid.uuid4().hex[:8]}", "seconds": 0.0}
+
+    def save_state(self, state: Mapping[str, Any]) -> None:
+        write_text(self.path / "run.json", json.dumps(state, indent=2) + "\n")
+
+
+def check_same_config(folder: Path, config: EvolveConfig) -> None:
+    """Refuse a folder that was made by another config.
+
+    Raises:
+        InputError: With a line for every difference.
+    """
+    path = folder / "config.yaml"
+    if not path.exists():
+        return
+    frozen = EvolveConfig.load(path)
+    if frozen.fingerprint() != config.fingerprint():
+        differences = "; ".join(config.diff(frozen))
+        raise InputError(f"{folder}: was made by another config ({differences}); choose another --run-dir")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file in one step, so that readers see the old text or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """The summary of a run folder.
+
+    Raises:
+        InputError: If the folder is not one.
+    """
+    try:
+        return json.loads((path / SUMMARY).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    except (OSError, ValueError):
+        raise InputError(f"{path}: not a run folder (no {SUMMARY}); give the --run-dir of a search") from None

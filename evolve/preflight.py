@@ -1,0 +1,87 @@
+"""What is found out before the night begins: models, space, tasks, documents; everything that can be refused."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from heterosis.errors import InputError
+from heterosis.evaluate.harness import TaskSet
+from heterosis.evaluate.splits import Sizes, Split, split_documents
+from heterosis.evolve.config import EvolveConfig
+from heterosis.evolve.objective import Objective
+from heterosis.evolve.space import SearchSpace
+from heterosis.evolve.worker import task_set
+from heterosis.merge import Checkpoint, ModelRef, Recipe, build_plan, open_checkpoint
+from heterosis.merge.layout import main_stack, stack_sizes
+from heterosis.merge.methods import methods
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """A config that was found to be sound.
+
+    Attributes:
+        config: The config.
+        space: Its search space.
+        tasks: Its tasks, with their documents.
+        split: Which documents go where.
+        objective: What is maximised.
+        parameters: Parameters of a candidate.
+        checkpoints: Its models, the base included.
+    """
+
+    config: EvolveConfig
+    space: SearchSpace
+    tasks: TaskSet
+    split: Split
+    objective: Objective
+    parameters: int
+    checkpoints: Mapping[ModelRef, Checkpoint]
+
+    def provenance(self) -> dict[str, object]:
+        """What makes a recipe complete beside its own keys: content hashes and revisions of the models."""
+        models = {}
+        for ref, checkpoint in self.checkpoints.items():
+            models[str(ref)] = {"sha256": checkpoint.content_hash.removeprefix("sha256:")}
+            if checkpoint.revision:
+                models[str(ref)]["revision"] = checkpoint.revision
+        return {"seed": self.config.seed, "models": models}
+
+
+def preflight(config: EvolveConfig) -> Preflight:
+    """Check all that a search of this config needs, reading headers and task data but no weights.
+
+    Raises:
+        InputError: With every fault of the first kind that was found.
+    """
+    genome = config.genome
+    refs = [ModelRef.parse(m) for m in (*genome.models, *([genome.base_model] if genome.base_model else []))]
+    checkpoints = {ref: open_checkpoint(ref) for ref in dict.fromkeys(refs)}
+    first = checkpoints[refs[0]]
+    stack = main_stack(first.tensors, first.config)
+    layers = stack_sizes(first.tensors).get(stack or "", 0)
+    if layers < 1:
+        raise InputError(f"genome.models: {refs[0]} has no numbered layers; nothing can be grouped by depth")
+    space = SearchSpace.from_config(config, layers, methods())
+    recipes = [("the first candidate", space.decode(space.values(space.initial))), *space.baselines()]
+    for name, recipe in recipes:
+        plan = build_plan(recipe, checkpoints.__getitem__, origin=name)
+    tasks = task_set(config)
+    sizes = Sizes(config.documents.search, config.documents.selection, config.documents.holdout)
+    split = split_documents(tasks.groups(), sizes, config.documents.seed, tasks.fingerprints())
+    return Preflight(config, space, tasks, split, _objective(tasks), plan.parameters, checkpoints)
+
+
+def _objective(tasks: TaskSet) -> Objective:
+    weights, metrics, groups = {}, {}, {}
+    for name, spec in tasks.specs.items():
+        metric = tasks.metric(name)
+        weights[name] = spec.weight if metric.higher_is_better else -spec.weight
+        metrics[name] = metric.key
+        groups[name] = dict(enumerate(tasks.documents(name).groups))
+    return Objective(weights, metrics, groups)
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """Equal for recipes that read the same."""
+    return hashlib.sha256(recipe.to_yaml().encode()).hexdigest()

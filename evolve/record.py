@@ -1,0 +1,189 @@
+"""The record of a run: who was asked what, and what came of it. Only the driver writes it.
+
+Three places, in the order of writing:
+
+* ``asks.jsonl``: every candidate before it is handed to a worker, with its recipe and the number of results
+  known at that moment;
+* ``scores.jsonl``: the scores of every document of a candidate, before the result is used;
+* an Optuna study: one finished trial for each result, in the order of their coming, written in one
+  transaction. A trial exists there completely or not at all, so a crash leaves nothing half-told.
+
+Repeating the asks and tells in their recorded order rebuilds an optimizer.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import FloatDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from heterosis.evaluate.scores import Scores
+from heterosis.evolve.space import Dimension
+
+ASKS = "asks.jsonl"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A candidate that was handed out.
+
+    Attributes:
+        number: From 0, in the order of asking.
+        kind: ``parent``, ``baseline``, ``search`` or ``mean`` (the optimizer's centre).
+        name: What people call it.
+        recipe: Its recipe, as YAML.
+        values: Its parameters in natural units; empty for parents and baselines.
+        after: How many results were known when it was asked.
+    """
+
+    number: int
+    kind: str
+    name: str
+    recipe: str
+    values: Mapping[str, float]
+    after: int
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate's result.
+
+    Attributes:
+        number: Place in the order of results, which is its number in the Optuna study.
+        ask: What was asked.
+        score: The objective on the search documents, larger is better; None if it failed.
+        cause: Why it failed.
+        seconds: Where its time went.
+    """
+
+    number: int
+    ask: Ask
+    score: float | None
+    cause: str | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+class Record:
+    """The record of one run.
+
+    Args:
+        folder: The run folder.
+        storage: Optuna storage URL.
+        study_name: The study's name there.
+        dimensions: The search space.
+    """
+
+    def __init__(self, folder: Path, storage: str, study_name: str, dimensions: Sequence[Dimension]) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._distributions = {d.name: FloatDistribution(d.low, d.high) for d in dimensions}
+        self._study = optuna.create_study(
+            storage=storage, study_name=study_name, direction="maximize", load_if_exists=True
+        )
+        self._asks_path = folder / ASKS
+        self._scores_path = folder / "scores.jsonl"
+        self.asks = {ask.number: ask for ask in read_asks(folder)}
+        self._scores: dict[tuple[int, str], Scores] = {}
+        for line in _read_lines(self._scores_path):
+            self._scores[line["ask"], line["part"]] = Scores.from_json(json.dumps(line["scores"]))
+        self.trials = [self._trial(t) for t in self._study.get_trials(deepcopy=False)]
+
+    def _trial(self, frozen: FrozenTrial) -> Trial:
+        attributes = frozen.user_attrs
+        score = frozen.value if frozen.state is TrialState.COMPLETE else None
+        ask = self.asks[attributes["ask"]]
+        return Trial(frozen.number, ask, score, attributes.get("cause"), attributes.get("seconds", {}))
+
+    @property
+    def open_asks(self) -> list[Ask]:
+        """Candidates without a result, in the order of asking."""
+        told = {t.ask.number for t in self.trials}
+        return [ask for number, ask in sorted(self.asks.items()) if number not in told]
+
+    def ask(self, kind: str, name: str, recipe: str, values: Mapping[str, float]) -> Ask:
+        """Record a candidate before it is handed out."""
+        ask = Ask(len(self.asks), kind, name, recipe, dict(values), len(self.trials))
+        _append(self._asks_path, asdict(ask))
+        self.asks[ask.number] = ask
+        return ask
+
+    def add_scores(self, ask: Ask, part: str, scores: Scores) -> None:
+        """Keep the scores of a candidate's documents of one part of the split."""
+        _append(self._scores_path, {"ask": ask.number, "part": part, "scores": json.loads(scores.to_json())})
+        self._scores[ask.number, part] = scores
+
+    def scores(self, ask: Ask, part: str) -> Scores | None:
+        """What :meth:`add_scores` kept."""
+        return self._scores.get((ask.number, part))
+
+    def documents_scored(self) -> int:
+        """Documents of all parts, counted once for every candidate."""
+        return sum(len(d) for s in self._scores.values() for d in s.documents.values())
+
+    def tell(
+        self,
+        ask: Ask,
+        score: float | None,
+        *,
+        cause: str | None = None,
+        seconds: Mapping[str, float] | None = None,
+    ) -> Trial:
+        """Record a candidate's result: a score, or the cause of its failure."""
+        assert (score is None) == (cause is not None)
+        times = {k: round(v, 4) for k, v in (seconds or {}).items()}
+        attributes: dict[str, Any] = {"ask": ask.number, "kind": ask.kind, "name": ask.name, "seconds": times}
+        if cause is not None:
+            attributes["cause"] = cause
+        trial = create_trial(
+            state=TrialState.FAIL if score is None else TrialState.COMPLETE,
+            value=score,
+            params=dict(ask.values),
+            distributions={name: self._distributions[name] for name in ask.values},
+            user_attrs=attributes,
+        )
+        trial.datetime_start = datetime.now() - timedelta(seconds=sum(times.values()))
+        self._study.add_trial(trial)
+        told = Trial(len(self.trials), ask, score, cause, times)
+        self.trials.append(told)
+        return told
+
+
+def read_asks(folder: Path) -> Iterator[Ask]:
+    """The candidates of a run folder, in the order of asking."""
+    for line in _read_lines(folder / ASKS):
+        yield Ask(**line)
+
+
+def _append(path: Path, line: Mapping[str, Any]) -> None:
+    """Add a line, durably. What a crash left of the line before it is cut off."""
+    data = (json.dumps(line, ensure_ascii=False) + "\n").encode()
+    with path.open("ab+") as file:
+        file.seek(0, os.SEEK_END)
+        if file.tell() and not _ends_whole(file):
+            file.truncate(_whole_lines(path))
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _ends_whole(file: Any) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return bool(file.read(1) == b"\n")
+
+
+def _whole_lines(path: Path) -> int:
+    """Bytes up to the end of the last whole line."""
+    return path.read_bytes().rfind(b"\n") + 1
+
+
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a file; a torn last one was never acted upon."""
+    if path.exists():
+        content = path.read_bytes()
+        for line in content[: content.rfind(b"\n") + 1].splitlines():
+            yield json.loads(line)

@@ -1,0 +1,288 @@
+"""The command line: few verbs, thin over the Python API."""
+
+import re
+import sys
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from heterosis.errors import InputError
+
+app = typer.Typer(
+    name="heterosis",
+    help="Search for merge recipes whose models outperform both parents, and run them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+
+
+def _size(text: str) -> int:
+    """Bytes from ``512MiB``, ``5GB``, ``5G`` or a plain number."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?)B?\s*", text.upper())
+    if not match or match[2] not in _UNITS or float(match[1]) == 0:
+        raise typer.BadParameter(f"must be a size such as 512MiB or 5GB, but got {text!r}")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+Size = Annotated[Any, typer.Option(parser=_size, metavar="SIZE")]
+IncludePath = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--include-path", "--task-search-path", help="Folder with lm-eval task YAML; may be given several times."
+    ),
+]
+Device = Annotated[str, typer.Option(help="Where models live while they are scored: cpu, cuda, cuda:0.")]
+
+
+@app.callback()
+def _main(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    context.obj = {"debug": debug}
+
+
+@app.command()
+def merge(
+    recipe: Annotated[Path, typer.Argument(help="A recipe in mergekit's YAML.")],
+    out: Annotated[Path, typer.Argument(help="The model folder to write.")],
+    threads: Annotated[int | None, typer.Option(min=1, help="Tensors at a time; one per core by default.")] = None,
+    memory_limit: Annotated[Any, typer.Option(parser=_size, metavar="SIZE", help="Bytes for buffers.")] = "512MiB",
+    shard_size: Annotated[Any, typer.Option(parser=_size, metavar="SIZE", help="Bytes in a file.")] = "5GB",
+    seed: Annotated[int | None, typer.Option(min=0, help="Replaces the recipe's random seed.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+) -> None:
+    """Run a recipe: heterosis merge best.yaml merged-model"""
+    from heterosis.merge.api import merge_models
+    from heterosis.merge.plan import MergePlan
+
+    def announce(plan: MergePlan) -> None:
+        _say(
+            f"{len(plan.ops)} tensors, {plan.parameters / 1e6:.1f} M parameters: reading "
+            f"{plan.bytes_read / 1e9:.2f} GB, writing {plan.bytes_written / 1e9:.2f} GB, "
+            f"buffers of at most {memory_limit / 2**20:.0f} MiB"
+        )
+
+    begun = time.monotonic()
+    merge_models(
+        recipe,
+        out,
+        threads=threads,
+        memory_limit=memory_limit,
+        shard_size=shard_size,
+        seed=seed,
+        overwrite=overwrite,
+        announce=announce,
+    )
+    _say(f"merged in {time.monotonic() - begun:.1f} s")
+    print(out)
+
+
+@app.command()
+def evolve(
+    config: Annotated[Path, typer.Argument(help="A search config; mergekit-evolve's work as they are.")],
+    run_dir: Annotated[Path, typer.Option("--run-dir", help="The run folder; the same command continues there.")],
+    trials: Annotated[int | None, typer.Option(min=1, help="Candidates in all, baselines included.")] = None,
+    hours: Annotated[float | None, typer.Option(min=0.0, help="Time in all.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that score.")] = None,
+    include_path: IncludePath = None,
+    ray_address: Annotated[str | None, typer.Option(help="A Ray cluster; this machine by default.")] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="Optuna storage URL; SQLite in the run folder by default.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Replaces the config's.")] = None,
+    device: Device = "cpu",
+) -> None:
+    """Search: heterosis evolve configs/quickstart.yaml --run-dir runs/first"""
+    from rich.console import Console
+
+    from heterosis.evolve.driver import search
+    from heterosis.evolve.progress import LiveProgress, PlainProgress
+
+    console = Console(stderr=True)
+    progress = LiveProgress(console) if console.is_terminal else PlainProgress(console)
+    summary = search(
+        config,
+        run_dir,
+        trials=trials,
+        hours=hours,
+        workers=workers,
+        include_path=include_path or (),
+        seed=seed,
+        storage=storage,
+        ray_address=ray_address,
+        device=device,
+        progress=progress,
+    )
+    _print_summary(summary, run_dir)
+    if summary["status"] != "finished":
+        raise KeyboardInterrupt
+
+
+@app.command()
+def status(run_dir: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Where a run stands, also while it runs."""
+    from heterosis.evolve.folder import read_summary
+
+    _print_summary(read_summary(run_dir), run_dir)
+
+
+@app.command()
+def export(
+    run_dir: Annotated[Path, typer.Argument(help="A run folder.")],
+    trial: Annotated[int | None, typer.Option(min=0, help="The trial's number; the best by default.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="A file; standard output by default.")
+    ] = None,
+) -> None:
+    """Write a trial's recipe: heterosis export runs/first --trial 12 -o recipe.yaml"""
+    from heterosis.evolve.outcome import export_trial
+
+    text = export_trial(run_dir, trial)
+    if output is None:
+        print(text, end="")
+    else:
+        try:
+            output.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{output}: cannot be written: {error.strerror}") from error
+
+
+@app.command()
+def evaluate(
+    model_or_recipe: Annotated[str, typer.Argument(help="A model (folder, Hub id, base+adapter) or a recipe.")],
+    tasks: Annotated[list[str], typer.Option("--tasks", help="Task names, separated by commas or repeated.")],
+    include_path: IncludePath = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Documents per task, drawn by --seed.")] = None,
+    num_fewshot: Annotated[int | None, typer.Option(min=0)] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    apply_chat_template: Annotated[bool, typer.Option("--apply-chat-template")] = False,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Device = "cpu",
+    output: Annotated[
+        Path | None, typer.Option("--output", help="JSON with the scores of every document.")
+    ] = None,
+) -> None:
+    """Score a model with lm-eval: heterosis evaluate MODEL --tasks arc_easy --limit 100"""
+    from heterosis.evaluate.api import evaluate_model
+
+    names = [name.strip() for part in tasks for name in part.split(",") if name.strip()]
+    scores, metrics = evaluate_model(
+        model_or_recipe,
+        names,
+        include_path=include_path or (),
+        limit=limit,
+        num_fewshot=num_fewshot,
+        batch_size=batch_size,
+        apply_chat_template=apply_chat_template,
+        seed=seed,
+        device=device,
+    )
+    rows = []
+    for task, metric in metrics.items():
+        keys = {key for document in scores.documents[task].values() for key in document}
+        for key in sorted(keys, key=lambda k: (k != metric.key, k)):
+            n = len(scores.values(task, key))
+            rows.append((task, key, f"{scores.mean(task, key):.4f}", f"± {scores.stderr(task, key):.4f}", str(n)))
+    _print_table(("task", "metric", "mean", "standard error", "documents"), rows)
+    if output is not None:
+        try:
+            output.write_text(scores.to_json() + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{output}: cannot be written: {error.strerror}") from error
+
+
+@app.command()
+def inspect(
+    recipe: Annotated[Path, typer.Argument(help="A recipe.")],
+) -> None:
+    """Check a recipe and print its plan, a line for each tensor."""
+    from heterosis.merge.plan import build_plan
+    from heterosis.merge.recipe import Recipe
+
+    plan = build_plan(Recipe.load(recipe), origin=str(recipe))
+    for op in plan.ops:
+        print(op.describe())
+    print(
+        f"{len(plan.ops)} tensors, {plan.parameters} parameters; reads {plan.bytes_read} bytes, "
+        f"writes {plan.bytes_written} bytes"
+    )
+
+
+def _print_summary(summary: Mapping[str, Any], run_dir: Path) -> None:
+    from heterosis.evolve.outcome import closing_table
+
+    trials, documents, seconds = summary["trials"], summary["documents"], summary["seconds"]
+    failed = f", {trials['failed']} failed" if trials["failed"] else ""
+    print(
+        f"{summary['status']}: {trials['complete']} of {trials['budget']} trials{failed}, {seconds['total']:.0f} s"
+    )
+    _print_table(("", "search", "selection", "held out"), closing_table(summary))
+    counts = f"{documents['search']}, {documents['selection']} and {documents['holdout']} documents"
+    print(f"on {counts}; {documents['scored']} scored in all")
+    for cause, count in summary["failures"].items():
+        print(f"failed {count} times: {cause}")
+    for label, key in (("the best parent", "gain_over_best_parent"), ("the uniform merge", "gain_over_uniform")):
+        gain = summary.get(key)
+        if gain:
+            low, high = gain["ci95"]
+            name = f" ({gain['parent']})" if "parent" in gain else ""
+            print(f"gain over {label}{name}: {gain['holdout']:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}")
+    print(summary["outcome"])
+    if (run_dir / "best.yaml").exists():
+        print(f"recipe: {run_dir / 'best.yaml'}")
+
+
+def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    for row in (header, *rows):
+        print("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _show_warning(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+    _say(f"warning: {message}")
+
+
+def main() -> None:
+    """The entry point: exit code 0 done, 2 wrong input, 1 failed, 130 interrupted."""
+    debug = "--debug" in sys.argv
+    warnings.showwarning = _show_warning
+    if not debug:
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", category=UserWarning, module=r"heterosis\.")
+    try:
+        app(standalone_mode=False)
+    except InputError as error:
+        if debug:
+            raise
+        for fault in error.faults:
+            _say(f"heterosis: {fault}")
+        sys.exit(2)
+    except typer.TyperException as error:
+        _say(f"heterosis: {error.format_message()}")
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        _say("heterosis: interrupted; the same command continues")
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        text = str(error).strip().splitlines()
+        _say(f"heterosis: failed: {text[0] if text else type(error).__name__}")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

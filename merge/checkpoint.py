@@ -1,0 +1,341 @@
+"""A model on disk or on the Hub as named, lazy tensors; opening one reads headers only."""
+
+import hashlib
+import json
+import os
+import pickle
+import re
+from collections.abc import Hashable, Iterable, Mapping
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from heterosis.errors import InputError
+
+from . import lora
+from .recipe import ModelRef
+from .safetensors_file import SafetensorsFile
+
+_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+_COMPANIONS = ("*.json", "*.jinja", "*.model", "*.txt")
+_FLOAT8 = frozenset({torch.float8_e4m3fn, torch.float8_e5m2})
+
+
+class TensorSource(Protocol):
+    """A named tensor that lies somewhere and can be read in any ranges, from any thread."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def identity(self) -> Hashable:
+        """Sources of equal identity hold the same values."""
+
+    def read(self, start: int, stop: int, out: Tensor) -> None:
+        """Fill the 1-D ``out`` (``stop - start`` elements) with flat elements ``[start, stop)``.
+
+        Values are converted to the dtype of ``out``. Any division into ranges gives the same values.
+        """
+
+
+class Checkpoint:
+    """A model's tensors and config. Close it, or use it in a ``with`` statement.
+
+    Attributes:
+        ref: What was asked for.
+        folder: Where config, tokenizer and weights lie.
+        config: The content of config.json.
+        tensors: Every tensor by name, sorted; a LoRA adapter is applied while they are read.
+        revision: The Hub commit that the folder holds, None for a local folder.
+        adapter_revision: The same for the adapter.
+    """
+
+    def __init__(
+        self,
+        ref: ModelRef,
+        folder: Path,
+        config: dict[str, Any],
+        weights: "Weights",
+        adapter: lora.Adapter | None,
+        revision: str | None,
+        adapter_revision: str | None,
+    ) -> None:
+        self.ref = ref
+        self.folder = folder
+        self.config = config
+        self.revision = revision
+        self.adapter_revision = adapter_revision
+        self._weights = weights
+        self._adapter = adapter
+        tensors: dict[str, TensorSource] = dict(weights.tensors)
+        if adapter is not None:
+            tensors.update(adapter.apply(tensors, config))
+        self.tensors: Mapping[str, TensorSource] = dict(sorted(tensors.items()))
+
+    @cached_property
+    def content_hash(self) -> str:
+        """``sha256:<hex>`` over names and contents of the weight files in name order, then the adapter's."""
+        total = hashlib.sha256()
+        for path in self._weights.paths + ([] if self._adapter is None else self._adapter.files):
+            with path.open("rb") as file:
+                total.update(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n".encode())
+        return f"sha256:{total.hexdigest()}"
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory that stays taken once everything was read: an adapter's factors in float32."""
+        return sum(
+            source.resident_bytes for source in self.tensors.values() if isinstance(source, lora.LoraTensor)
+        )
+
+    def close(self) -> None:
+        self._weights.close()
+        if self._adapter is not None:
+            self._adapter.close()
+
+    def __enter__(self) -> "Checkpoint":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_checkpoint(ref: ModelRef | str) -> Checkpoint:
+    """Open a local folder or a Hub id, with the adapter of ``path+adapter`` applied.
+
+    Raises:
+        InputError: If it is missing, malformed, quantised, or has an adapter that cannot be applied.
+    """
+    if not isinstance(ref, ModelRef):
+        try:
+            ref = ModelRef.parse(ref)
+        except ValueError as error:
+            raise InputError(f"model: {error}") from None
+    folder, revision = _resolve(ref.path, ref.revision, "*.safetensors", "pytorch_model*.bin*", "model")
+    config = read_json(folder / "config.json", "is this a model folder?")
+    if any(section.get("quantization_config") for section in (config, config.get("text_config")) if section):
+        raise InputError(f"{folder}/config.json: the model is quantised; merge the original weights instead")
+    weights = _open_weights(folder, "model", "pytorch_model")
+    adapter: lora.Adapter | None = None
+    adapter_revision = None
+    try:
+        for name, source in weights.tensors.items():
+            if source.dtype in _FLOAT8:
+                raise InputError(f"{folder}: {name}: the model is quantised to float8; merge the original weights")
+        if ref.adapter is not None:
+            adapter_folder, adapter_revision = _resolve(
+                ref.adapter, ref.adapter_revision, "adapter_model.safetensors", "adapter_model.bin", "adapter"
+            )
+            adapter_config = read_json(adapter_folder / "adapter_config.json", "is this a PEFT adapter?")
+            adapter = lora.Adapter(adapter_folder, adapter_config, _open_weights(adapter_folder, "adapter_model"))
+        return Checkpoint(ref, folder, config, weights, adapter, revision, adapter_revision)
+    except BaseException:
+        weights.close()
+        if adapter is not None:
+            adapter.close()
+        raise
+
+
+class Weights:
+    """The tensors of one or more weight files of a folder.
+
+    Attributes:
+        paths: The files, in name order.
+        tensors: Every tensor by name.
+        file_of: The file that holds each tensor, relative to the folder.
+    """
+
+    def __init__(self, folder: Path, names: Iterable[str]) -> None:
+        """Open the files.
+
+        Raises:
+            InputError: If one is missing or malformed, or two hold a tensor of one name.
+        """
+        self.paths: list[Path] = []
+        self.tensors: dict[str, TensorSource] = {}
+        self.file_of: dict[str, str] = {}
+        self._files: list[SafetensorsFile | _PickleFile] = []
+        try:
+            for name in sorted(names):
+                path = folder / name
+                file = SafetensorsFile(path) if path.suffix == ".safetensors" else _PickleFile(path)
+                self.paths.append(path)
+                self._files.append(file)
+                for tensor, source in file.tensors().items():
+                    if tensor in self.tensors:
+                        raise InputError(f"{folder}: {tensor}: held by both {self.file_of[tensor]} and {name}")
+                    self.tensors[tensor] = source
+                    self.file_of[tensor] = name
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+
+
+def read_json(path: Path, hint: str) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        InputError: If it cannot be read or is none; ``hint`` follows when the file is missing.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path.parent}: has no {path.name}; {hint}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: must be a JSON object, but got {type(content).__name__}")
+    return content
+
+
+# --- finding the folder -----------------------------------------------------------------------------------------
+
+
+def _resolve(
+    path: str, revision: str | None, safetensors: str, pickles: str, what: str
+) -> tuple[Path, str | None]:
+    """The local folder of a model or adapter, fetched from the Hub if need be, and its commit."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise InputError(
+                f"{path}@{revision}: {path} is a local folder, which has no revisions; remove '@{revision}'"
+            )
+        return folder, None
+    if folder.exists():
+        raise InputError(f"{path}: must be a {what} folder, but is a file; give the folder that holds it")
+    if not _HUB_ID.fullmatch(path):
+        raise InputError(f"{path}: no such {what} folder; give a local folder, or a Hub id such as org/name")
+    # Not at the top: it is slow to import, and local folders need none of it.
+    from huggingface_hub import snapshot_download
+
+    def fetch(*patterns: str) -> Path:
+        # Weights in subfolders, and Mistral's consolidated file, are second copies in other formats.
+        skip = ["*/*.safetensors", "*/*.bin", "consolidated*"]
+        return Path(
+            snapshot_download(path, revision=revision, allow_patterns=list(patterns), ignore_patterns=skip)
+        )
+
+    try:
+        folder = fetch(safetensors, *_COMPANIONS)
+        if not any(folder.glob(safetensors)):
+            folder = fetch(pickles, *_COMPANIONS)
+    except Exception as error:  # the Hub's client raises its own, httpx's and the system's errors
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        where = path if revision is None else f"{path}@{revision}"
+        raise InputError(f"{where}: not a local folder, and cannot be fetched from the Hub: {reason}") from None
+    return folder, folder.name
+
+
+# --- opening weight files ---------------------------------------------------------------------------------------
+
+
+def _open_weights(folder: Path, stem: str, pickle_stem: str | None = None) -> Weights:
+    """The weights of a folder, in transformers' order of preference: safetensors before pickles."""
+    expected = []
+    for name in (f"{stem}.safetensors", f"{pickle_stem or stem}.bin"):
+        index = folder / f"{name}.index.json"
+        if (folder / name).exists():
+            return Weights(folder, [name])
+        if index.exists():
+            return _open_sharded(folder, index)
+        expected += [name, index.name]
+    raise InputError(f"{folder}: has no weights; expected one of {', '.join(expected)}")
+
+
+def _open_sharded(folder: Path, index: Path) -> Weights:
+    listed = read_json(index, "").get("weight_map")
+    if not isinstance(listed, dict) or not listed or not all(isinstance(file, str) for file in listed.values()):
+        raise InputError(f"{index}: weight_map must map names of tensors to files")
+    faults = []
+    files = sorted(set(listed.values()))
+    for file in files:
+        path = PurePosixPath(file)
+        if path.is_absolute() or ".." in path.parts or str(path) != file or "\0" in file:
+            faults.append(f"{index}: weight_map: {file!r} must be a file inside the model folder")
+        elif not (folder / file).is_file():
+            faults.append(f"{index}: weight_map: there is no file {file!r}; download the model again")
+    if faults:
+        raise InputError(*faults)
+    weights = Weights(folder, files)
+    for name in sorted(listed.keys() | weights.tensors.keys()):
+        held, expected = weights.file_of.get(name), listed.get(name)
+        if held != expected:
+            faults.append(
+                f"{index}: {name}: listed in {expected}, but held by {held or 'no file'}; download the model again"
+                if expected
+                else f"{index}: {name}: held by {held}, but not listed; download the model again"
+            )
+    if faults:
+        weights.close()
+        raise InputError(*faults)
+    return weights
+
+
+class _PickleFile:
+    """A PyTorch weights file. Only plain tensors are unpickled, and values stay on disk until they are read."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            stat = path.stat()
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except pickle.UnpicklingError:
+            raise InputError(
+                f"{path}: refused: it holds other Python objects than tensors, and loading those can run code; "
+                "use a safetensors version of the model"
+            ) from None
+        except Exception as error:  # a damaged pickle can raise anything
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise InputError(f"{path}: cannot be read as PyTorch weights: {reason}") from None
+        if not isinstance(content, dict):
+            raise InputError(f"{path}: must map names to tensors, but holds a {type(content).__name__}")
+        self._identity = (os.path.realpath(path), stat.st_size, stat.st_mtime_ns)
+        self._tensors: dict[str, TensorSource] = {}
+        for name, tensor in content.items():
+            if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized:
+                raise InputError(f"{path}: {name}: must be an ordinary dense tensor")
+            self._tensors[str(name)] = _LoadedTensor(str(name), tensor.detach(), (*self._identity, name))
+
+    def tensors(self) -> dict[str, TensorSource]:
+        return self._tensors
+
+    def close(self) -> None:
+        """Nothing to do: the mapping goes with the last tensor."""
+
+
+class _LoadedTensor:
+    """A tensor mapped from a PyTorch file (a `TensorSource`)."""
+
+    def __init__(self, name: str, tensor: Tensor, identity: Hashable) -> None:
+        self.name = name
+        self.shape = tuple(tensor.shape)
+        self.dtype = tensor.dtype
+        self.identity = identity
+        self._tensor = tensor
+
+    def read(self, start: int, stop: int, out: Tensor) -> None:
+        """Fill the 1-D ``out`` with flat elements ``[start, stop)``, converted to its dtype."""
+        assert out.shape == (stop - start,)
+        out.copy_(self._flat[start:stop])
+
+    @cached_property
+    def _flat(self) -> Tensor:
+        return self._tensor.reshape(-1)  # a view, unless it was saved transposed

@@ -1,0 +1,64 @@
+"""DARE: drop entries of the task vectors at random and rescale the rest."""
+
+from heterosis.merge.methods.base import Bound, PerInput, Program, Uniform, merge_method
+from heterosis.merge.methods.combine import combine, scaling
+from heterosis.merge.methods.elect import elect
+from heterosis.merge.methods.random_mask import drop
+from heterosis.merge.statistics import Statistics
+
+PAPER = "https://arxiv.org/abs/2311.03099"
+SEARCH = {"weight": Uniform(0.0, 1.5), "density": Uniform(0.05, 1.0)}
+
+
+def _dropping(deltas: Statistics, density: PerInput, rescale: bool) -> Bound:
+    """The random mask, with factors that restore each task vector's L1 norm (1 without ``rescale``)."""
+    for d in density:
+        if not 0.0 <= d <= 1.0:
+            raise ValueError(f"`0 <= density <= 1` must hold, but got density={d}")
+    low, high = zip(*deltas.keys, strict=True)
+    ones = (1.0,) * len(density)
+    dropping = drop.bind(density, ones, low, high)
+    if not rescale or all(d == 1.0 for d in density):
+        return dropping
+    before, after = deltas.absolute_sums(), deltas.absolute_sums(dropping)
+    scale = tuple(b / a if min(a, b) >= 1e-7 else 1.0 for b, a in zip(before, after, strict=True))
+    return drop.bind(density, scale, low, high)
+
+
+@merge_method("dare_linear", paper=PAPER, base="required", search=SEARCH)
+def dare_linear(
+    deltas: Statistics,
+    *,
+    weight: PerInput,
+    density: PerInput = (1.0,),
+    normalize: bool = False,
+    rescale: bool = True,
+    lambda_: float = 1.0,
+) -> Program:
+    """A weighted sum of task vectors of which each keeps a random fraction of its entries.
+
+    Args:
+        deltas: Task vectors.
+        weight: Factor of each task vector.
+        density: Probability with which each entry is kept, in [0, 1].
+        normalize: Whether to divide by the sum of the weights.
+        rescale: Whether to restore each task vector's L1 norm per tensor.
+        lambda_: Factor of the sum.
+
+    Differs from the paper: it divides by the density; we restore the L1 norm, as mergekit does.
+    """
+    return Program(combine.bind(scaling(weight, normalize, lambda_)), each=_dropping(deltas, density, rescale))
+
+
+@merge_method("dare_ties", paper=PAPER, base="required", search=SEARCH)
+def dare_ties(
+    deltas: Statistics,
+    *,
+    weight: PerInput,
+    density: PerInput = (1.0,),
+    normalize: bool = False,
+    rescale: bool = True,
+    lambda_: float = 1.0,
+) -> Program:
+    """DARE's random mask, then the sign election of TIES. Arguments as of ``dare_linear``."""
+    return Program(elect.bind(weight, normalize, lambda_), each=_dropping(deltas, density, rescale))

@@ -1,0 +1,173 @@
+"""Safetensors shards, laid out beforehand and written in place, published as a folder at once.
+
+The format is safetensors 0.x: eight bytes of header length, a JSON header, and the tensors' bytes.
+"""
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from heterosis.errors import InputError
+from heterosis.merge.plan import TensorOp
+
+DEFAULT_SHARD_SIZE = 5_000_000_000
+
+SAFETENSORS_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+@dataclass(frozen=True)
+class _Slot:
+    descriptor: int
+    offset: int
+    itemsize: int
+
+
+class SafetensorsSink:
+    """Writes tensors to ``folder`` in any order, from any thread.
+
+    Args:
+        folder: An existing folder.
+        ops: Every tensor that will be written, in the order of the files.
+        shard_size: Bytes of tensors in a shard at most, unless one tensor alone is larger.
+    """
+
+    def __init__(self, folder: Path, ops: Sequence[TensorOp], shard_size: int = DEFAULT_SHARD_SIZE) -> None:
+        self._slots: dict[str, _Slot] = {}
+        self._descriptors: list[int] = []
+        self._missing = {op.name for op in ops}
+        self._lock = threading.Lock()
+        shards = list(_shards(ops, shard_size))
+        weight_map = {}
+        for i, shard in enumerate(shards):
+            name = (
+                "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+            )
+            self._create(folder / name, shard)
+            weight_map.update({op.name: name for op in shard})
+        if len(shards) > 1:
+            total = sum(_nbytes(op) for op in ops)
+            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+            (folder / "model.safetensors.index.json").write_text(
+                json.dumps(index, indent=2) + "\n", encoding="utf-8"
+            )
+
+    def _create(self, path: Path, shard: Sequence[TensorOp]) -> None:
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        for op in shard:
+            start, end = end, end + _nbytes(op)
+            dtype = SAFETENSORS_DTYPES[op.dtype]
+            header[op.name] = {"dtype": dtype, "shape": list(op.shape), "data_offsets": [start, end]}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # so that tensors are aligned
+        prefix = len(text).to_bytes(8, "little") + text
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        self._descriptors.append(descriptor)
+        os.truncate(descriptor, len(prefix) + end)
+        _write_all(descriptor, memoryview(prefix), 0)
+        offset = len(prefix)
+        for op in shard:
+            self._slots[op.name] = _Slot(descriptor, offset, op.dtype.itemsize)
+            offset += _nbytes(op)
+
+    def wants(self, op: TensorOp) -> bool:
+        return True
+
+    def write(self, op: TensorOp, start: int, block: torch.Tensor) -> None:
+        slot = self._slots[op.name]
+        if block.numel():
+            data = memoryview(block.view(torch.uint8).numpy())
+            _write_all(slot.descriptor, data, slot.offset + start * slot.itemsize)
+
+    def done(self, op: TensorOp) -> None:
+        with self._lock:
+            self._missing.remove(op.name)
+
+    def finish(self) -> None:
+        """Flush to the disk. Call it when all tensors are done."""
+        assert not self._missing, f"tensors were planned but not written: {sorted(self._missing)[:3]}"
+        for descriptor in self._descriptors:
+            os.fsync(descriptor)
+
+    def close(self) -> None:
+        """Close the files."""
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+
+def _nbytes(op: TensorOp) -> int:
+    return op.numel * op.dtype.itemsize
+
+
+def _shards(ops: Sequence[TensorOp], limit: int) -> Iterator[list[TensorOp]]:
+    shard: list[TensorOp] = []
+    size = 0
+    for op in ops:
+        if shard and size + _nbytes(op) > limit:
+            yield shard
+            shard, size = [], 0
+        shard.append(op)
+        size += _nbytes(op)
+    if shard:
+        yield shard
+
+
+def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written
+
+
+@contextmanager
+def published_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A folder to fill that appears at ``out`` complete or not at all.
+
+    Raises:
+        InputError: If ``out`` exists and ``overwrite`` is not given, or cannot be created.
+    """
+    if out.exists() and not overwrite:
+        raise InputError(f"{out}: exists already; choose another folder, or pass --overwrite")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is not a folder")
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+    except OSError as error:
+        raise InputError(f"{out}: cannot be created: {error.strerror}") from error
+    try:
+        yield partial
+        replaced = out.with_name(f".{out.name}.replaced-{os.getpid()}")
+        if out.exists():
+            out.rename(replaced)
+        partial.rename(out)
+        _sync_folder(out.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

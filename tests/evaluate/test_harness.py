@@ -1,0 +1,259 @@
+import json
+import logging
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+import pytest
+from lm_eval.api.model import LM
+from lm_eval.tasks import TaskManager
+
+from heterosis.errors import InputError
+from heterosis.evaluate import NonFiniteScore, ResidentModel, Sizes, TaskSet, TaskSpec, split_documents
+
+
+class FakeLM(LM):  # type: ignore[misc]
+    """Answers every request by a function of its arguments, and keeps what it was asked."""
+
+    def __init__(self, answer: Callable[..., Any] = lambda *_: "17") -> None:
+        super().__init__()
+        self.answer = answer
+        self.asked: list[tuple[Any, ...]] = []
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
+        assert disable_tqdm
+        self.asked += [request.args for request in requests]
+        answers = [self.answer(*request.args) for request in requests]
+        for request in requests:
+            request.args[1].clear()  # as some models do
+        return answers
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
+        self.asked += [request.args for request in requests]
+        return [self.answer(*request.args) for request in requests]
+
+    loglikelihood_rolling = loglikelihood
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        return "|".join(f"{turn['role']}:{turn['content']}" for turn in chat_history)
+
+
+@pytest.fixture(scope="module")
+def resident(llama: Path) -> ResidentModel:
+    return ResidentModel.from_folder(llama)
+
+
+@pytest.mark.parametrize(
+    "tasks", [["toy_generate"], ["toy_choice"], ["toy_generate", "toy_choice", "toy_filters"]]
+)
+def test_same_scores_as_plain_lm_eval(toys: Path, resident: ResidentModel, tasks: list[str]) -> None:
+    documents = {task: [1, 4, 5, 11, 12, 20, 29] for task in tasks}
+    task_set = TaskSet([TaskSpec(task) for task in tasks], include_path=[toys])
+    task_set.build(split_documents(task_set.groups(), Sizes(), 0))
+    scores = task_set.score(resident.lm(batch_size=3), documents)
+
+    plain = lm_eval.simple_evaluate(
+        model=resident.lm(batch_size=3),
+        tasks=list(tasks),
+        samples=documents,
+        task_manager=TaskManager(include_path=str(toys), include_defaults=False),
+        bootstrap_iters=0,
+    )
+    for task in tasks:
+        expected: dict[int, dict[str, float]] = {document: {} for document in documents[task]}
+        for sample in plain["samples"][task]:
+            for metric in sample["metrics"]:
+                if (key := f"{metric},{sample['filter']}") in task_set.metrics(task):
+                    expected[sample["doc_id"]][key] = sample[metric]
+        assert scores.documents[task] == expected
+        key = task_set.metric(task).key
+        assert scores.mean(task, key) == pytest.approx(plain["results"][task][key], abs=1e-12)
+    if "toy_generate" in tasks:
+        assert len(set(scores.values("toy_generate", "crc,none").values())) > 3  # it could have been different
+    assert scores.forward_seconds > 0
+
+
+def test_other_parameters_other_scores(toys: Path, llama: Path) -> None:
+    """Nothing is remembered from one candidate to the next, in either direction."""
+    resident = ResidentModel.from_folder(llama)
+    task_set = TaskSet([TaskSpec("toy_generate")], include_path=[toys])
+    documents = {"toy_generate": list(range(8))}
+    task_set.build(documents)
+    before = task_set.score(resident.lm(4), documents)
+    weight = resident.parameters["model.norm.weight"]
+    saved = weight.clone()
+    weight.copy_(saved.flip(0) + 1)
+    weight[: len(weight) // 2] *= -1
+    changed = task_set.score(resident.lm(4), documents)
+    weight.copy_(saved)
+    assert changed != before
+    assert task_set.score(resident.lm(4), documents) == before
+
+
+def test_repeats_and_filters(toys: Path) -> None:
+    texts = iter(["0", "5", "5"] * 2)
+    lm = FakeLM(lambda *_: next(texts))
+    task_set = TaskSet([TaskSpec("toy_filters", metric="exact_match,vote")], include_path=[toys])
+    task_set.build({"toy_filters": [0, 5]})
+    scores = task_set.score(lm, {"toy_filters": [0, 5]})
+    assert scores.documents["toy_filters"] == {
+        0: {"exact_match,first": 1.0, "exact_match,vote": 0.0},
+        5: {"exact_match,first": 0.0, "exact_match,vote": 1.0},
+    }
+    assert len(lm.asked) == 6
+
+
+def test_scoring_twice_asks_the_same(toys: Path) -> None:
+    task_set = TaskSet([TaskSpec("toy_generate")], include_path=[toys])
+    task_set.build({"toy_generate": [0, 1]})
+    asked: list[str] = []
+
+    def answer(text: str, settings: dict[str, Any]) -> str:
+        asked.append(f"{text} {settings['until']}")
+        return ""
+
+    for _ in range(2):
+        task_set.score(FakeLM(answer), {"toy_generate": [1]})
+    assert asked == ["Q: 1 and 1?\nA: ['\\n']"] * 2
+
+
+def prompts(task_set: TaskSet, documents: list[int], **options: Any) -> list[str]:
+    lm = FakeLM()
+    task_set.build({"toy_generate": documents}, lm, **options)
+    task_set.score(lm, {"toy_generate": documents})
+    return [text for text, _ in lm.asked]
+
+
+def test_few_shot_examples_depend_on_the_document_and_the_seed_only(toys: Path) -> None:
+    task_set = TaskSet([TaskSpec("toy_generate", num_fewshot=2)], include_path=[toys])
+    alone, together = prompts(task_set, [7]), prompts(task_set, list(range(12)))
+    assert alone == [together[7]]
+    assert alone[0].count("Q: ") == 3
+    assert len({text.rsplit("Q: ", 1)[0] for text in together}) > 3  # not the same two for all documents
+    other = TaskSet([TaskSpec("toy_generate")], include_path=[toys], num_fewshot=2, seed=1)
+    assert prompts(other, list(range(12))) != together
+
+
+def test_the_global_generators_are_left_as_they_were(toys: Path) -> None:
+    random.seed(5)
+    expected = random.random()
+    random.seed(5)
+    task_set = TaskSet([TaskSpec("toy_generate")], include_path=[toys])
+    task_set.build({"toy_generate": [0]})
+    assert random.random() == expected
+
+
+def test_chat_template_and_system_instruction(toys: Path) -> None:
+    task_set = TaskSet([TaskSpec("toy_generate", num_fewshot=1)], include_path=[toys])
+    chat: dict[str, Any] = {"apply_chat_template": True, "system_instruction": "Be brief."}
+    [single] = prompts(task_set, [0], **chat)
+    assert single.startswith("system:Be brief.|user:Q: ")
+    assert single.endswith("Q: 0 and 0?\nA:")
+    assert single.count("user:") == 1
+    [turns] = prompts(task_set, [0], fewshot_as_multiturn=True, **chat)
+    assert turns.count("user:") == 2
+    assert turns.count("assistant:") == 1
+
+
+def test_nan_likelihood(toys: Path) -> None:
+    task_set = TaskSet([TaskSpec("toy_choice")], include_path=[toys])
+    task_set.build({"toy_choice": [2, 3]})
+    lm = FakeLM(lambda text, choice: (math.nan if "3 and" in text else -1.0, False))
+    with pytest.raises(NonFiniteScore) as caught:
+        task_set.score(lm, {"toy_choice": [2, 3]})
+    assert (caught.value.task, caught.value.document) == ("toy_choice", 3)
+
+
+def test_metrics_and_directions(toys: Path) -> None:
+    task_set = TaskSet([TaskSpec("toy_choice", metric="acc_norm"), TaskSpec("toy_generate")], include_path=[toys])
+    assert list(task_set.metrics("toy_choice")) == ["acc,none", "acc_norm,none"]
+    assert task_set.metric("toy_choice").key == "acc_norm,none"
+    assert task_set.metric("toy_choice").higher_is_better
+    assert task_set.metric("toy_generate").key == "crc,none"
+    assert not task_set.metric("toy_generate").higher_is_better
+
+
+def test_all_faults_at_once(toys: Path) -> None:
+    specs = [
+        TaskSpec("toy_choice", metric="accuracy"),
+        TaskSpec("toy_filters", metric="exact_match"),
+        TaskSpec("toy_generate", metric="length,none"),
+        TaskSpec("toy_rolling"),
+        TaskSpec("toy_unsafe"),
+    ]
+    with pytest.raises(InputError) as caught:
+        TaskSet(specs, include_path=[toys])
+    assert caught.value.faults == (
+        "task 'toy_choice': unknown metric 'accuracy'; valid: acc,none, acc_norm,none",
+        "task 'toy_filters': metric 'exact_match' is ambiguous; valid: exact_match,first, exact_match,vote",
+        "task 'toy_generate': unknown metric 'length,none'; valid: crc,none; not usable: length (aggregated by "
+        "weighted_perplexity, not by the mean over documents)",
+        "task 'toy_rolling': the task has no metric that can be used; not usable: word_perplexity (aggregated by "
+        "weighted_perplexity, not by the mean over documents), byte_perplexity (aggregated by "
+        "weighted_perplexity, not by the mean over documents), bits_per_byte (aggregated by bits_per_byte, not "
+        "by the mean over documents)",
+        "task 'toy_unsafe': runs code that the model writes; allow that (allow_code) or leave the task out",
+    )
+
+
+def test_a_task_that_runs_code_can_be_allowed(toys: Path) -> None:
+    assert "toy_unsafe" in TaskSet([TaskSpec("toy_unsafe")], include_path=[toys], allow_code=True).specs
+
+
+def test_a_task_is_named_once(toys: Path) -> None:
+    with pytest.raises(InputError, match="task 'toy_choice': named twice"):
+        TaskSet([TaskSpec("toy_choice"), TaskSpec("toy_choice")], include_path=[toys])
+
+
+def test_include_path_must_be_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"include_path: '.*nowhere' is not a folder"):
+        TaskSet([TaskSpec("toy_choice")], include_path=[tmp_path / "nowhere"])
+
+
+def test_a_task_that_cannot_be_loaded(toys: Path) -> None:
+    (toys / "rows.json").unlink()
+    with pytest.raises(InputError, match="task 'toy_choice': cannot be loaded: FileNotFoundError"):
+        TaskSet([TaskSpec("toy_choice")], include_path=[toys])
+
+
+def test_unknown_group_field(toys: Path) -> None:
+    with pytest.raises(InputError, match="has no field 'topics'; did you mean 'topic'"):
+        TaskSet([TaskSpec("toy_choice", group_by="topics")], include_path=[toys])
+
+
+@pytest.mark.slow
+def test_tags_and_unknown_tasks_need_lm_evals_own_index(toys: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        TaskSet([TaskSpec("toys", weight=3.0, metric="acc,none"), TaskSpec("hellaswagg")], include_path=[toys])
+    assert "task 'toy_filters': unknown metric 'acc,none'; valid: exact_match,first" in caught.value.faults[0]
+    assert "task 'hellaswagg': unknown in lm-eval or " in caught.value.faults[1]
+    assert caught.value.faults[1].endswith("; did you mean 'hellaswag'?")
+
+
+def test_groups_and_fingerprints(tmp_path: Path, write_toys: Callable[..., Path]) -> None:
+    def load(name: str, rows: list[dict[str, Any]] | None = None, group_by: str | None = None) -> TaskSet:
+        folder = write_toys(tmp_path / name, rows)
+        spec = TaskSpec("toy_choice", group_by=group_by)
+        return TaskSet([spec], include_path=[folder])
+
+    default = load("default")
+    rows = json.loads((tmp_path / "default" / "rows.json").read_text())
+    assert len(set(default.groups()["toy_choice"])) == default.documents("toy_choice").count == 30
+    repeated = load("repeated", [*rows, rows[4]])
+    groups = repeated.groups()["toy_choice"]
+    assert groups[30] == groups[4]  # the same content is one group
+    assert load("topics", rows, "topic").groups()["toy_choice"][:4] == ["topic=t0"] * 2 + ["topic=t1"] * 2
+    assert load("again", rows).fingerprints() == default.fingerprints()
+    assert load("changed", [{**rows[0], "answer": "no"}, *rows[1:]]).fingerprints() != default.fingerprints()
+
+
+def test_nothing_is_printed(toys: Path, resident: ResidentModel, capfd: pytest.CaptureFixture[str]) -> None:
+    task_set = TaskSet([TaskSpec("toy_generate"), TaskSpec("toy_choice")], include_path=[toys])
+    documents = {"toy_generate": [0], "toy_choice": [0]}
+    task_set.build(documents)
+    task_set.score(resident.lm(batch_size=1), documents)
+    assert capfd.readouterr() == ("", "")
+    assert logging.getLogger("lm_eval").getEffectiveLevel() <= logging.WARNING  # for everyone else, as it was

@@ -1,0 +1,325 @@
+"""The config file: what it accepts, what it says about mistakes, and what counts as the same search."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from heterosis.errors import InputError
+from heterosis.evolve.config import EvolveConfig
+
+MERGEKIT_EVOLVE = """
+genome:
+  models:
+    - org/math
+    - org/code
+  merge_method: dare_ties
+  base_model: org/base
+  tokenizer_source: base
+  layer_granularity: 8
+  normalize: true
+  allow_negative_weights: false
+  smooth: false
+  filters: [self_attn, mlp]
+tasks:
+  - name: arithmetic
+    weight: 0.25
+    metric: exact_match,none
+  - translation
+limit: 128
+num_fewshot: 3
+shuffle: true
+random_init: false
+apply_chat_template: false
+fewshot_as_multiturn: false
+"""
+
+
+def plain(**changes: Any) -> dict[str, Any]:
+    data = {
+        "genome": {"models": ["a", "b"], "merge_method": "task_arithmetic", "base_model": "base"},
+        "tasks": ["task"],
+    }
+    for key, value in changes.items():
+        if isinstance(value, dict) and key == "genome":
+            value = data["genome"] | value  # type: ignore[operator]
+        data[key] = value
+    return data
+
+
+def parse(data: dict[str, Any]) -> EvolveConfig:
+    return EvolveConfig.parse(yaml.safe_dump(data))
+
+
+def faults(data: dict[str, Any] | str) -> list[str]:
+    with pytest.raises(InputError) as caught:
+        EvolveConfig.parse(data if isinstance(data, str) else yaml.safe_dump(data))
+    return list(caught.value.faults)
+
+
+def test_reads_a_file_of_mergekit_evolve_as_it_is() -> None:
+    config = EvolveConfig.parse(MERGEKIT_EVOLVE)
+    assert config.genome.models == ("org/math", "org/code")
+    assert config.genome.base_model == "org/base"
+    assert config.genome.filters == ("self_attn", "mlp")
+    assert config.genome.layer_granularity == 8
+    assert [(t.name, t.weight, t.metric) for t in config.tasks] == [
+        ("arithmetic", 0.25, "exact_match,none"),
+        ("translation", 1.0, None),
+    ]
+    assert (config.limit, config.num_fewshot, config.shuffle) == (128, 3, True)
+    assert (config.apply_chat_template, config.fewshot_as_multiturn) == (False, False)
+    assert config.documents.search == 128
+
+
+def test_mergekit_accepts_the_same_file() -> None:
+    evo = pytest.importorskip("mergekit.evo.config")
+    theirs = evo.EvolMergeConfiguration.model_validate(yaml.safe_load(MERGEKIT_EVOLVE))
+    assert [str(m) for m in theirs.genome.models] == list(EvolveConfig.parse(MERGEKIT_EVOLVE).genome.models)
+
+
+def test_defaults_are_mergekit_evolves() -> None:
+    evo = pytest.importorskip("mergekit.evo.config")
+    data = plain()
+    theirs = evo.EvolMergeConfiguration.model_validate(data)
+    ours = parse(data)
+    for key in ("limit", "num_fewshot", "shuffle", "random_init", "apply_chat_template", "fewshot_as_multiturn"):
+        assert getattr(ours, key) == getattr(theirs, key), key
+    for key in ("layer_granularity", "normalize", "allow_negative_weights", "smooth", "tokenizer_source"):
+        assert getattr(ours.genome, key) == getattr(theirs.genome, key), key
+
+
+def test_our_own_keys() -> None:
+    config = parse(
+        plain(
+            genome={
+                "dtype": "torch.float32",
+                "out_dtype": "bfloat16",
+                "ranges": {"weight": [-1, 2], "lambda": [0.5, 2]},
+            },
+            documents={"search": 10, "selection": 20, "holdout": 30, "group_by": "pair", "seed": 4},
+            include_path="tasks",
+            batch_size=4,
+            optimizer={"name": "random"},
+            trials=7,
+            hours=1.5,
+            workers=2,
+            seed=9,
+            finalists=3,
+            max_length=512,
+            timeout=60,
+            failures={"max_failure_rate": 0.25},
+        )
+    )
+    assert config.genome.dtype == "float32"
+    assert config.genome.ranges == {"weight": (-1.0, 2.0), "lambda": (0.5, 2.0)}
+    assert config.include_path == ("tasks",)
+    assert config.optimizer.name == "random"
+    assert config.failures.max_failure_rate == 0.25
+    assert config.documents.group_by == "pair"
+
+
+def test_task_search_path_means_include_path() -> None:
+    assert parse(plain(task_search_path=["x", "y"])).include_path == ("x", "y")
+    assert parse(plain(task_search_path="y", include_path=["x"])).include_path == ("x", "y")
+
+
+def test_a_model_may_be_given_as_mergekits_mapping() -> None:
+    models = [{"model": {"path": "a", "revision": "main"}, "lora": {"path": "x"}}, "b"]
+    assert parse(plain(genome={"models": models})).genome.models == ("a@main+x", "b")
+
+
+def test_an_optimizer_may_be_just_a_name() -> None:
+    assert parse(plain(optimizer="random")) == parse(plain(optimizer={"name": "random"}))
+
+
+@pytest.mark.parametrize(
+    ("data", "fault"),
+    [
+        (
+            plain(genome={"layer_granularty": 2}),
+            "genome.layer_granularty: unknown key; did you mean 'layer_granularity'?",
+        ),
+        (plain(trails=3), "trails: unknown key; did you mean 'trials'?"),
+        (plain(tasks=[{"name": "x", "wieght": 2}]), "tasks[0].wieght: unknown key; did you mean 'weight'?"),
+        (plain(documents={"serch": 3}), "documents.serch: unknown key; did you mean 'search'?"),
+        (plain(genome={"models": []}), "genome.models: must list at least one entry, but is empty"),
+        (plain(genome={"models": ["a", "a"]}), "genome.models: each may be listed once, but got 'a' 2 times"),
+        (
+            plain(genome={"models": ["a", "b+c+d"]}),
+            "genome.models[1]: must be path, path@revision or path+adapter",
+        ),
+        (plain(genome={"base_model": None}), "genome.base_model: 'task_arithmetic' needs it"),
+        (
+            plain(genome={"models": ["base"]}),
+            "genome.models: 'task_arithmetic' merges at least 1, but got 0 besides",
+        ),
+        (
+            plain(genome={"merge_method": "tise"}),
+            "genome.merge_method: unknown method 'tise'; did you mean 'ties'?",
+        ),
+        (
+            plain(genome={"merge_method": "slerp", "models": ["a", "b", "c"], "base_model": None}),
+            "genome.models: 'slerp' merges exactly 2, but got 3",
+        ),
+        (
+            plain(genome={"merge_method": "slerp"}),
+            "genome.models: 'slerp' merges exactly 2, but got 3 with the base",
+        ),
+        (plain(genome={"layer_granularity": -1}), "genome.layer_granularity: must be >= 0, but got -1"),
+        (
+            plain(genome={"filters": ["mlp", "mlp.up"]}),
+            "genome.filters[1]: 'mlp.up' would never apply after 'mlp'",
+        ),
+        (plain(genome={"filters": ["*"]}), "genome.filters[0]: must be part of a tensor name, but got '*'"),
+        (plain(genome={"dtype": "bf16"}), "genome.dtype: unknown dtype 'bf16'; did you mean 'bfloat16'?"),
+        (plain(genome={"ranges": {"weight": [2, 1]}}), "genome.ranges.weight: `low <= high` must hold"),
+        (plain(genome={"ranges": {"weight": 2}}), "genome.ranges.weight: must be a range [low, high], but got 2"),
+        (plain(genome={"ranges": {"density": [0, 1]}}), "genome.ranges.density: `0 < low <= high <= 1` must hold"),
+        (
+            plain(genome={"ranges": {"weigth": [0, 1]}}),
+            "genome.ranges.weigth: unknown parameter of 'task_arithmetic'",
+        ),
+        (plain(genome={"ranges": {"normalize": [0, 1]}}), "genome.ranges.normalize: unknown parameter of"),
+        (plain(tasks=[]), "tasks: must list at least one entry, but is empty"),
+        (plain(tasks=["x", "x"]), "tasks: each may be listed once, but got 'x' 2 times"),
+        (
+            plain(tasks=[{"name": "x", "weight": float("inf")}]),
+            "tasks[0].weight: must be a finite number, but got inf",
+        ),
+        (
+            plain(tasks=[{"name": "x", "weight": float("nan")}]),
+            "tasks[0].weight: must be a finite number, but got nan",
+        ),
+        (plain(tasks=[{"name": "x", "weight": 0}]), "tasks: at least one weight must differ from 0"),
+        (
+            plain(limit=0.5),
+            "limit: must be a number of documents, but got 0.5; give a count instead of a fraction",
+        ),
+        (plain(limit=True), "limit: must be a number, but got true"),
+        (plain(limit=0), "limit: must be >= 1, but got 0"),
+        (plain(limit=4, documents={"search": 5}), "documents.search: must agree with limit, but got 5 and 4"),
+        (plain(optimizer="cam"), "optimizer.name: unknown optimizer 'cam'; did you mean 'cma'?"),
+        (plain(optimizer={"popsize": 2}), "optimizer.popsize: must be >= 4, but got 2"),
+        (plain(hours=-1), "hours: must be > 0, but got -1"),
+        (plain(trials=2.5), "trials: must be a whole number, but got 2.5"),
+        (plain(workers=True), "workers: must be a number, but got true"),
+        (plain(seed=-1), "seed: must be >= 0, but got -1"),
+        (plain(failures={"max_failure_rate": 2}), "failures.max_failure_rate: must be <= 1, but got 2"),
+        (plain(shuffle="perhaps"), "shuffle: must be true or false, but got 'perhaps'"),
+        (plain(include_path=[3]), "include_path[0]: must be a text, but got 3"),
+        (plain(genome=None), "genome: must be a mapping, but got None"),
+        ({"genome": plain()["genome"]}, "tasks: must be given"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_key_rule_and_remedy(data: dict[str, Any], fault: str) -> None:
+    lines = faults(data)
+    assert len(lines) == 1
+    assert lines[0].startswith(f"config.yaml: {fault}")
+    assert "\n" not in lines[0]
+
+
+def test_all_faults_are_reported_at_once() -> None:
+    lines = faults(plain(genome={"merge_method": "tise", "smoth": True}, limit=-1, tasks=["x", "x"], hurs=2))
+    assert sorted(line.split(": ")[1] for line in lines) == [
+        "genome.merge_method",
+        "genome.smoth",
+        "hurs",
+        "limit",
+        "tasks",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("genome: [", "config.yaml: line 1, column 10: not valid YAML"),
+        ("", "config.yaml: must be a mapping with 'genome' and 'tasks'"),
+        ("- a", "config.yaml: must be a mapping with 'genome' and 'tasks'"),
+        ("seed: 1\nseed: 2", "config.yaml: line 2, column 1: not valid YAML: key 'seed' is given twice; keep one"),
+        ("seed: !!python/object/apply:os.getcwd []", "config.yaml: line 1, column 7: not valid YAML"),
+        ("1: 2", "config.yaml: keys must be texts, but got 1; quote it"),
+        ("seed: 2026-13-45", "config.yaml: not valid YAML"),
+    ],
+)
+def test_yaml_that_is_no_config(text: str, fault: str) -> None:
+    (line,) = faults(text)
+    assert line.startswith(fault)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.yaml: cannot be read: No such file"):
+        EvolveConfig.load(tmp_path / "nowhere.yaml")
+    latin = tmp_path / "latin.yaml"
+    latin.write_bytes(b"seed: \xe9")
+    with pytest.raises(InputError, match=r"latin\.yaml: must be UTF-8 text, but byte 6 is not"):
+        EvolveConfig.load(latin)
+
+
+def test_the_dump_gives_the_same_config_again(tmp_path: Path) -> None:
+    config = EvolveConfig.parse(MERGEKIT_EVOLVE)
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml(), encoding="utf-8")
+    again = EvolveConfig.load(path)
+    assert again == config
+    assert again.to_yaml() == config.to_yaml()
+    assert again.fingerprint() == config.fingerprint()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"trials": 3},
+        {"hours": 2.0},
+        {"workers": 3},
+        {"finalists": 2},
+        {"timeout": 5.0},
+        {"failures": {"max_failure_rate": 0.1}},
+    ],
+)
+def test_budgets_do_not_change_the_fingerprint(change: dict[str, Any]) -> None:
+    config = parse(plain())
+    changed = config.updated(**change)
+    assert changed != config
+    assert changed.fingerprint() == config.fingerprint()
+    assert changed.diff(config) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"seed": 1}, "seed: 1, was 0"),
+        ({"batch_size": 4}, "batch_size: 4, was 16"),
+        ({"documents": {"search": 5}}, "documents.search: 5, was null"),
+        ({"tasks": [{"name": "task", "weight": 2}]}, "tasks[0].weight: 2.0, was 1.0"),
+        ({"optimizer": "random"}, 'optimizer.name: "random", was "cma"'),
+        ({"num_fewshot": 2}, "num_fewshot: 2, was null"),
+        ({"include_path": ["x"]}, 'include_path: ["x"], was []'),
+        ({"max_length": 64}, "max_length: 64, was null"),
+    ],
+)
+def test_what_changes_a_score_changes_the_fingerprint(change: dict[str, Any], difference: str) -> None:
+    config = parse(plain())
+    changed = config.updated(**change)
+    assert changed.fingerprint() != config.fingerprint()
+    assert changed.diff(config) == [difference]
+
+
+def test_a_new_range_shows_as_a_difference() -> None:
+    before, after = parse(plain()), parse(plain(genome={"ranges": {"weight": [0, 1]}}))
+    assert after.diff(before) == ["genome.ranges.weight: [0.0, 1.0], was not there"]
+    assert before.diff(after) == ["genome.ranges.weight: not there, was [0.0, 1.0]"]
+
+
+def test_limit_and_search_documents_are_the_same_thing() -> None:
+    assert parse(plain(limit=5)).fingerprint() == parse(plain(documents={"search": 5})).fingerprint()
+
+
+def test_a_config_is_frozen_and_updates_are_checked() -> None:
+    config = parse(plain())
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3  # type: ignore[misc]
+    with pytest.raises(InputError, match=r"^--trials: trials: must be >= 1, but got 0$"):
+        config.updated("--trials", trials=0)
+    assert config.updated(include_path=["x"]).include_path == ("x",)

@@ -1,0 +1,80 @@
+"""What imports what: the direction of the packages, and what is loaded lazily."""
+
+import ast
+import importlib
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LEVEL = {"merge": 0, "evaluate": 1, "evolve": 2}
+PUBLIC = ["heterosis", "heterosis.merge", "heterosis.evaluate", "heterosis.evolve"]
+SOURCES = sorted(path for folder in ("heterosis", *LEVEL) for path in (ROOT / folder).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of the modules that a file imports anywhere in it."""
+    relative = path.relative_to(ROOT)
+    package = list(relative.parent.parts)
+    if package[0] != "heterosis":
+        package.insert(0, "heterosis")
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = f"import sys, {', '.join(PUBLIC)}; print(*sorted({{'torch', 'lm_eval', 'ray'}} & set(sys.modules)))"
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "tests", capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("package", LEVEL)
+def test_imports_go_one_way(package: str) -> None:
+    for path in (ROOT / package).rglob("*.py"):
+        for name in imported(path):
+            parts = name.split(".")
+            if parts[0] == "heterosis" and len(parts) > 1 and parts[1] in LEVEL:
+                assert LEVEL[parts[1]] <= LEVEL[package], f"{path.relative_to(ROOT)} imports {name}"
+
+
+@pytest.mark.parametrize("library", ["lm_eval", "ray"])
+def test_one_file_imports_it(library: str) -> None:
+    home = {"lm_eval": "evaluate/", "ray": "evolve/"}[library]
+    found = [
+        str(path.relative_to(ROOT))
+        for path in SOURCES
+        if any(name.partition(".")[0] == library for name in imported(path))
+    ]
+    assert len(found) == 1, found
+    assert found[0].startswith(home)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_names_are_there(name: str) -> None:
+    module = importlib.import_module(name)
+    assert sorted(set(module.__all__)) == sorted(module.__all__)
+    for public in module.__all__:
+        assert getattr(module, public) is not None
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = module.no_such_name
+
+
+def test_evaluate_is_hugging_faces() -> None:
+    """lm-eval's tasks import it by that name; our folder of the same name must not hide it."""
+    spec = importlib.util.find_spec("evaluate")
+    assert spec is not None
+    assert spec.origin is not None
+    assert not Path(spec.origin).is_relative_to(ROOT / "evaluate")
+    assert "site-packages" in spec.origin
