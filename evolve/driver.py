@@ -94,6 +94,8 @@ def search(
     changes = {key: value for key, value in changes.items() if value is not None}
     loaded = loaded.updated(**changes) if changes else loaded
     check_same_config(Path(run_dir), loaded)
+    if finished := _finished(Path(run_dir), loaded.trials):
+        return finished
     checked = preflight(loaded)
     folder = RunFolder(Path(run_dir))
     try:
@@ -102,6 +104,15 @@ def search(
             return driver.run(make_pool, ray_address)
     finally:
         folder.close()
+
+
+def _finished(run_dir: Path, budget: int) -> dict[str, Any] | None:
+    """The summary of a run that has spent this budget and picked its champion."""
+    if not (run_dir / SUMMARY).exists():
+        return None
+    summary = read_summary(run_dir)
+    spent = summary["trials"]["complete"] + summary["trials"]["failed"]
+    return summary if summary["status"] == "finished" and spent >= budget else None
 
 
 @dataclass(frozen=True)
@@ -146,9 +157,6 @@ class _Driver:
 
     def run(self, make_pool: Callable[[Setup, int], Pool] | None, ray_address: str | None) -> dict[str, Any]:
         budget = self._config.trials
-        finished_before = self._finished(budget)
-        if finished_before:
-            return read_summary(self._folder.path)
         if self._progress:
             self._progress.begin(self._checked, budget, self.workers)
         log.info(
@@ -179,13 +187,6 @@ class _Driver:
         status = "finished" if finals is not None else "stopped"
         return self._save(status=status, finals=finals)
 
-    def _finished(self, budget: int) -> bool:
-        """Whether an earlier session has spent this budget and picked its champion."""
-        if not (self._folder.path / SUMMARY).exists():
-            return False
-        summary = read_summary(self._folder.path)
-        return summary["status"] == "finished" and len(self._record.trials) >= budget
-
     def _seconds(self) -> float:
         return self._spent_before + time.monotonic() - self._begun
 
@@ -202,9 +203,9 @@ class _Driver:
             seconds=self._seconds(),
             environment=self._state["environment"],
             champion=finals.champion if finals else self._best(),
-            parents=self._asks_of("parent"),
+            parents=[ask for ask in self._baselines().values() if ask.kind == "parent"],
             best_parent=finals.best_parent if finals else None,
-            uniform=next(iter(self._asks_of("baseline")), None),
+            uniform=self._baselines().get(UNIFORM),
             provenance=self._provenance,
             finalists=finals.finalists if finals else (),
             holdout_reused=bool(self._state.get("holdout_reused")),
@@ -231,7 +232,8 @@ class _Driver:
     def _search(self, pool: Pool, budget: int) -> None:
         """Baselines, then the optimizer's candidates, until the budget is spent."""
         queue = [_Job(ask, "search") for ask in self._record.open_asks]
-        asked = {ask.name for ask in self._record.asks.values() if ask.kind in ("parent", "baseline")}
+        failed = {trial.ask.number for trial in self._record.trials if trial.score is None}
+        asked = {ask.name for ask in self._baselines().values() if ask.number not in failed}
         for name, recipe in self._space.baselines():
             if name not in asked and len(self._record.asks) < budget:
                 kind = "baseline" if name == UNIFORM else "parent"
@@ -239,7 +241,7 @@ class _Driver:
         self._work(pool, queue, self._no_more)
         self._check_baselines()
         optimizer = self._rebuilt_optimizer()
-        reserve = 1 if budget >= 20 else 0  # for the optimizer's mean
+        reserve = 1 if budget >= 20 and optimizer.mean() is not None else 0  # for the optimizer's mean
 
         def next_job() -> _Job | None:
             if len(self._record.asks) >= budget - reserve or self._out_of_time(pool):
@@ -339,14 +341,17 @@ class _Driver:
         complete = [t for t in self._record.trials if t.score is not None]
         return max(complete, key=lambda t: (t.score, -t.number), default=None)
 
-    def _asks_of(self, kind: str) -> list[Ask]:
-        return [ask for _, ask in sorted(self._record.asks.items()) if ask.kind == kind]
+    def _baselines(self) -> dict[str, Ask]:
+        """The last ask of each parent and baseline, by name; one that failed is asked again in a later session."""
+        asks = (ask for _, ask in sorted(self._record.asks.items()))
+        return {ask.name: ask for ask in asks if ask.kind in ("parent", "baseline")}
 
     def _check_baselines(self) -> None:
         if self._stop:
             return
+        latest = self._baselines()
         for trial in self._record.trials:
-            if trial.ask.kind == "parent" and trial.score is None:
+            if trial.ask.kind == "parent" and trial.score is None and trial.ask == latest[trial.ask.name]:
                 raise SearchFailed(f"the parent {trial.ask.name} cannot be scored: {trial.cause}")
 
     def _check_failures(self) -> None:
@@ -452,7 +457,7 @@ class _Driver:
         best_parent = parents[0].trial if parents else champion
         reported = {t.ask.number: t.ask for t in (champion, *baselines)}
         self._stage("held-out documents: champion, parents and uniform")
-        if self._state.get("held_out_before"):
+        if self._state.get("held_out_before") and self._record.scores(champion.ask, "holdout") is None:
             self._state["holdout_reused"] = True
         self._score_on(pool, list(reported.values()), "holdout")
         if self._stop:

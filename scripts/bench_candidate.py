@@ -1,0 +1,76 @@
+"""Time of one candidate of the quickstart: merging in place, forward passes, everything else.
+
+    python scripts/bench_candidate.py [--candidates 5]
+
+Beside it, plain lm-eval on the same model and documents, alternating, so that the forward passes can be
+compared. Prints medians; one worker's threads. Needs the base model (scripts/fetch_base_model.py).
+"""
+
+import argparse
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from heterosis.evolve.config import EvolveConfig
+from heterosis.evolve.preflight import preflight
+from heterosis.evolve.worker import Evaluation, Setup, Worker
+from heterosis.merge import Recipe, merge_models
+
+
+def plain_lm_eval(folder: Path, config: EvolveConfig, documents: dict[str, list[int]]) -> float:
+    """Seconds of lm-eval's own evaluation, from the model in memory to the results."""
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    lm = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(folder), batch_size=config.batch_size)
+    manager = TaskManager(include_path=list(config.include_path), include_defaults=False)
+    samples = {task: sorted(ids) for task, ids in documents.items()}
+    begun = time.perf_counter()
+    simple_evaluate(lm, tasks=list(samples), samples=samples, task_manager=manager, bootstrap_iters=0)
+    return time.perf_counter() - begun
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", type=Path, default=Path("configs/quickstart.yaml"))
+    parser.add_argument("--candidates", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+
+    torch.set_num_threads(args.threads)
+    config = EvolveConfig.load(args.config)
+    checked = preflight(config)
+    documents = {task: sorted(ids) for task, ids in checked.split.search.items()}
+    worker = Worker(Setup(config, checked.split, threads=args.threads))
+    rng = np.random.default_rng(0)
+    times: dict[str, list[float]] = {"merge": [], "forward": [], "other": [], "plain lm-eval": []}
+    for i in range(args.candidates + 1):
+        point = np.clip(checked.space.initial + 0.1 * rng.standard_normal(len(checked.space)), 0.0, 1.0)
+        recipe = checked.space.decode(checked.space.values(point)).to_yaml()
+        result = worker.score(recipe, documents)
+        assert isinstance(result, Evaluation), result
+        with tempfile.TemporaryDirectory() as name:
+            folder = merge_models(Recipe.parse(recipe), Path(name) / "merged")
+            plain = plain_lm_eval(folder, config, documents)
+        if i:  # the first compiles, builds the model and the requests
+            for key, seconds in result.seconds.items():
+                times[key].append(seconds)
+            times["plain lm-eval"].append(plain)
+    medians = {key: statistics.median(values) for key, values in times.items()}
+    print(f"{sum(map(len, documents.values()))} documents, {args.threads} thread(s), {args.candidates} candidates")
+    for key, value in medians.items():
+        print(f"{key:14} {value:7.3f} s   {100 * value / medians['forward']:6.1f} % of forward")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"peak resident memory of this process {peak:.2f} GiB")
+
+
+if __name__ == "__main__":
+    main()

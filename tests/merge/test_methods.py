@@ -1,0 +1,190 @@
+"""Conformance: every registered method keeps the executor's promises, without opting in."""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from heterosis.errors import InputError
+from heterosis.merge import executor
+from heterosis.merge.executor import execute
+from heterosis.merge.kernels import each_loop, map_loop
+from heterosis.merge.methods import Method, PerInput, Program, Uniform, get_method, merge_method, methods
+from heterosis.merge.plan import build_plan
+from heterosis.merge.recipe import InputModel, ModelRef, Recipe
+from heterosis.merge.sinks import ModelSink
+from heterosis.merge.statistics import Statistics, apply_each, typed
+
+MakeLlama = Callable[..., Path]
+NAMES = sorted(methods())
+
+
+def middle(method: Method, name: str, fraction: float) -> float:
+    """A value of a parameter inside its search range."""
+    search = method.search.get(name, Uniform(0.2, 0.8))
+    return search.low + fraction * (search.high - search.low)
+
+
+def make_recipe(method: Method, folders: Sequence[Path], *, optional: bool = True, **keys: Any) -> Recipe:
+    """A recipe over as many of the folders as the method takes, the first being the base if it has a role."""
+    low, high = method.inputs
+    count = max(low, min(high or len(folders), len(folders) - (method.base == "required")))
+    first = int(method.base == "required")
+    models = []
+    for j, folder in enumerate(folders[first : first + count]):
+        chosen = {
+            p.name: middle(method, p.name, (j + 1) / (count + 1))
+            for p in method.per_input.values()
+            if p.required or (optional and p.name in method.search)
+        }
+        models.append(InputModel(model=ModelRef(str(folder)), parameters=chosen))
+    return Recipe(
+        merge_method=method.name,
+        base_model=None if method.base == "ignored" else ModelRef(str(folders[0])),
+        models=models,
+        parameters={p.name: middle(method, p.name, 0.3) for p in method.per_merge.values() if p.required},
+        **keys,
+    )
+
+
+def run(recipe: Recipe, **options: Any) -> dict[str, torch.Tensor]:
+    plan = build_plan(recipe)
+    tensors = {op.name: torch.full(op.shape, torch.nan, dtype=op.dtype) for op in plan.ops}
+    execute(plan, ModelSink(tensors), **options)
+    return tensors
+
+
+def bits(tensors: Mapping[str, torch.Tensor]) -> dict[str, bytes]:
+    return {name: t.contiguous().view(torch.uint8).numpy().tobytes() for name, t in tensors.items()}
+
+
+def stored(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def digests(folders: Sequence[Path]) -> list[str]:
+    return [hashlib.sha256(p.read_bytes()).hexdigest() for f in folders for p in sorted(f.iterdir())]
+
+
+@pytest.fixture(scope="session")
+def family(make_llama: MakeLlama) -> list[Path]:
+    """A base and two fine-tunes, with tensors above two runs in length and not a multiple of one."""
+    options: dict[str, Any] = {"layers": 1, "hidden": 48, "vocab": 515}
+    base = make_llama("family-base", seed=0, **options)
+    return [base, *(make_llama(f"family-{i}", seed=i, noise_from=base, **options) for i in (1, 2))]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_keeps_shapes_and_dtypes_and_leaves_inputs_alone(name: str, family: list[Path]) -> None:
+    before = digests(family)
+    expected = {k: (t.shape, t.dtype) for k, t in stored(family[0]).items()}
+    merged = run(make_recipe(get_method(name), family))
+    assert {k: (t.shape, t.dtype) for k, t in merged.items()} == expected
+    assert all(t.isfinite().all() for t in merged.values())
+    assert bits(merged) != bits(stored(family[0])), "the settings of this test must change something"
+    assert digests(family) == before
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_identical_models_are_a_fixed_point(name: str, dtype: str, family: list[Path], tmp_path: Path) -> None:
+    # Copies of the files, because inputs known to be the same bytes are not computed at all.
+    copies = [Path(shutil.copytree(family[0], tmp_path / str(i))) for i in range(2)]
+    merged = run(make_recipe(get_method(name), [family[0], *copies], optional=False, dtype=dtype))
+    for key, tensor in stored(family[0]).items():
+        if get_method(name).base == "required":
+            assert torch.equal(merged[key].float(), tensor.float()), key
+        else:  # coefficients that sum to one, up to rounding
+            torch.testing.assert_close(merged[key].float(), tensor.float(), rtol=3e-7, atol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+def test_bits_depend_on_neither_blocks_nor_threads(
+    name: str, dtype: str, family: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe(get_method(name), family, dtype=dtype, out_dtype="float64")
+    whole = bits(run(recipe, threads=1))
+    monkeypatch.setattr(executor, "STREAMING_BLOCK", 4096)
+    for threads, memory_limit in [(1, 1), (2, 1), (4, 1), (4, 512 << 20), (2, 500_000)]:
+        assert bits(run(recipe, threads=threads, memory_limit=memory_limit)) == whole, (threads, memory_limit)
+
+
+def program_of(method: Method, rows: tuple[Any, ...]) -> Program:
+    m = len(rows)
+    arguments: dict[str, Any] = {}
+    for p in method.parameters.values():
+        if p.per_input:
+            arguments[p.argument] = tuple(middle(method, p.name, (j + 1) / (m + 1)) for j in range(m))
+        else:
+            arguments[p.argument] = middle(method, p.name, 0.3) if p.required else p.default
+    if not method.reduces:
+        return method.function(**arguments)
+    keys = tuple((7 + j, 11 * j) for j in range(m))
+    return method.function(Statistics(lambda: [(0, rows)], rows[0].dtype, m, len(rows[0]), keys), **arguments)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("start", [0, 5 << 32], ids=["start", "far"])
+def test_compiled_loops_equal_the_formulas_as_plain_python(name: str, dtype: type, start: int) -> None:
+    method = get_method(name)
+    m = min(method.inputs[1] or 3, 3)
+    drawn = np.random.default_rng(3).normal(size=(m, 300)).astype(dtype)
+    drawn[:, :4] = [[0.0, -0.0, 1.0, -1.0]] * m
+    program = program_of(method, tuple(drawn))
+    expected = drawn.copy()
+    rows = tuple(drawn)
+    if program.each is not None:
+        for j, row in enumerate(rows):
+            numbers = typed(tuple(n[j] for n in program.each.numbers), row.dtype)
+            expected[j] = [program.each.formula(start + i, x, *numbers) for i, x in enumerate(row)]
+            apply_each(program.each, j, start, row)
+            assert row.tobytes() == expected[j].tobytes()
+        assert each_loop(program.each.formula.function) is each_loop(program.each.formula.function)
+    numbers = typed(program.map.numbers, np.dtype(dtype))
+    out = np.empty(300, dtype)
+    map_loop(program.map.formula.function)(rows, start, numbers, out)
+    plain = [program.map.formula(start + i, tuple(expected[:, i]), *numbers) for i in range(300)]
+    assert out.tobytes() == np.array(plain, dtype).tobytes()
+
+
+# --- the registry -----------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_method_gets_the_nearest_name() -> None:
+    with pytest.raises(InputError, match=r"unknown method 'tie'; did you mean 'ties'\?"):
+        get_method("tie")
+
+
+def test_a_name_taken_twice_names_both_modules() -> None:
+    with pytest.raises(ValueError, match=r"'ties' is defined twice, in heterosis.merge.methods.ties and in "):
+
+        @merge_method("ties", paper="", base="ignored")
+        def other(*, weight: PerInput) -> Program:
+            raise AssertionError
+
+
+def test_a_search_range_needs_its_parameter() -> None:
+    with pytest.raises(ValueError, match=r"parameters that it does not have: \['wieght'\]"):
+
+        @merge_method("new", paper="", base="ignored", search={"wieght": Uniform(0, 1)})
+        def other(*, weight: PerInput) -> Program:
+            raise AssertionError
+
+    assert "new" not in methods()
+
+
+def test_the_decorator_returns_a_callable_function() -> None:
+    from heterosis.merge.methods.linear import linear
+
+    assert linear(weight=(1.0, 3.0)).map.numbers == ((0.25, 0.75),)
+    with pytest.raises(ValueError, match="sum of weights != 0"):
+        linear(weight=(1.0, -1.0))

@@ -1,0 +1,209 @@
+"""Every method against a naive loop over the elements, in float64 and by the book."""
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+from heterosis.merge.executor import execute
+from heterosis.merge.methods import get_method, methods
+from heterosis.merge.methods.random_mask import drop, mask_key
+from heterosis.merge.plan import MergePlan, TensorOp
+from heterosis.merge.sinks import ModelSink
+
+Vector = list[float]
+
+
+def linear(x: Sequence[Vector], *, weight: Sequence[float], normalize: bool = True) -> Vector:
+    total = sum(weight) if normalize else 1.0
+    return [sum(w * v for w, v in zip(weight, column, strict=True)) / total for column in zip(*x, strict=True)]
+
+
+def passthrough(x: Sequence[Vector], *, scale: Sequence[float] = (1.0,)) -> Vector:
+    return [scale[0] * v for v in x[0]]
+
+
+def slerp(x: Sequence[Vector], *, t: float) -> Vector:
+    a, b = x
+    length_a, length_b = (math.sqrt(sum(v * v for v in row)) for row in x)
+    unit_a = [v / (length_a if length_a > 1e-8 else 1.0) for v in a]
+    unit_b = [v / (length_b if length_b > 1e-8 else 1.0) for v in b]
+    cosine = max(-1.0, min(1.0, sum(u * v for u, v in zip(unit_a, unit_b, strict=True))))
+    if abs(cosine) > 0.9995:
+        return [(1 - t) * u + t * v for u, v in zip(a, b, strict=True)]
+    theta = math.acos(cosine)
+    return [
+        (math.sin((1 - t) * theta) * u + math.sin(t * theta) * v) / math.sin(theta)
+        for u, v in zip(a, b, strict=True)
+    ]
+
+
+def trimmed(d: Vector, density: float) -> Vector:
+    """The largest by magnitude; of equals, those that come first."""
+    if density == 0:
+        return [0.0] * len(d)
+    order = sorted(range(len(d)), key=lambda i: (-abs(d[i]), i))
+    kept = set(order[: max(1, math.floor(density * len(d)))])
+    return [v if i in kept else 0.0 for i, v in enumerate(d)]
+
+
+def dropped(d: Vector, density: float, key: tuple[int, int], rescale: bool) -> Vector:
+    """A random part, with the L1 norm of all."""
+    kept = [v if drop(i, 1.0, np.float32(density), 1.0, *key) else 0.0 for i, v in enumerate(d)]
+    before, after = sum(map(abs, d)), sum(map(abs, kept))
+    scale = before / after if rescale and density < 1 and min(before, after) >= 1e-7 else 1.0
+    return [scale * v for v in kept]
+
+
+def summed(d: Sequence[Vector], weight: Sequence[float], normalize: bool, lambda_: float) -> Vector:
+    return [lambda_ * v for v in linear(d, weight=weight, normalize=normalize)]
+
+
+def elected(d: Sequence[Vector], weight: Sequence[float], normalize: bool, lambda_: float) -> Vector:
+    result = []
+    for column in zip(*d, strict=True):
+        entries = [w * v for w, v in zip(weight, column, strict=True)]
+        positive = sum(entries) >= 0
+        kept = [(w, e) for w, e in zip(weight, entries, strict=True) if e != 0 and (e > 0) == positive]
+        mass = sum(w for w, _ in kept)
+        divisor = mass if normalize and mass != 0 else 1.0
+        result.append(lambda_ * sum(e for _, e in kept) / divisor)
+    return result
+
+
+def merge(method: str, x: Sequence[Vector], keys: Sequence[tuple[int, int]], arguments: dict[str, Any]) -> Vector:
+    """The naive result for inputs, or for task vectors where the method has a base."""
+    a = dict(arguments)
+    if method in ("linear", "slerp", "passthrough"):
+        return {"linear": linear, "slerp": slerp, "passthrough": passthrough}[method](x, **a)
+    weight, lambda_ = a["weight"], a.get("lambda_", 1.0)
+    density = a.get("density", (1.0,) * len(x))
+    if method == "task_arithmetic":
+        return summed(x, weight, a.get("normalize", False), lambda_)
+    if method == "ties":
+        x = [trimmed(d, k) for d, k in zip(x, density, strict=True)]
+        return elected(x, weight, a.get("normalize", True), lambda_)
+    x = [dropped(d, p, key, a.get("rescale", True)) for d, p, key in zip(x, density, keys, strict=True)]
+    combine = {"dare_linear": summed, "dare_ties": elected}[method]
+    return combine(x, weight, a.get("normalize", False), lambda_)
+
+
+# fmt: off
+CASES: list[tuple[str, int, dict[str, Any]]] = [
+    ("linear", 3, {"weight": (0.2, 0.5, 0.9)}),
+    ("linear", 3, {"weight": (0.2, -0.5, 0.9), "normalize": False}),
+    ("linear", 1, {"weight": (2.0,)}),
+    ("passthrough", 1, {}),
+    ("passthrough", 1, {"scale": (-0.7,)}),
+    ("slerp", 2, {"t": 0.3}),
+    ("slerp", 2, {"t": 0.0}),
+    ("slerp", 2, {"t": 1.4}),
+    ("task_arithmetic", 2, {"weight": (0.4, 0.7)}),
+    ("task_arithmetic", 3, {"weight": (0.4, 0.7, -0.2), "normalize": True, "lambda_": 1.3}),
+    ("ties", 2, {"weight": (0.4, 0.7)}),
+    ("ties", 3, {"weight": (0.4, 0.7, 0.5), "density": (0.3, 0.5, 1.0)}),
+    ("ties", 3, {"weight": (0.4, -0.7, 0.5), "density": (0.9, 0.5, 0.0), "normalize": False, "lambda_": 0.5}),
+    ("ties", 2, {"weight": (1.0, 1.0), "density": (1e-6, 0.01)}),
+    ("dare_linear", 2, {"weight": (0.4, 0.7), "density": (0.3, 0.8)}),
+    ("dare_linear", 2, {"weight": (0.4, 0.7), "density": (0.3, 1.0), "rescale": False, "normalize": True}),
+    ("dare_linear", 1, {"weight": (0.4,), "density": (0.0,)}),
+    ("dare_ties", 3, {"weight": (0.4, 0.7, 0.6), "density": (0.3, 0.8, 0.6), "lambda_": 0.8}),
+    ("dare_ties", 2, {"weight": (0.4, 0.7), "density": (0.5, 0.5), "normalize": True, "rescale": False}),
+]
+# fmt: on
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """A tensor in memory (a `TensorSource`)."""
+
+    tensor: torch.Tensor
+    name: str = "w"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tensor.dtype
+
+    @property
+    def identity(self) -> Hashable:
+        return id(self.tensor)
+
+    def read(self, start: int, stop: int, out: torch.Tensor) -> None:
+        out.copy_(self.tensor.view(-1)[start:stop])
+
+
+def ours(
+    method: str,
+    inputs: Sequence[torch.Tensor],
+    base: torch.Tensor | None,
+    arguments: dict[str, Any],
+    compute: torch.dtype,
+    keys: tuple[tuple[int, int], ...],
+) -> torch.Tensor:
+    known = get_method(method).parameters.values()
+    defaults = {
+        p.argument: p.default * len(inputs) if p.per_input else p.default for p in known if not p.required
+    }
+    sources = tuple(Memory(x) for x in inputs)
+    op = TensorOp(
+        "w",
+        tuple(inputs[0].shape),
+        torch.float64,
+        compute,
+        get_method(method),
+        sources,
+        Memory(base) if base is not None else None,
+        defaults | arguments,
+        keys,
+    )
+    out = torch.full(inputs[0].shape, torch.nan, dtype=torch.float64)
+    execute(cast(MergePlan, SimpleNamespace(ops=(op,))), ModelSink({"w": out}), threads=1)
+    return out
+
+
+@pytest.mark.parametrize(("method", "m", "arguments"), CASES)
+@pytest.mark.parametrize("compute", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_equals_the_naive_loop(method: str, m: int, arguments: dict[str, Any], compute: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(m)
+    base = None
+    inputs = [torch.randn(37, 31, generator=generator).to(compute) for _ in range(m)]
+    if get_method(method).base == "required":
+        base = torch.randn(37, 31, generator=generator).to(compute)
+        # Multiples of 1/8, so that magnitudes are often equal: at the cut, and with opposite signs.
+        inputs = [base + (x * 8).round() / 8 for x in inputs]
+    keys = tuple(mask_key(5, "w", j) for j in range(m))
+    rows = [x if base is None else x - base for x in inputs]  # rounded to the compute dtype, as is ours
+    expected = torch.tensor(merge(method, [r.double().flatten().tolist() for r in rows], keys, arguments))
+    expected = expected.view(37, 31).double() + (base.double() if base is not None else 0)
+    got = ours(method, inputs, base, arguments, compute, keys)
+    precision = torch.finfo(torch.float64 if compute == torch.float64 else torch.float32).eps
+    torch.testing.assert_close(got, expected, rtol=8 * precision, atol=8 * precision)
+
+
+def test_every_method_has_a_case() -> None:
+    assert {method for method, _, _ in CASES} == set(methods())
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [([1.0, 2.0], [0.0, 0.0]), ([1.0, 2.0], [-1.0, -2.0]), ([1.0, 0.0], [1.0, 0.02]), ([3.0, 0.0], [1.0, 0.04])],
+    ids=["zero", "opposite", "collinear", "almost"],
+)
+def test_slerp_at_its_edges(a: Vector, b: Vector) -> None:
+    got = ours("slerp", [torch.tensor(a), torch.tensor(b)], None, {"t": 0.3}, torch.float32, ())
+    torch.testing.assert_close(got, torch.tensor(slerp([a, b], t=0.3)).double(), rtol=1e-6, atol=1e-6)
+
+
+def test_a_tied_election_is_positive() -> None:
+    base, up = torch.zeros(3), torch.tensor([1.0, -2.0, 0.0])
+    got = ours("ties", [up, -up], base, {"weight": (1.0, 1.0)}, torch.float32, ())
+    assert got.tolist() == [1.0, 2.0, 0.0]
