@@ -4,8 +4,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Protocol, TypeAlias
 
 import yaml
@@ -23,8 +22,7 @@ from pydantic import (
 from heterosis.errors import InputError, did_you_mean
 from heterosis.evolve.optimizers import optimizer_names
 from heterosis.merge.recipe import DTYPE_NAMES, ModelRef
-
-MAX_BYTES = 1_000_000
+from heterosis.merge.yaml_file import parse_mapping, read_text
 
 # What a run may change between two sittings: it alters neither what a score means nor what is searched.
 _NOT_IN_FINGERPRINT = ("trials", "hours", "workers", "finalists", "timeout", "failures", "limit")
@@ -346,14 +344,7 @@ class EvolveConfig(_Section):
         Raises:
             InputError: With a line for every fault.
         """
-        try:
-            content = Path(path).read_bytes()
-        except OSError as error:
-            raise InputError(f"{os.fspath(path)}: cannot be read: {error.strerror}; give a config file") from None
-        try:
-            text = content.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{os.fspath(path)}: must be UTF-8 text, but byte {error.start} is not") from None
+        text = read_text(path, "config")
         return cls.parse(text, os.fspath(path), methods)
 
     @classmethod
@@ -369,7 +360,7 @@ class EvolveConfig(_Section):
             from heterosis.merge.methods import methods as registry
 
             methods = registry()
-        return cls._from_plain(_read_yaml(text, origin), origin, methods)
+        return cls._from_plain(parse_mapping(text, origin), origin, methods)
 
     def updated(self, origin: str = "options", **changes: Any) -> "EvolveConfig":
         """A copy with other values for some top-level keys, checked like a file.
@@ -541,40 +532,3 @@ def _flat(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 def _shown(values: Mapping[str, Any], key: str) -> str:
     return json.dumps(values[key], ensure_ascii=False) if key in values else "not there"
-
-
-# --- YAML -------------------------------------------------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain YAML in which a key may be given once."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
-            if key is not None and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is given twice; keep one", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(text: str, origin: str) -> dict[str, Any]:
-    if len(text) > MAX_BYTES:
-        raise InputError(f"{origin}: must be at most {MAX_BYTES:,} characters; is it a config?")
-    try:
-        data = yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise InputError(f"{origin}: {where}not valid YAML: {error.problem or error.context}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise InputError(f"{origin}: must be a mapping with 'genome' and 'tasks', but got {type(data).__name__}")
-    for key in data:
-        if not isinstance(key, str):
-            raise InputError(f"{origin}: keys must be texts, but got {key!r}; quote it")
-    return data

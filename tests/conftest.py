@@ -110,3 +110,106 @@ def make_llama(tmp_path_factory: pytest.TempPathFactory) -> MakeLlama:
         return made[key]
 
     return make
+
+
+TOY_CODE = """
+import json, os, zlib
+from pathlib import Path
+from datasets import Dataset
+
+HERE = Path(__file__).parent
+
+def load(**_):
+    rows = json.loads((HERE / "rows.json").read_text())
+    return {"test": Dataset.from_list(rows)}
+
+def crc(doc, results):
+    return {"crc": zlib.crc32(results[0].encode()) % 1000 / 1000}
+
+def deadly(doc, results):
+    if (HERE / "die").exists():
+        os._exit(1)
+    return {"acc": float(results[0][0] > results[1][0])}
+"""
+TOY_TASKS = {
+    "toy_choice": """
+output_type: multiple_choice
+doc_to_choice: "{{choices}}"
+doc_to_target: label
+metric_list:
+- {metric: acc, aggregation: mean, higher_is_better: true}
+- {metric: acc_norm, aggregation: mean, higher_is_better: true}
+""",
+    "toy_generate": """
+output_type: generate_until
+doc_to_target: "{{choices[0]}}"
+process_results: !function toy.crc
+generation_kwargs: {until: ["mat"], max_gen_toks: 5, do_sample: false}
+metric_list: [{metric: crc, aggregation: mean, higher_is_better: true}]
+""",
+    "toy_deadly": """
+output_type: multiple_choice
+doc_to_choice: "{{choices}}"
+doc_to_target: label
+process_results: !function toy.deadly
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+""",
+}
+
+
+def write_toy_tasks(folder: Path) -> Path:
+    """Write lm-eval tasks of 80 documents each, in the words of `build_tokenizer`; ``toy_deadly`` kills who scores
+    it while a file ``die`` lies beside it."""
+    import json
+    import random
+
+    rng = random.Random(0)
+    rows = [
+        {"question": " ".join(rng.choices(_WORDS, k=4)), "choices": rng.sample(_WORDS, 3), "label": rng.randrange(3)}
+        for _ in range(80)
+    ]
+    folder.mkdir(parents=True)
+    (folder / "rows.json").write_text(json.dumps(rows))
+    (folder / "toy.py").write_text(TOY_CODE)
+    common = 'custom_dataset: !function toy.load\ntest_split: test\ndoc_to_text: "{{question}}"\n'
+    for name, text in TOY_TASKS.items():
+        (folder / f"{name}.yaml").write_text(f"task: {name}\n{common}{text}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy_tasks(tmp_path_factory.mktemp("toys") / "tasks")
+
+
+@pytest.fixture(scope="session")
+def toy_models(make_llama: MakeLlama) -> dict[str, Path]:
+    """A base and two fine-tunes of it."""
+    base = make_llama("toy-base", seed=0)
+    children = {name: make_llama(name, seed=i, noise_from=base, noise=0.1) for i, name in ((1, "ann"), (2, "bob"))}
+    return {"base": base, **children}
+
+
+@pytest.fixture(scope="session")
+def toy_config(toy_tasks: Path, toy_models: dict[str, Path]) -> Callable[..., dict[str, Any]]:
+    """A search config over the toys; ``toy_config(trials=5, genome={"merge_method": "ties"})`` changes keys."""
+
+    def make(genome: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+        return {
+            "genome": {
+                "models": [str(toy_models["ann"]), str(toy_models["bob"])],
+                "base_model": str(toy_models["base"]),
+                "merge_method": "task_arithmetic",
+                "layer_granularity": 1,
+                **(genome or {}),
+            },
+            "tasks": [{"name": "toy_choice", "metric": "acc"}],
+            "apply_chat_template": False,
+            "include_path": [str(toy_tasks)],
+            "documents": {"search": 20, "selection": 20, "holdout": 30},
+            "trials": 10,
+            "seed": 3,
+            **changes,
+        }
+
+    return make

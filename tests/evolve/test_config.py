@@ -235,10 +235,10 @@ def test_all_faults_are_reported_at_once() -> None:
     ("text", "fault"),
     [
         ("genome: [", "config.yaml: line 1, column 10: not valid YAML"),
-        ("", "config.yaml: must be a mapping with 'genome' and 'tasks'"),
-        ("- a", "config.yaml: must be a mapping with 'genome' and 'tasks'"),
-        ("seed: 1\nseed: 2", "config.yaml: line 2, column 1: not valid YAML: key 'seed' is given twice; keep one"),
-        ("seed: !!python/object/apply:os.getcwd []", "config.yaml: line 1, column 7: not valid YAML"),
+        ("", "config.yaml: must hold a mapping, but is empty"),
+        ("- a", "config.yaml: must be a mapping, but got ['a']"),
+        ("seed: 1\nseed: 2", "config.yaml: line 2: key 'seed' is given twice; keep one"),
+        ("seed: !!python/object/apply:os.getcwd []", "config.yaml: line 1: tags such as"),
         ("1: 2", "config.yaml: keys must be texts, but got 1; quote it"),
         ("seed: 2026-13-45", "config.yaml: not valid YAML"),
     ],
@@ -249,7 +249,7 @@ def test_yaml_that_is_no_config(text: str, fault: str) -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"nowhere\.yaml: cannot be read: No such file"):
+    with pytest.raises(InputError, match=r"nowhere\.yaml: no such config file"):
         EvolveConfig.load(tmp_path / "nowhere.yaml")
     latin = tmp_path / "latin.yaml"
     latin.write_bytes(b"seed: \xe9")

@@ -105,15 +105,15 @@ CASES: list[tuple[str, int, dict[str, Any]]] = [
     ("slerp", 2, {"t": 1.4}),
     ("task_arithmetic", 2, {"weight": (0.4, 0.7)}),
     ("task_arithmetic", 3, {"weight": (0.4, 0.7, -0.2), "normalize": True, "lambda_": 1.3}),
-    ("ties", 2, {"weight": (0.4, 0.7)}),
-    ("ties", 3, {"weight": (0.4, 0.7, 0.5), "density": (0.3, 0.5, 1.0)}),
-    ("ties", 3, {"weight": (0.4, -0.7, 0.5), "density": (0.9, 0.5, 0.0), "normalize": False, "lambda_": 0.5}),
+    ("ties", 2, {"weight": (0.5, 0.75)}),
+    ("ties", 3, {"weight": (0.5, 0.75, 0.5), "density": (0.3, 0.5, 1.0)}),
+    ("ties", 3, {"weight": (0.5, -0.75, 0.5), "density": (0.9, 0.5, 0.0), "normalize": False, "lambda_": 0.5}),
     ("ties", 2, {"weight": (1.0, 1.0), "density": (1e-6, 0.01)}),
     ("dare_linear", 2, {"weight": (0.4, 0.7), "density": (0.3, 0.8)}),
     ("dare_linear", 2, {"weight": (0.4, 0.7), "density": (0.3, 1.0), "rescale": False, "normalize": True}),
     ("dare_linear", 1, {"weight": (0.4,), "density": (0.0,)}),
-    ("dare_ties", 3, {"weight": (0.4, 0.7, 0.6), "density": (0.3, 0.8, 0.6), "lambda_": 0.8}),
-    ("dare_ties", 2, {"weight": (0.4, 0.7), "density": (0.5, 0.5), "normalize": True, "rescale": False}),
+    ("dare_ties", 3, {"weight": (0.5, 0.75, 0.25), "density": (0.3, 0.8, 0.6), "lambda_": 0.8}),
+    ("dare_ties", 2, {"weight": (0.5, 0.75), "density": (0.5, 0.5), "normalize": True, "rescale": False}),
 ]
 # fmt: on
 
@@ -174,12 +174,13 @@ def ours(
 @pytest.mark.parametrize("compute", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_equals_the_naive_loop(method: str, m: int, arguments: dict[str, Any], compute: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(m)
-    base = None
+    base: torch.Tensor | None = None
     inputs = [torch.randn(37, 31, generator=generator).to(compute) for _ in range(m)]
     if get_method(method).base == "required":
-        base = torch.randn(37, 31, generator=generator).to(compute)
-        # Multiples of 1/8, so that magnitudes are often equal: at the cut, and with opposite signs.
-        inputs = [base + (x * 8).round() / 8 for x in inputs]
+        # Multiples of 1/8 are often equal in magnitude, at the cut and with opposite signs. They are exact in
+        # every dtype, and so are their multiples by the weights of elections: rounding decides none of those.
+        base, *deltas = ((x.double() * 8).round() / 8 for x in (torch.randn(37, 31, generator=generator), *inputs))
+        base, inputs = base.to(compute), [(base + d).to(compute) for d in deltas]
     keys = tuple(mask_key(5, "w", j) for j in range(m))
     rows = [x if base is None else x - base for x in inputs]  # rounded to the compute dtype, as is ours
     expected = torch.tensor(merge(method, [r.double().flatten().tolist() for r in rows], keys, arguments))

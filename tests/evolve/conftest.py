@@ -1,0 +1,111 @@
+"""A pool of workers that scores by formula, so that a whole search takes a second."""
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from heterosis.evaluate.scores import Scores
+from heterosis.evolve.record import Ask
+from heterosis.evolve.worker import Evaluation, Failure, Setup
+
+Judge = Callable[[Ask, str], float | Failure]
+
+
+def hill(ask: Ask, part: str) -> float:
+    """Best where every weight is 0.7; parents and the uniform merge lie lower."""
+    if ask.kind == "parent":
+        return 0.3
+    if ask.kind == "baseline":
+        return 0.4
+    return 1 - sum((v - 0.7) ** 2 for k, v in ask.values.items() if k.startswith("weight"))
+
+
+class Crash(BaseException):
+    """What a test raises where the driver's process would be killed."""
+
+
+class FakePool:
+    """Scores one candidate at a time, in the order of submission.
+
+    Attributes:
+        asked: What was submitted: (number of the ask, part of the split, recipe).
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        workers: int,
+        judge: Judge = hill,
+        *,
+        crash_after: int | None = None,
+        seconds: float = 0.001,
+        on_wait: Callable[["FakePool"], None] = lambda pool: None,
+    ) -> None:
+        self.setup, self.size = setup, workers
+        self.asked: list[tuple[int, str, str]] = []
+        self.closed = False
+        self._judge, self._crash_after, self._seconds, self._on_wait = judge, crash_after, seconds, on_wait
+        self._running: list[tuple[Any, Any]] = []
+        self.finished = 0
+
+    @property
+    def free(self) -> int:
+        return self.size - len(self._running)
+
+    def submit(self, key: Any, recipe: str, documents: dict[str, list[int]]) -> None:
+        assert self.free
+        assert documents == getattr(self.setup.split, key.part)
+        self.asked.append((key.ask.number, key.part, recipe))
+        self._running.append((key, documents))
+
+    def wait(self, timeout: float) -> Sequence[tuple[object, Evaluation | Failure]]:
+        self._on_wait(self)
+        if self.finished == self._crash_after:
+            raise Crash
+        key, documents = self._running.pop(0)
+        self.finished += 1
+        judged = self._judge(key.ask, key.part)
+        if isinstance(judged, Failure):
+            return [(key, judged)]
+        scored = {
+            task: {d: {"acc,none": judged + _noise(d) + 0.1 * _noise(d, key.ask.name)} for d in indices}
+            for task, indices in documents.items()
+        }
+        seconds = {"merge": 0.1 * self._seconds, "forward": 0.8 * self._seconds, "other": 0.1 * self._seconds}
+        return [(key, Evaluation(Scores(scored, seconds["forward"]), seconds, "checksum"))]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def _noise(*seed: object) -> float:
+    return random.Random(repr(seed)).gauss(0, 0.1)
+
+
+class Pools:
+    """Makes fake pools and remembers them: ``pools(judge)`` is a ``make_pool`` of ``search``."""
+
+    crash = Crash
+    hill = staticmethod(hill)
+
+    def __init__(self) -> None:
+        self.made: list[FakePool] = []
+
+    def __call__(self, judge: Judge = hill, **options: Any) -> Callable[[Setup, int], FakePool]:
+        def make(setup: Setup, workers: int) -> FakePool:
+            self.made.append(FakePool(setup, workers, judge, **options))
+            return self.made[-1]
+
+        return make
+
+    @property
+    def asked(self) -> list[tuple[int, str]]:
+        """(ask, part) of all pools, in order."""
+        return [(number, part) for pool in self.made for number, part, _ in pool.asked]
+
+
+@pytest.fixture
+def pools() -> Pools:
+    return Pools()

@@ -1,0 +1,459 @@
+"""Whole searches with a pool that scores by formula: budgets, crashes, failures, finals, refusals."""
+
+import csv
+import json
+import os
+import re
+import signal
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+
+from heterosis.errors import InputError
+from heterosis.evaluate.scores import Scores
+from heterosis.evolve import driver
+from heterosis.evolve.config import EvolveConfig
+from heterosis.evolve.driver import SearchFailed, search
+from heterosis.evolve.folder import RunFolder
+from heterosis.evolve.outcome import export_trial
+from heterosis.evolve.record import Ask, Record, read_asks
+from heterosis.evolve.statistics import paired_difference
+from heterosis.evolve.worker import Failure
+
+PARTS = {"search": 20, "selection": 20, "holdout": 30}
+BASELINES = ["ann", "bob", "uniform"]
+
+
+@pytest.fixture
+def run(toy_config: Callable[..., dict[str, Any]], pools: Any, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Search with one worker: ``run(judge=..., trials=12)``; keys of the config or of the pool."""
+
+    def go(folder: str = "run", judge: Any = pools.hill, pool: dict[str, Any] | None = None, **config: Any) -> Any:
+        text = yaml.safe_dump(toy_config(**{"workers": 1, **config}))
+        return search(EvolveConfig.parse(text), tmp_path / folder, make_pool=pools(judge, **(pool or {})))
+
+    return go
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def proposals(folder: Path) -> list[tuple[str, dict[str, float]]]:
+    return [(ask.kind, dict(ask.values)) for ask in read_asks(folder)]
+
+
+def test_a_run_leaves_what_the_design_says(run: Any, pools: Any, tmp_path: Path) -> None:
+    from mergekit.config import MergeConfiguration
+
+    heads: list[str] = []
+
+    def look(pool: Any) -> None:
+        best = tmp_path / "run/best.yaml"
+        head = best.read_text().splitlines()[0] if best.exists() else ""
+        if head and head not in heads[-1:]:
+            heads.append(head)
+
+    summary = run(trials=24, pool={"on_wait": look})
+    folder = tmp_path / "run"
+
+    assert summary == json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "finished"
+    assert summary["trials"] == {"complete": 24, "pruned": 0, "failed": 0, "budget": 24}
+    assert {"trial", "search", "holdout"} <= summary["champion"].keys()
+    assert summary["parents"].keys() == {"ann", "bob"}
+    assert summary["baselines"].keys() == {"uniform"}
+    for result in (*summary["parents"].values(), *summary["baselines"].values()):
+        assert {"search", "holdout"} <= result.keys()
+        assert None not in result.values()
+    assert {"parent", "holdout", "ci95"} <= summary["gain_over_best_parent"].keys()
+    assert {"holdout", "ci95"} <= summary["gain_over_uniform"].keys()
+    # Searched: 24 candidates; selection: 5 finalists and 3 baselines; held out: champion and 3 baselines.
+    assert summary["documents"] == PARTS | {"scored": 24 * 20 + 8 * 20 + 4 * 30, "holdout_reused": False}
+    assert summary["seconds"].keys() == {"total", "merge", "forward", "other"}
+    assert summary["seconds"]["forward"] == pytest.approx(24 * 0.0008, abs=1e-3)
+    assert {"heterosis", "torch", "transformers", "lm_eval", "seed"} <= summary["environment"].keys()
+
+    asks = list(read_asks(folder))
+    assert [a.name for a in asks[:3]] == BASELINES
+    assert [a.kind for a in asks[3:]] == ["search"] * 20 + ["mean"]
+    assert [number for number, part in pools.asked if part == "search"] == list(range(24))
+
+    rows = list(csv.DictReader((folder / "trials.csv").open()))
+    assert [int(row["trial"]) for row in rows] == list(range(24))
+    # `best.yaml` was replaced at every improvement, and only then.
+    records, best = [], float("-inf")
+    for row in rows:
+        if float(row["score"]) > best:
+            best = float(row["score"])
+            records.append(f"trial {row['trial']}:")
+    assert [re.search(r"trial \d+:", head)[0] for head in heads][: len(records)] == records  # type: ignore[index]
+
+    text = (folder / "best.yaml").read_text()
+    assert text.startswith(f"# heterosis trial {summary['champion']['trial']}: ")
+    assert summary["outcome"] in text
+    plain = yaml.safe_load(text)
+    MergeConfiguration.model_validate(plain)
+    assert plain["heterosis"]["seed"] == 3
+    models = plain["heterosis"]["models"]
+    assert {Path(name).name for name in models} == {"ann", "bob", "toy-base"}
+    assert all(re.fullmatch("[0-9a-f]{64}", model["sha256"]) for model in models.values())
+    champion = asks[int(rows[summary["champion"]["trial"]]["ask"])]
+    assert plain["slices"] == yaml.safe_load(champion.recipe)["slices"]
+    assert export_trial(folder, None) == text
+    assert yaml.safe_load(export_trial(folder, 0))["merge_method"] == "passthrough"
+
+    split = json.loads((folder / "splits.json").read_text())
+    assert {part: len(split[part]["toy_choice"]) for part in PARTS} == PARTS
+    assert len({d for part in PARTS for d in split[part]["toy_choice"]}) == sum(PARTS.values())
+    lines = read_lines(folder / "scores.jsonl")
+    assert len(lines) == 24 + 8 + 4
+    assert EvolveConfig.load(folder / "config.yaml").trials == 24
+    assert pools.made[0].closed
+
+
+@pytest.mark.parametrize(
+    ("trials", "workers", "optimizer"),
+    [(1, 1, "cma"), (3, 2, "cma"), (7, 3, "cma"), (20, 1, "random"), (21, 3, "cma")],
+)
+def test_the_budget_is_exact(
+    run: Any, pools: Any, tmp_path: Path, trials: int, workers: int, optimizer: str
+) -> None:
+    summary = run(trials=trials, workers=workers, optimizer=optimizer)
+    assert summary["trials"]["complete"] == trials
+    assert [n for n, part in pools.asked if part == "search"] == list(range(trials))
+    assert [a.name for a in read_asks(tmp_path / "run")][:3] == BASELINES[:trials]
+
+
+def test_the_seed_decides(run: Any, tmp_path: Path) -> None:
+    for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run(folder, trials=12, seed=seed)
+    assert proposals(tmp_path / "a") == proposals(tmp_path / "b")
+    assert proposals(tmp_path / "a") != proposals(tmp_path / "c")
+
+
+def test_the_search_climbs(run: Any, tmp_path: Path) -> None:
+    """Later proposals are better than the first ones: the optimizer is told what it is told."""
+    run(trials=60)
+    scores = [float(row["score"]) for row in csv.DictReader((tmp_path / "run/trials.csv").open())]
+    assert sum(scores[-10:]) / 10 > sum(scores[3:13]) / 10 + 0.1
+
+
+class TestResume:
+    @pytest.mark.parametrize("crash_after", [0, 2, 3, 9, 22, 27, 33])
+    def test_loses_and_repeats_nothing(self, run: Any, pools: Any, tmp_path: Path, crash_after: int) -> None:
+        whole = run("whole", trials=24)
+        asked = [a for a in pools.asked]
+        pools.made.clear()
+
+        with pytest.raises(pools.crash):
+            run(trials=24, pool={"crash_after": crash_after})
+        assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "stopped"
+        for name in ("asks.jsonl", "scores.jsonl"):  # what a power cut may leave of the next line
+            with (tmp_path / "run" / name).open("a") as file:
+                file.write('{"number": 99, "kind": "sea')
+        summary = run(trials=24)
+
+        first = pools.made[0].asked
+        unfinished = [(n, part) for n, part, _ in first[crash_after:]]
+        assert pools.asked == [*asked[:crash_after], *unfinished, *asked[crash_after:]]
+        assert proposals(tmp_path / "run") == proposals(tmp_path / "whole")
+        for key in ("status", "trials", "champion", "parents", "gain_over_best_parent", "documents"):
+            assert summary[key] == whole[key]
+        numbers = [line["number"] for line in read_lines(tmp_path / "run/asks.jsonl")]
+        assert numbers == list(range(24))
+        scored = [(line["ask"], line["part"]) for line in read_lines(tmp_path / "run/scores.jsonl")]
+        assert len(scored) == len(set(scored)) == 36
+
+    @pytest.mark.parametrize("at", [1, 6])
+    def test_scores_on_the_disk_are_told_without_scoring_again(
+        self, run: Any, pools: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+    ) -> None:
+        tell = Record.tell
+
+        def die(self: Record, ask: Ask, *args: Any, **kwargs: Any) -> Any:
+            if ask.number == at:
+                raise pools.crash
+            return tell(self, ask, *args, **kwargs)
+
+        with monkeypatch.context() as patch, pytest.raises(pools.crash):
+            patch.setattr(Record, "tell", die)
+            run(trials=10)
+        summary = run(trials=10)
+        assert summary["trials"]["complete"] == 10
+        assert [n for n, part in pools.asked if part == "search"] == list(range(10))
+        run("whole", trials=10)
+        assert proposals(tmp_path / "run") == proposals(tmp_path / "whole")
+
+    def test_with_several_workers_keeps_the_budget(self, run: Any, pools: Any, tmp_path: Path) -> None:
+        for crash_after in (1, 4, 6, 5):
+            with pytest.raises(pools.crash):
+                run(trials=24, workers=3, pool={"crash_after": crash_after})
+        assert run(trials=24, workers=3)["trials"]["complete"] == 24
+        asks = [ask.number for ask in read_asks(tmp_path / "run")]
+        assert asks == list(range(24))
+        trials = [int(row["ask"]) for row in csv.DictReader((tmp_path / "run/trials.csv").open())]
+        assert sorted(trials) == asks
+
+    def test_of_a_finished_run_only_reports(self, run: Any, pools: Any) -> None:
+        first = run(trials=8)
+        assert run(trials=8) == first
+        assert len(pools.made) == 1
+
+    def test_extends(self, run: Any, pools: Any, tmp_path: Path) -> None:
+        first = run(trials=24)
+        assert not first["documents"]["holdout_reused"]
+        summary = run(trials=40)
+        assert summary["trials"]["complete"] == 40
+        assert summary["documents"]["holdout_reused"]
+        assert "Held-out documents were used before" in summary["outcome"]
+        asks = list(read_asks(tmp_path / "run"))
+        assert [a.number for a in asks if a.kind == "mean"] == [23, 39]
+        searched = [n for n, part in pools.asked if part == "search"]
+        assert searched == list(range(40))
+
+
+class TestFailures:
+    def test_are_recorded_with_their_cause(self, run: Any, pools: Any, tmp_path: Path) -> None:
+        def judge(ask: Ask, part: str) -> Any:
+            return Failure("it is NaN") if ask.number in (4, 6) else pools.hill(ask, part)
+
+        summary = run(judge=judge, trials=12)
+        assert summary["status"] == "finished"
+        assert summary["trials"] == {"complete": 10, "pruned": 0, "failed": 2, "budget": 12}
+        assert summary["failures"] == {"it is NaN": 2}
+        assert pools.asked.count((4, "search")) == 1
+        rows = list(csv.DictReader((tmp_path / "run/trials.csv").open()))
+        assert [row["ask"] for row in rows if row["cause"] == "it is NaN" and not row["score"]] == ["4", "6"]
+
+    def test_that_may_pass_are_tried_once_more(self, run: Any, pools: Any) -> None:
+        tries: dict[int, int] = {}
+
+        def judge(ask: Ask, part: str) -> Any:
+            tries[ask.number] = tries.get(ask.number, 0) + 1
+            if ask.number == 4 or (ask.number == 6 and tries[6] == 1):
+                return Failure("the worker died", retry=True)
+            return pools.hill(ask, part)
+
+        summary = run(judge=judge, trials=12)
+        assert summary["failures"] == {"the worker died": 1}
+        assert summary["trials"]["failed"] == 1
+        assert (tries[4], tries[6], tries[5]) == (2, 2, 1)
+
+    def test_of_a_parent_stop_the_run(self, run: Any, pools: Any, tmp_path: Path) -> None:
+        def judge(ask: Ask, part: str) -> Any:
+            return Failure("bad weights") if ask.name == "bob" else pools.hill(ask, part)
+
+        with pytest.raises(SearchFailed, match="parent bob cannot be scored: bad weights"):
+            run(judge=judge)
+        assert {n for n, _ in pools.asked} == {0, 1, 2}
+        assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "stopped"
+
+    def test_of_too_many_candidates_stop_the_run(self, run: Any, pools: Any) -> None:
+        def judge(ask: Ask, part: str) -> Any:
+            return Failure("a cause") if ask.kind == "search" and ask.number % 4 else pools.hill(ask, part)
+
+        with pytest.raises(SearchFailed, match=r"8 of \d+ candidates failed.*max_failure_rate of 0.5.*a cause"):
+            run(judge=judge, trials=40)
+        assert pools.made[0].closed
+        assert run("patient", judge=judge, trials=20, failures={"max_failure_rate": 0.9})["status"] == "finished"
+
+    def test_of_finalists_leave_the_others(self, run: Any, pools: Any) -> None:
+        def judge(ask: Ask, part: str) -> Any:
+            if part == "selection" and ask.kind == "search":
+                return Failure("no more")
+            return pools.hill(ask, part)
+
+        assert run(judge=judge)["champion"]["name"] in BASELINES
+
+    def test_of_all_finalists_stop_the_run(self, run: Any, pools: Any) -> None:
+        def judge(ask: Ask, part: str) -> Any:
+            return Failure("no more") if part == "selection" else pools.hill(ask, part)
+
+        with pytest.raises(SearchFailed, match="selection"):
+            run(judge=judge)
+
+
+class TestStopping:
+    @pytest.mark.parametrize("after", [1, 5, 11])
+    def test_an_interrupt_finishes_what_runs(self, run: Any, pools: Any, tmp_path: Path, after: int) -> None:
+        def interrupt(pool: Any) -> None:
+            if pool.finished == after:
+                signal.raise_signal(signal.SIGINT)
+
+        handler = signal.getsignal(signal.SIGINT)
+        summary = run(trials=10, pool={"on_wait": interrupt})
+        assert (summary["status"], summary["stopped"]) == ("stopped", "interrupted")
+        assert pools.made[0].finished == after + 1
+        assert pools.made[0].closed
+        assert signal.getsignal(signal.SIGINT) is handler
+        assert run(trials=10)["status"] == "finished"
+        assert [n for n, part in pools.asked if part == "search"] == list(range(10))
+
+    def test_a_second_interrupt_stops_at_once(self, run: Any, pools: Any) -> None:
+        def interrupt(pool: Any) -> None:
+            if pool.finished == 4:
+                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(signal.SIGINT)
+
+        with pytest.raises(KeyboardInterrupt):
+            run(pool={"on_wait": interrupt})
+        assert pools.made[0].finished == 4
+        assert run()["trials"]["complete"] == 10
+
+    def test_hours_leave_time_for_the_finals(
+        self, run: Any, pools: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        clock = types.SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+        monkeypatch.setattr(driver, "time", clock)
+
+        def tick(pool: Any) -> None:
+            clock.now += 60
+
+        options: dict[str, Any] = {"trials": 500, "hours": 1.0, "pool": {"on_wait": tick, "seconds": 60.0}}
+        summary = run(**options)
+        assert summary["status"] == "finished"
+        assert 10 < summary["trials"]["complete"] < 60
+        assert summary["seconds"]["total"] <= 3600
+        assert summary["champion"]["holdout"] is not None
+        # The same command has no time left: it only reports what is known, and holds nothing out again.
+        again = run(**options)
+        assert again["trials"] == summary["trials"]
+        assert again["champion"] == summary["champion"]
+        assert not again["documents"]["holdout_reused"]
+        # With more time it goes on from there.
+        more = run(**options | {"hours": 1.5})
+        assert more["trials"]["complete"] > summary["trials"]["complete"]
+        assert more["documents"]["holdout_reused"]
+
+
+class TestFinals:
+    def test_selection_chooses_and_holdout_reports(self, run: Any, tmp_path: Path) -> None:
+        """Search prefers later candidates, selection the 2nd best of search; the best parent is selection's."""
+
+        def judge(ask: Ask, part: str) -> float:
+            if ask.kind == "parent":
+                return {"search": (5, 4), "selection": (3, 3.5), "holdout": (3, 2)}[part][ask.number]
+            if ask.kind == "baseline":
+                return 2.5
+            return {"search": ask.number, "selection": 10 if ask.number == 8 else 5, "holdout": 4.5}[part]
+
+        summary = run(judge=judge, trials=10, finalists=3)
+        asks = {a.number: a for a in read_asks(tmp_path / "run")}
+        assert summary["champion"]["name"] == asks[8].name
+        assert len(summary["finalists"]) == 3 + 3
+        selection = [f["selection"] for f in summary["finalists"]]
+        assert selection == sorted(selection, reverse=True)
+        assert summary["gain_over_best_parent"]["parent"] == "bob"  # ann is better in search and held out
+
+        scores = {
+            (line["ask"], line["part"]): Scores.from_json(json.dumps(line["scores"])).values("toy_choice", "acc,none")
+            for line in read_lines(tmp_path / "run/scores.jsonl")
+        }
+        for key, other in (("gain_over_best_parent", 1), ("gain_over_uniform", 2)):
+            expected = paired_difference(scores[8, "holdout"], scores[other, "holdout"])
+            assert summary[key]["holdout"] == pytest.approx(expected.mean, abs=1e-5)
+            assert summary[key]["ci95"] == pytest.approx([expected.low, expected.high], abs=1e-5)
+            assert expected.high > expected.low
+        assert {ask for ask, part in scores if part == "holdout"} == {0, 1, 2, 8}
+        assert "beats the best parent" in summary["outcome"]
+
+    def test_a_champion_that_is_a_parent_is_no_signal(self, run: Any) -> None:
+        summary = run(judge=lambda ask, part: 2.0 if ask.name == "ann" else 0.0)
+        assert summary["champion"]["name"] == "ann"
+        assert summary["outcome"].startswith("No signal")
+
+    @pytest.mark.parametrize(("gain", "says"), [(-1.0, "is worse than"), (0.0, "cannot be told from")])
+    def test_a_champion_that_does_not_hold_is_said_to(self, run: Any, gain: float, says: str) -> None:
+        def judge(ask: Ask, part: str) -> float:
+            mine = ask.kind == "search"
+            return float(mine) if part != "holdout" else gain * mine
+
+        assert says in run(judge=judge)["outcome"]
+
+
+class TestRefusals:
+    def test_another_config(self, run: Any, tmp_path: Path) -> None:
+        run()
+        before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+        with pytest.raises(InputError, match=r"batch_size: 8, was 16") as error:
+            run(batch_size=8)
+        assert len(error.value.faults) == 1
+        assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == before
+
+    def test_a_folder_that_is_in_use(self, run: Any, tmp_path: Path) -> None:
+        folder = RunFolder(tmp_path / "run")
+        with pytest.raises(InputError, match="another search is running"):
+            run()
+        folder.close()
+        assert run()["status"] == "finished"
+
+    def test_another_environment(self, run: Any, pools: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        from heterosis.evolve import outcome
+
+        run(trials=5)
+        version = outcome.version
+        with monkeypatch.context() as patch:
+            patch.setattr(outcome, "version", lambda name: "9.9" if name == "lm-eval" else version(name))
+            with pytest.raises(InputError, match=r"lm_eval: [\d.]+ then, 9\.9 now"):
+                run(trials=8)
+        assert len(pools.made) == 1
+        assert run(trials=8)["trials"]["complete"] == 8
+
+    def test_other_documents(self, run: Any, toy_tasks: Path) -> None:
+        run(trials=5)
+        rows = toy_tasks / "rows.json"
+        before = rows.read_text()
+        try:
+            rows.write_text(before.replace("cat", "dog"))
+            with pytest.raises(InputError, match="toy_choice: its documents have changed"):
+                run(trials=8)
+        finally:
+            rows.write_text(before)
+
+    def test_other_weights(self, run: Any, make_llama: Any, toy_models: Any, tmp_path: Path) -> None:
+        mine = make_llama(tmp_path / "mine", seed=5, noise_from=toy_models["base"])
+        genome = {"models": [str(mine), str(toy_models["bob"])]}
+        run(trials=5, genome=genome)
+        weights = mine / "model.safetensors"
+        data = bytearray(weights.read_bytes())
+        data[-1] ^= 1
+        weights.write_bytes(data)
+        with pytest.raises(InputError, match="models: "):
+            run(trials=8, genome=genome)
+
+    @pytest.mark.parametrize("storage", ["nonsense", "sqlite:////nowhere/at/all.db", "postgresql://me:secret@host/x"])
+    def test_a_storage_that_does_not_work(
+        self, toy_config: Any, pools: Any, tmp_path: Path, storage: str
+    ) -> None:
+        config = EvolveConfig.parse(yaml.safe_dump(toy_config()))
+        with pytest.raises(InputError, match="--storage") as error:
+            search(config, tmp_path / "run", storage=storage, make_pool=pools())
+        assert len(error.value.faults) == 1
+        assert "secret" not in str(error.value)
+        assert not (tmp_path / "run").exists()
+
+
+def test_another_storage_holds_the_study(toy_config: Any, pools: Any, tmp_path: Path) -> None:
+    config = EvolveConfig.parse(yaml.safe_dump(toy_config(workers=1)))
+    storage = f"sqlite:///{tmp_path}/elsewhere.db"
+    search(config, tmp_path / "run", storage=storage, make_pool=pools())
+    assert not (tmp_path / "run/study.db").exists()
+    (name,) = optuna.get_all_study_names(storage)
+    assert len(optuna.load_study(study_name=name, storage=storage).trials) == 10
+    written = "".join(p.read_text(errors="ignore") for p in (tmp_path / "run").iterdir())
+    assert "elsewhere" not in written
+
+
+def test_options_replace_the_config(toy_config: Any, pools: Any, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(toy_config()))
+    search(os.fspath(path), tmp_path / "run", trials=4, workers=2, seed=9, make_pool=pools())
+    config = EvolveConfig.load(tmp_path / "run/config.yaml")
+    assert (config.trials, config.workers, config.seed) == (4, 2, 9)
+    assert pools.made[0].size == 2
