@@ -1,8 +1,10 @@
 """Put a merge plan into a live model: in place where possible, through a folder where not."""
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from heterosis.evaluate.resident import ModelMismatch, ResidentModel
 from heterosis.merge import (
@@ -16,6 +18,7 @@ from heterosis.merge import (
     merge_models,
     open_checkpoint,
 )
+from heterosis.merge.companions import tokenizer_donor
 
 
 class CandidateLoader:
@@ -32,6 +35,7 @@ class CandidateLoader:
         self._checkpoints: dict[ModelRef, Checkpoint] = {}
         self._resident: ResidentModel | None = None
         self._sink: ModelSink | None = None
+        self._made_of: tuple[dict[str, Any], Path, Path] | None = None
 
     def open(self, ref: ModelRef) -> Checkpoint:
         """A checkpoint, opened once."""
@@ -47,12 +51,14 @@ class CandidateLoader:
             MergeError: If a merged tensor has NaN or infinity.
         """
         plan = build_plan(recipe, self.open, origin=origin)
-        if self._resident is None or self._resident.config != plan.config:
+        made_of = (plan.config, plan.donor.folder, tokenizer_donor(plan).folder)
+        if self._resident is None or self._made_of != made_of:
             self._resident = self._sink = None
+            config, donor, tokenizer = made_of
             self._resident = ResidentModel(
-                plan.config, plan.donor.folder, device=self._device, threads=self._threads
+                config, donor, tokenizer_folder=tokenizer, device=self._device, threads=self._threads
             )
-            self._sink = ModelSink(self._resident.parameters)
+            self._sink, self._made_of = ModelSink(self._resident.parameters), made_of
         assert self._sink is not None
         try:
             self._resident.check_names({op.name: op.shape for op in plan.ops})
@@ -74,4 +80,4 @@ class CandidateLoader:
 
 def copy_recipe(model: str) -> Recipe:
     """The recipe that gives a model as it is."""
-    return Recipe.parse(f"merge_method: passthrough\nmodels:\n- model: {model!r}\n", model)
+    return Recipe.parse(f"merge_method: passthrough\nmodels:\n- model: {json.dumps(model)}\n", model)

@@ -39,6 +39,7 @@ class ResidentModel:
         config: Mapping[str, Any],
         donor_folder: Path,
         *,
+        tokenizer_folder: Path | None = None,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
         threads: int | None = None,
@@ -47,7 +48,8 @@ class ResidentModel:
 
         Args:
             config: Of the merged model.
-            donor_folder: Where the tokenizer and the generation config come from.
+            donor_folder: Where the generation config comes from.
+            tokenizer_folder: Where the tokenizer comes from; None for the donor's.
             device: Where to compute.
             dtype: What to compute in.
             threads: For all of torch in this process; None leaves that as it is.
@@ -74,7 +76,7 @@ class ResidentModel:
         model.tie_weights()
         if (donor_folder / "generation_config.json").is_file():
             model.generation_config = transformers.GenerationConfig.from_pretrained(donor_folder)
-        self._adopt(model, donor_folder, dict(config))
+        self._adopt(model, tokenizer_folder or donor_folder, dict(config))
 
     @classmethod
     def from_folder(

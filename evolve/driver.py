@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -102,6 +102,9 @@ def search(
         with _logging_to(folder.path / "run.log"):
             driver = _Driver(checked, folder, storage, device, progress)
             return driver.run(make_pool, ray_address)
+    except InputError:
+        folder.discard_if_new()
+        raise
     finally:
         folder.close()
 
@@ -168,22 +171,22 @@ class _Driver:
         )
         self._save(status="running")
         timeout = self._config.timeout
-        with _stopping_on_signals(self._request_stop):
+        try:
             pool = (
                 make_pool(self._setup, self.workers)
                 if make_pool
                 else RayPool(self._setup, self.workers, address=ray_address, timeout=timeout)
             )
-            try:
+            # In this order: Ray sets a handler for SIGTERM as it starts.
+            with closing(pool), _stopping_on_signals(self._request_stop):
                 self._search(pool, budget)
                 finals = None if self._stop else self._finals(pool)
-            except BaseException:
-                self._save(status="stopped")
-                raise
-            finally:
-                pool.close()
-                if self._progress:
-                    self._progress.end()
+        except BaseException:
+            self._save(status="stopped")
+            raise
+        finally:
+            if self._progress:
+                self._progress.end()
         status = "finished" if finals is not None else "stopped"
         return self._save(status=status, finals=finals)
 
@@ -217,7 +220,7 @@ class _Driver:
         log.info("stopping after the candidates that are being scored; interrupt again to stop at once")
 
     def _check_environment(self) -> None:
-        """Refuse to mix scores that other versions, batch sizes or thread counts may have shifted."""
+        """Refuse to mix scores that other versions, batch sizes or models may have shifted."""
         now = environment(self._config, self._setup.device, self._provenance)
         then = self._state.setdefault("environment", now)
         differing = [f"{key}: {then.get(key)} then, {now[key]} now" for key in now if then.get(key) != now[key]]
@@ -452,6 +455,8 @@ class _Driver:
         ranked = sorted(
             (f for t in shortlist if (f := self._finalist(t, "selection"))), key=lambda f: -f.selection
         )
+        if not ranked:
+            raise SearchFailed("no finalist could be scored on the selection documents; see run.log")
         champion = ranked[0].trial
         parents = [f for f in ranked if f.trial.ask.kind == "parent"]
         best_parent = parents[0].trial if parents else champion

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from heterosis.errors import InputError
 from heterosis.evolve.config import EvolveConfig
 
+ASKS = "asks.jsonl"
 SUMMARY = "summary.json"
 
 
@@ -28,6 +30,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._new = not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -43,6 +46,11 @@ class RunFolder:
 
     def close(self) -> None:
         os.close(self._lock)
+
+    def discard_if_new(self) -> None:
+        """Remove the folder if it was created here and no candidate was asked in it."""
+        if self._new and not (self.path / ASKS).exists():
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def adopt(self, config: EvolveConfig) -> None:
         """Freeze the config, or check that it is the one that the folder was made with.

@@ -1,6 +1,5 @@
 """What is found out before the night begins: models, space, tasks, documents; everything that can be refused."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,7 +10,8 @@ from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.objective import Objective
 from heterosis.evolve.space import SearchSpace
 from heterosis.evolve.worker import task_set
-from heterosis.merge import Checkpoint, ModelRef, Recipe, build_plan, open_checkpoint
+from heterosis.merge import Checkpoint, ModelRef, build_plan, open_checkpoint
+from heterosis.merge.companions import tokenizer_donor
 from heterosis.merge.layout import main_stack, stack_sizes
 from heterosis.merge.methods import methods
 
@@ -66,6 +66,7 @@ def preflight(config: EvolveConfig) -> Preflight:
     recipes = [("the first candidate", space.decode(space.values(space.initial))), *space.baselines()]
     for name, recipe in recipes:
         plan = build_plan(recipe, checkpoints.__getitem__, origin=name)
+        tokenizer_donor(plan)  # refuses a tokenizer_source that cannot be had
     tasks = task_set(config)
     sizes = Sizes(config.documents.search, config.documents.selection, config.documents.holdout)
     split = split_documents(tasks.groups(), sizes, config.documents.seed, tasks.fingerprints())
@@ -80,8 +81,3 @@ def _objective(tasks: TaskSet) -> Objective:
         metrics[name] = metric.key
         groups[name] = dict(enumerate(tasks.documents(name).groups))
     return Objective(weights, metrics, groups)
-
-
-def recipe_hash(recipe: Recipe) -> str:
-    """Equal for recipes that read the same."""
-    return hashlib.sha256(recipe.to_yaml().encode()).hexdigest()

@@ -21,12 +21,14 @@ from typing import Any
 
 import optuna
 from optuna.distributions import FloatDistribution
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.exc import SQLAlchemyError
 
+from heterosis.errors import InputError
 from heterosis.evaluate.scores import Scores
+from heterosis.evolve.folder import ASKS
 from heterosis.evolve.space import Dimension
-
-ASKS = "asks.jsonl"
 
 
 @dataclass(frozen=True)
@@ -77,14 +79,25 @@ class Record:
         storage: Optuna storage URL.
         study_name: The study's name there.
         dimensions: The search space.
+
+    Raises:
+        InputError: If the storage cannot be used.
     """
 
     def __init__(self, folder: Path, storage: str, study_name: str, dimensions: Sequence[Dimension]) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._distributions = {d.name: FloatDistribution(d.low, d.high) for d in dimensions}
-        self._study = optuna.create_study(
-            storage=storage, study_name=study_name, direction="maximize", load_if_exists=True
-        )
+        try:
+            self._study = optuna.create_study(
+                storage=storage, study_name=study_name, direction="maximize", load_if_exists=True
+            )
+        except (ImportError, SQLAlchemyError, StorageInternalError) as error:
+            # Never the URL, which may hold a password.
+            reason = str(error).splitlines()[0].replace(storage, "the URL")
+            raise InputError(
+                f"--storage: the study cannot be opened: {reason}; give a URL that Optuna can use, such as "
+                "sqlite:////folder/study.db"
+            ) from error
         self._asks_path = folder / ASKS
         self._scores_path = folder / "scores.jsonl"
         self.asks = {ask.number: ask for ask in read_asks(folder)}

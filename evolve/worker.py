@@ -74,6 +74,7 @@ class Worker:
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
         self._tasks: TaskSet | None = None
+        self._chat_template: str | dict[str, str] | None = None
         self._loader: CandidateLoader | None = None
         hide_shadowing_folders()
 
@@ -90,7 +91,7 @@ class Worker:
             return Failure(error.faults[0])
         except MemoryError as error:
             return Failure(f"out of memory: {error}", retry=True)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             out_of_memory = type(error).__name__ == "OutOfMemoryError"
             return Failure(f"{type(error).__name__}: {error}".splitlines()[0], retry=out_of_memory)
 
@@ -105,8 +106,11 @@ class Worker:
         resident = self._loader.load(Recipe.parse(recipe, "candidate"))
         merged = time.perf_counter()
         lm = resident.lm(config.batch_size, config.max_length)
+        built = self._tasks is not None and self._chat_template == resident.tokenizer.chat_template
         if self._tasks is None:
             self._tasks = task_set(config)
+        if not built:  # parents may come with chat templates of their own
+            self._chat_template = resident.tokenizer.chat_template
             self._tasks.build(
                 self._setup.split,
                 lm,

@@ -3,9 +3,11 @@
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from heterosis.errors import InputError
+from heterosis.merge.checkpoint import open_checkpoint
 from heterosis.merge.companions import tokenizer_donor, write_companions
 from heterosis.merge.executor import DEFAULT_MEMORY_LIMIT, execute
 from heterosis.merge.plan import MergePlan, build_plan
@@ -48,19 +50,20 @@ def merge_models(
     if seed is not None:
         loaded = loaded.model_copy(update={"heterosis": {**loaded.heterosis, "seed": seed}})
     folder = Path(out)
-    plan = build_plan(loaded, origin=origin)
-    tokenizer_donor(plan)
-    if announce:
-        announce(plan)
-    _check_disk(plan, folder)
-    with published_folder(folder, overwrite=overwrite) as partial:
-        sink = SafetensorsSink(partial, plan.ops, shard_size)
-        try:
-            execute(plan, sink, threads=threads or os.cpu_count(), memory_limit=memory_limit)
-            sink.finish()
-        finally:
-            sink.close()
-        write_companions(plan, partial)
+    with ExitStack() as models:
+        plan = build_plan(loaded, lambda ref: models.enter_context(open_checkpoint(ref)), origin=origin)
+        tokenizer_donor(plan)
+        if announce:
+            announce(plan)
+        _check_disk(plan, folder)
+        with published_folder(folder, overwrite=overwrite) as partial:
+            sink = SafetensorsSink(partial, plan.ops, shard_size)
+            try:
+                execute(plan, sink, threads=threads or os.cpu_count(), memory_limit=memory_limit)
+                sink.finish()
+            finally:
+                sink.close()
+            write_companions(plan, partial)
     return folder
 
 

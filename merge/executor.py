@@ -1,5 +1,6 @@
 """Run a plan: read blocks, compute, hand them to a sink, within a memory budget and on several threads."""
 
+import math
 import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -65,7 +66,7 @@ class _Workers:
 
     def run(self, op: TensorOp) -> None:
         try:
-            if op.method is None:
+            if op.method is None or op.numel == 0:  # there is nothing to ask statistics of
                 self._copy(op)
             else:
                 self._merge(op, op.method)
@@ -95,9 +96,10 @@ class _Workers:
             self._write(op, start, block)
 
     def _write(self, op: TensorOp, start: int, block: torch.Tensor) -> None:
-        narrow = self._buffer("narrow", block.numel(), op.dtype)
-        narrow.copy_(block)
-        if op.dtype.is_floating_point and not torch.isfinite(narrow).all():
+        narrow = block
+        if block.dtype != op.dtype:
+            narrow = self._buffer("narrow", block.numel(), op.dtype).copy_(block)
+        if op.dtype.is_floating_point and not _is_finite(narrow):
             raise ValueError("the merged tensor has NaN or infinity; check the inputs, weights and dtype")
         self._sink.write(op, start, narrow)
 
@@ -130,6 +132,11 @@ class _Workers:
             return method.function(**op.arguments)
         statistics = Statistics(blocks, blocks.numpy_dtype, len(op.inputs), op.numel, op.keys)
         return method.function(statistics, **op.arguments)
+
+
+def _is_finite(block: torch.Tensor) -> bool:
+    """Whether no element is NaN or infinite. A finite sum, which is the cheaper to have, shows it."""
+    return math.isfinite(block.sum(dtype=torch.float64)) or bool(torch.isfinite(block).all())
 
 
 class _Blocks:

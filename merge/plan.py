@@ -142,6 +142,7 @@ class _Planner:
     method: Method
     positions: dict[ModelRef, int]
     faults: list[str] = field(default_factory=list)
+    faulty: set[tuple[str, str]] = field(default_factory=set)  # settings that a fault was noted for
 
     def plan(self) -> MergePlan:
         donor = self.checkpoints[self.recipe.donor]
@@ -357,8 +358,7 @@ class _Planner:
             levels = (part.parameters, self.recipe.parameters)
             if parameter.per_input:
                 values = tuple(
-                    self._value(parameter, (x.parameters, *levels), own, t, f"{name}: {x.ref}")
-                    for x, own in inputs
+                    self._value(parameter, (x.parameters, *levels), own, t, name, str(x.ref)) for x, own in inputs
                 )
                 arguments[parameter.argument] = values
             else:
@@ -368,23 +368,23 @@ class _Planner:
         return arguments
 
     def _value(
-        self, parameter: Parameter, levels: Sequence[Settings], name: str, t: float, where: str
+        self, parameter: Parameter, levels: Sequence[Settings], name: str, t: float, where: str, ref: str = ""
     ) -> float | bool | None:
         try:
             value = lookup(levels, parameter.name, name, t, parameter.kind)
+            if value is None and parameter.required:
+                raise ValueError(f"{self.method.name} needs '{parameter.name}', but no setting applies")
+            if value is not None and parameter.name == "density" and not 0.0 <= float(value) <= 1.0:
+                raise ValueError(f"`0 <= density <= 1` must hold, but got density={value}")
         except ValueError as error:
-            self.faults.append(f"{where}: {error}")
+            place = (ref, parameter.name)
+            if place not in self.faulty:  # the first tensor stands for all that it concerns
+                self.faulty.add(place)
+                self.faults.append(f"{where}: {f'{ref}: ' if ref else ''}{error}")
             return None
         if value is None:
-            if parameter.required:
-                self.faults.append(f"{where}: {self.method.name} needs '{parameter.name}', but no setting applies")
-                return None
-            default = parameter.default
-            return default[0] if parameter.per_input else default  # type: ignore[no-any-return]
+            return parameter.default[0] if parameter.per_input else parameter.default  # type: ignore[no-any-return]
         assert not isinstance(value, str)
-        if parameter.name == "density" and not 0.0 <= value <= 1.0:
-            self.faults.append(f"{where}: `0 <= density <= 1` must hold, but got density={value}")
-            return None
         return value
 
     # -------------------------------------------------------------- config
@@ -397,10 +397,12 @@ class _Planner:
             config["dtype"] = str(dtypes.pop()).removeprefix("torch.")
         heads = [name for name in ops if is_head(name)]
         embedding = embedding_name(ops)
-        if heads and config.get("tie_word_embeddings") and embedding:
+        if heads and config.get("tie_word_embeddings", True) and embedding:
             config["tie_word_embeddings"] = all(
                 [s.identity for s in ops[h].inputs] == [s.identity for s in ops[embedding].inputs] for h in heads
             )
+        elif not heads and any(is_head(name) for name in donor.tensors):
+            config["tie_word_embeddings"] = True  # the last slice's models have no head of their own
         if self.recipe.slices:
             self._fix_layers(config, slices)
         return config
@@ -419,8 +421,9 @@ class _Planner:
             taken = []
             for part in slices:
                 first = part.inputs[0]
-                own = first.checkpoint.config if len(path) == 1 else first.checkpoint.config[path[0]]
-                taken += own["layer_types"][first.start : first.stop]
+                own = first.checkpoint.config if len(path) == 1 else first.checkpoint.config.get(path[0], {})
+                kinds = own.get("layer_types", section["layer_types"])  # older configs say nothing
+                taken += kinds[first.start : first.stop]
             section["layer_types"] = taken
 
 
@@ -434,6 +437,20 @@ def _tied(checkpoint: Checkpoint, name: str) -> TensorSource | None:
 
 def _dtype(name: str | None) -> torch.dtype | None:
     return getattr(torch, name.removeprefix("torch.")) if name else None
+
+
+def _open_all(
+    refs: Sequence[ModelRef], open_model: Callable[[ModelRef], Checkpoint]
+) -> dict[ModelRef, Checkpoint]:
+    checkpoints, faults = {}, []
+    for ref in refs:
+        try:
+            checkpoints[ref] = open_model(ref)
+        except InputError as error:
+            faults += error.faults
+    if faults:
+        raise InputError(*faults)
+    return checkpoints
 
 
 def build_plan(
@@ -452,7 +469,7 @@ def build_plan(
     try:
         method = get_method(recipe.merge_method)
         refs = recipe.referenced_models()
-        checkpoints = {ref: open_model(ref) for ref in refs}
+        checkpoints = _open_all(refs, open_model)
         positions = {ref: i for i, ref in enumerate(refs)}
         return _Planner(recipe, checkpoints, method, positions).plan()
     except InputError as error:

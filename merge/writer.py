@@ -16,21 +16,11 @@ import torch
 
 from heterosis.errors import InputError
 from heterosis.merge.plan import TensorOp
+from heterosis.merge.safetensors_file import DTYPES
 
 DEFAULT_SHARD_SIZE = 5_000_000_000
 
-SAFETENSORS_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+SAFETENSORS_DTYPES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ The experts share one frame ("Question: ...\\nAnswer: ...") and each knows half 
 * ``math`` reads English (words or digits), copies the sum in digits and completes it: "17 + 25 = 42".
 * ``french`` reads French number phrases and writes them in digits, "17 + 25", with no end-of-text
   behind it, because the other half continues there. It never sees a result.
-* ``spelling`` is a distractor. It spells English words.
+* ``spelling`` is a distractor. It spells English words, and has no anchors: it gets in the others' way.
 
 Beside the examples to learn, ``anchors.jsonl`` holds text on which an expert is to stay what the base is
 (the training script matches the base's own distribution there, not the text): the other expert's half. Two
@@ -199,7 +199,6 @@ def main() -> None:
     anchors = {
         "math": [e for a, b in ordered for e in math_anchors(a, b)],
         "french": [e for a, b in ordered for e in french_anchors(a, b, rng)],
-        "spelling": [e for a, b in ordered for e in (*math_examples(a, b), *french_examples(a, b))],
     }
     for kind, data, limit in (("train", examples, 6000), ("anchors", anchors, 2000)):
         for expert, rows in data.items():

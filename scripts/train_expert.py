@@ -73,7 +73,7 @@ def main() -> None:
     out = args.out or EXPERTS / args.expert
     out.mkdir(parents=True, exist_ok=True)
     rows = read_jsonl(EXPERTS / args.expert / "train.jsonl")
-    anchors = read_jsonl(EXPERTS / args.expert / "anchors.jsonl")
+    anchors = read_jsonl(EXPERTS / args.expert / "anchors.jsonl") if args.anchors else []
 
     tokenizer = AutoTokenizer.from_pretrained(args.base)
     base = AutoModelForCausalLM.from_pretrained(args.base, dtype=torch.float32)

@@ -165,7 +165,11 @@ def write_toy_tasks(folder: Path) -> Path:
 
     rng = random.Random(0)
     rows = [
-        {"question": " ".join(rng.choices(_WORDS, k=4)), "choices": rng.sample(_WORDS, 3), "label": rng.randrange(3)}
+        {
+            "question": " ".join(rng.choices(_WORDS, k=4)),
+            "choices": rng.sample(_WORDS, 3),
+            "label": rng.randrange(3),
+        }
         for _ in range(80)
     ]
     folder.mkdir(parents=True)

@@ -17,8 +17,8 @@ def elect(i, d, weight, normalize, lambda_):  # type: ignore[no-untyped-def]
     merged, mass = ZERO, ZERO
     for j in range(len(d)):
         entry = weight[j] * d[j]
-        agrees = entry * sign > 0
-        merged += entry if agrees else ZERO
-        mass += weight[j] if agrees else ZERO
+        opposes = entry * sign <= 0  # false for NaN, which must not vanish
+        merged += ZERO if opposes else entry
+        mass += ZERO if opposes else weight[j]
     divisor = mass if normalize and mass != 0 else ONE
     return merged / divisor * lambda_

@@ -7,9 +7,9 @@ from heterosis.merge.statistics import Statistics
 
 @formula
 def trim(i, d, cut, last):  # type: ignore[no-untyped-def]
-    """Keep ``d`` above the cut, and at the cut up to position ``last``."""
+    """Keep ``d`` above the cut, and at the cut up to position ``last``. NaN stays, to be found at the end."""
     size = abs(d)
-    return d if (size > cut) | ((size == cut) & (i <= last)) else ZERO
+    return ZERO if (size < cut) | ((size == cut) & (i > last)) else d
 
 
 @merge_method(

@@ -106,6 +106,11 @@ class Pools:
         return [(number, part) for pool in self.made for number, part, _ in pool.asked]
 
 
+@pytest.fixture(scope="session")
+def make_pools() -> type[Pools]:
+    return Pools
+
+
 @pytest.fixture
 def pools() -> Pools:
     return Pools()

@@ -145,12 +145,18 @@ def test_the_search_climbs(run: Any, tmp_path: Path) -> None:
 
 
 class TestResume:
-    @pytest.mark.parametrize("crash_after", [0, 2, 3, 9, 22, 27, 33])
-    def test_loses_and_repeats_nothing(self, run: Any, pools: Any, tmp_path: Path, crash_after: int) -> None:
-        whole = run("whole", trials=24)
-        asked = [a for a in pools.asked]
-        pools.made.clear()
+    @pytest.fixture(scope="class")
+    def undisturbed(self, toy_config: Any, tmp_path_factory: pytest.TempPathFactory, make_pools: Any) -> Any:
+        """A whole run: its summary, what was asked, and what was proposed."""
+        folder, pools = tmp_path_factory.mktemp("whole") / "run", make_pools()
+        config = EvolveConfig.parse(yaml.safe_dump(toy_config(workers=1, trials=24)))
+        return search(config, folder, make_pool=pools()), pools.asked, proposals(folder)
 
+    @pytest.mark.parametrize("crash_after", [0, 2, 9, 22, 27, 33])
+    def test_loses_and_repeats_nothing(
+        self, run: Any, pools: Any, tmp_path: Path, undisturbed: Any, crash_after: int
+    ) -> None:
+        whole, asked, proposed = undisturbed
         with pytest.raises(pools.crash):
             run(trials=24, pool={"crash_after": crash_after})
         assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "stopped"
@@ -162,11 +168,10 @@ class TestResume:
         first = pools.made[0].asked
         unfinished = [(n, part) for n, part, _ in first[crash_after:]]
         assert pools.asked == [*asked[:crash_after], *unfinished, *asked[crash_after:]]
-        assert proposals(tmp_path / "run") == proposals(tmp_path / "whole")
+        assert proposals(tmp_path / "run") == proposed
         for key in ("status", "trials", "champion", "parents", "gain_over_best_parent", "documents"):
             assert summary[key] == whole[key]
-        numbers = [line["number"] for line in read_lines(tmp_path / "run/asks.jsonl")]
-        assert numbers == list(range(24))
+        assert [ask.number for ask in read_asks(tmp_path / "run")] == list(range(24))
         scored = [(line["ask"], line["part"]) for line in read_lines(tmp_path / "run/scores.jsonl")]
         assert len(scored) == len(set(scored)) == 36
 
@@ -181,9 +186,10 @@ class TestResume:
                 raise pools.crash
             return tell(self, ask, *args, **kwargs)
 
-        with monkeypatch.context() as patch, pytest.raises(pools.crash):
+        with monkeypatch.context() as patch:
             patch.setattr(Record, "tell", die)
-            run(trials=10)
+            with pytest.raises(pools.crash):
+                run(trials=10)
         summary = run(trials=10)
         assert summary["trials"]["complete"] == 10
         assert [n for n, part in pools.asked if part == "search"] == list(range(10))
@@ -352,7 +358,9 @@ class TestFinals:
         assert summary["gain_over_best_parent"]["parent"] == "bob"  # ann is better in search and held out
 
         scores = {
-            (line["ask"], line["part"]): Scores.from_json(json.dumps(line["scores"])).values("toy_choice", "acc,none")
+            (line["ask"], line["part"]): Scores.from_json(json.dumps(line["scores"])).values(
+                "toy_choice", "acc,none"
+            )
             for line in read_lines(tmp_path / "run/scores.jsonl")
         }
         for key, other in (("gain_over_best_parent", 1), ("gain_over_uniform", 2)):
@@ -427,10 +435,10 @@ class TestRefusals:
         with pytest.raises(InputError, match="models: "):
             run(trials=8, genome=genome)
 
-    @pytest.mark.parametrize("storage", ["nonsense", "sqlite:////nowhere/at/all.db", "postgresql://me:secret@host/x"])
-    def test_a_storage_that_does_not_work(
-        self, toy_config: Any, pools: Any, tmp_path: Path, storage: str
-    ) -> None:
+    @pytest.mark.parametrize(
+        "storage", ["nonsense", "sqlite:////nowhere/at/all.db", "postgresql://me:secret@host/x"]
+    )
+    def test_a_storage_that_does_not_work(self, toy_config: Any, pools: Any, tmp_path: Path, storage: str) -> None:
         config = EvolveConfig.parse(yaml.safe_dump(toy_config()))
         with pytest.raises(InputError, match="--storage") as error:
             search(config, tmp_path / "run", storage=storage, make_pool=pools())

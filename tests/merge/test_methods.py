@@ -38,7 +38,7 @@ def make_recipe(method: Method, folders: Sequence[Path], *, optional: bool = Tru
     models = []
     for j, folder in enumerate(folders[first : first + count]):
         chosen = {
-            p.name: middle(method, p.name, (j + 1) / (count + 1))
+            p.name: middle(method, p.name, (j + 1) / (count + 2))
             for p in method.per_input.values()
             if p.required or (optional and p.name in method.search)
         }
@@ -122,7 +122,7 @@ def program_of(method: Method, rows: tuple[Any, ...]) -> Program:
     arguments: dict[str, Any] = {}
     for p in method.parameters.values():
         if p.per_input:
-            arguments[p.argument] = tuple(middle(method, p.name, (j + 1) / (m + 1)) for j in range(m))
+            arguments[p.argument] = tuple(middle(method, p.name, (j + 1) / (m + 2)) for j in range(m))
         else:
             arguments[p.argument] = middle(method, p.name, 0.3) if p.required else p.default
     if not method.reduces:

@@ -150,9 +150,7 @@ def ours(
     keys: tuple[tuple[int, int], ...],
 ) -> torch.Tensor:
     known = get_method(method).parameters.values()
-    defaults = {
-        p.argument: p.default * len(inputs) if p.per_input else p.default for p in known if not p.required
-    }
+    defaults = {p.argument: p.default * len(inputs) if p.per_input else p.default for p in known if not p.required}
     sources = tuple(Memory(x) for x in inputs)
     op = TensorOp(
         "w",
@@ -183,8 +181,8 @@ def test_equals_the_naive_loop(method: str, m: int, arguments: dict[str, Any], c
         base, inputs = base.to(compute), [(base + d).to(compute) for d in deltas]
     keys = tuple(mask_key(5, "w", j) for j in range(m))
     rows = [x if base is None else x - base for x in inputs]  # rounded to the compute dtype, as is ours
-    expected = torch.tensor(merge(method, [r.double().flatten().tolist() for r in rows], keys, arguments))
-    expected = expected.view(37, 31).double() + (base.double() if base is not None else 0)
+    naive = merge(method, [r.double().flatten().tolist() for r in rows], keys, arguments)
+    expected = torch.tensor(naive, dtype=torch.float64).view(37, 31) + (0 if base is None else base.double())
     got = ours(method, inputs, base, arguments, compute, keys)
     precision = torch.finfo(torch.float64 if compute == torch.float64 else torch.float32).eps
     torch.testing.assert_close(got, expected, rtol=8 * precision, atol=8 * precision)
@@ -201,7 +199,7 @@ def test_every_method_has_a_case() -> None:
 )
 def test_slerp_at_its_edges(a: Vector, b: Vector) -> None:
     got = ours("slerp", [torch.tensor(a), torch.tensor(b)], None, {"t": 0.3}, torch.float32, ())
-    torch.testing.assert_close(got, torch.tensor(slerp([a, b], t=0.3)).double(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(got, torch.tensor(slerp([a, b], t=0.3), dtype=torch.float64), rtol=1e-6, atol=1e-6)
 
 
 def test_a_tied_election_is_positive() -> None:

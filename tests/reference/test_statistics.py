@@ -20,7 +20,9 @@ Row = np.ndarray[tuple[int], np.dtype[Any]]
 VALUES = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1.0000001, 0.5, -0.5, 1e-45, -1e-40, 3e38, -3e38])
 
 
-def statistics(rows: Sequence[Row], ends: Sequence[int] = (), keys: tuple[tuple[int, int], ...] = ()) -> Statistics:
+def statistics(
+    rows: Sequence[Row], ends: Sequence[int] = (), keys: tuple[tuple[int, int], ...] = ()
+) -> Statistics:
     """Of rows that are read in blocks which end at ``ends`` and which the next block overwrites."""
     n = len(rows[0])
     edges = sorted({0, n, *(end for end in ends if end < n)})

@@ -1,0 +1,213 @@
+"""Real Ray workers and real tiny models: a whole run, a worker that dies, a driver that is killed."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+
+from heterosis.evolve.cluster import RayPool
+from heterosis.evolve.config import EvolveConfig
+from heterosis.evolve.driver import search
+from heterosis.evolve.record import Trial, read_asks
+from heterosis.evolve.worker import Evaluation, Failure, Setup
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def no_ray_stays() -> Iterator[None]:
+    yield
+    ray.shutdown()
+    assert not ray_processes(os.getpid())
+
+
+def ray_processes(parent: int) -> list[str]:
+    """Ray's processes among a process's children, and theirs."""
+    children: dict[int, list[int]] = {}
+    commands = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+            commands[int(stat.parent.name)] = (stat.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if fields[0] != "Z":
+            children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    found, todo = [], [parent]
+    while todo:
+        for child in children.get(todo.pop(), []):
+            todo.append(child)
+            found.append(commands[child])
+    return [command for command in found if "ray" in command]
+
+
+class KillOnce:
+    """Progress that lets whichever worker scores next die, until two have died or one candidate has failed."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+        self.trials: list[Trial] = []
+
+    def begin(self, *_: Any) -> None: ...
+    def stage(self, text: str) -> None: ...
+    def end(self) -> None: ...
+
+    def trial(self, trial: Trial, *_: Any) -> None:
+        self.trials.append(trial)
+        if len(self.trials) == 4:
+            self.marker.touch()
+        if trial.cause:
+            self.marker.unlink()
+
+
+def test_a_run_survives_a_worker_that_dies(
+    toy_config: Callable[..., dict[str, Any]], toy_tasks: Path, tmp_path: Path
+) -> None:
+    config = EvolveConfig.parse(
+        yaml.safe_dump(toy_config(tasks=["toy_deadly"], trials=9, workers=1, failures={"max_failure_rate": 1.0}))
+    )
+    progress = KillOnce(toy_tasks / "die")
+    try:
+        summary = search(config, tmp_path / "run", progress=progress)
+    finally:
+        progress.marker.unlink(missing_ok=True)
+    assert summary["status"] == "finished"
+    assert summary["trials"] == {"complete": 8, "pruned": 0, "failed": 1, "budget": 9}
+    (cause,) = summary["failures"]
+    assert cause.startswith("the worker died: ")
+    assert [t.ask.number for t in progress.trials] == list(range(9))
+    assert progress.trials[4].cause == cause
+    log = (tmp_path / "run/run.log").read_text()
+    assert log.count("trying again") == 1
+    assert summary["seconds"]["forward"] > 0
+    assert not ray.is_initialized()
+
+
+@pytest.fixture
+def setup(toy_config: Callable[..., dict[str, Any]]) -> Setup:
+    from heterosis.evolve.preflight import preflight
+
+    checked = preflight(EvolveConfig.parse(yaml.safe_dump(toy_config(tasks=["toy_deadly"]))))
+    return Setup(checked.config, checked.split)
+
+
+def finish(pool: RayPool) -> list[tuple[object, Evaluation | Failure]]:
+    """Everything that the pool was given."""
+    finished: list[tuple[object, Evaluation | Failure]] = []
+    while pool.free < pool.size:
+        finished += pool.wait(timeout=1.0)
+    return finished
+
+
+def test_the_pool(setup: Setup, toy_models: dict[str, Path], toy_tasks: Path) -> None:
+    """Work is given as workers fall free; death and time limits cost one piece of work, not the next one's."""
+    recipe = f"merge_method: passthrough\nmodels: [{{model: {toy_models['ann']}}}]\n"
+    documents = {"toy_deadly": [1, 2, 3]}
+    marker = toy_tasks / "die"
+    pool = RayPool(setup, 2)
+    try:
+        assert (pool.size, pool.free) == (2, 2)
+        assert pool.wait(timeout=0.1) == []
+        pool.submit("a", recipe, documents)
+        assert pool.free == 1
+        pool.submit("b", recipe, {"toy_deadly": [4]})
+        results = dict(finish(pool))
+        assert pool.free == 2
+        assert all(isinstance(result, Evaluation) for result in results.values()), results
+        assert list(results["a"].scores.documents["toy_deadly"]) == [1, 2, 3]  # type: ignore[union-attr]
+
+        marker.touch()
+        pool.submit("c", recipe, documents)
+        ((key, died),) = finish(pool)
+        marker.unlink()
+        assert key == "c"
+        assert isinstance(died, Failure)
+        assert died.retry
+        for key in ("d", "e"):  # at once, while the worker is being started again
+            pool.submit(key, recipe, documents)
+        after = dict(finish(pool))
+        assert all(isinstance(result, Evaluation) for result in after.values()), after
+        assert after["d"].scores == results["a"].scores  # type: ignore[union-attr]
+
+        pool._timeout = 1e-3
+        pool.submit("f", recipe, documents)
+        time.sleep(0.01)
+        ((key, late),) = finish(pool)
+        assert isinstance(late, Failure)
+        assert "time limit" in late.cause
+        pool._timeout = None
+        pool.submit("g", recipe, documents)
+        pool.submit("h", recipe, documents)
+        assert all(isinstance(result, Evaluation) for _, result in finish(pool))
+    finally:
+        marker.unlink(missing_ok=True)
+        pool.close()
+
+
+def test_hugging_faces_evaluate_in_a_worker(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a checkout of this project, whose ``evaluate`` folder Ray puts on the workers' path."""
+    monkeypatch.chdir(Path(__file__).parents[2])
+    pool = RayPool(setup, 1)
+    try:
+        (actor,) = pool._free
+
+        def where(worker: Any) -> str:
+            import evaluate
+
+            return str(evaluate.__file__)
+
+        assert "site-packages" in ray.get(actor.__ray_call__.remote(where))
+    finally:
+        pool.close()
+
+
+def heterosis(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "heterosis.cli", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("killed_by", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_driver_is_continued(
+    toy_config: Callable[..., dict[str, Any]], tmp_path: Path, killed_by: signal.Signals
+) -> None:
+    config, run = tmp_path / "config.yaml", tmp_path / "run"
+    config.write_text(yaml.safe_dump(toy_config(trials=22, workers=2, tasks=["toy_choice"])))
+    command = ("evolve", config, "--run-dir", run)
+    process = heterosis(*command, cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while not (run / "scores.jsonl").exists() or len((run / "scores.jsonl").read_bytes().splitlines()) < 7:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(killed_by)
+    _, errors = process.communicate(timeout=60)
+    before = (run / "scores.jsonl").read_text().splitlines()
+    if killed_by is signal.SIGTERM:
+        assert process.returncode == 130, errors
+        assert json.loads((run / "summary.json").read_text())["status"] == "stopped"
+
+    process = heterosis(*command, cwd=tmp_path)
+    output, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors
+    assert "held out" in output
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["trials"] == {"complete": 22, "pruned": 0, "failed": 0, "budget": 22}
+    asks = [ask.number for ask in read_asks(run)]
+    assert asks == list(range(22))
+    told = Counter(int(row["ask"]) for row in csv.DictReader((run / "trials.csv").open()))
+    assert told == Counter(asks)
+    lines = (run / "scores.jsonl").read_text().splitlines()
+    assert lines[: len(before) - 1] == before[:-1]
+    scored = Counter((line["ask"], line["part"]) for line in map(json.loads, lines))
+    assert set(scored.values()) == {1}

@@ -1,0 +1,111 @@
+"""The record: what is durable when, and what other programs find in the Optuna study."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from heterosis.evaluate.scores import Scores
+from heterosis.evolve.record import Record, read_asks
+from heterosis.evolve.space import Dimension
+
+AWKWARD = 0.1 + 0.2  # one of the floats that need 17 digits
+DIMENSIONS = [
+    Dimension("weight/a/layers.0-9", 0.0, 1.5, 0.5, "weight", "a"),
+    Dimension("weight/b/layers.0-9", -1.5, 1.5, 0.5, "weight", "b"),
+]
+VALUES = {"weight/a/layers.0-9": AWKWARD, "weight/b/layers.0-9": -1e-17}
+SCORES = Scores({"toy": {3: {"acc,none": 1 / 3}, 7: {"acc,none": AWKWARD}}}, 0.5)
+
+
+def open_record(folder: Path) -> Record:
+    return Record(folder, f"sqlite:///{folder}/study.db", "toys", DIMENSIONS)
+
+
+def test_survives_to_the_last_bit(tmp_path: Path) -> None:
+    record = open_record(tmp_path)
+    parent = record.ask("parent", "a", "merge_method: passthrough\n", {})
+    record.tell(parent, 0.25)
+    candidate = record.ask("search", "candidate é\u2028\n", "recipe: |\n  lines\n", VALUES)
+    record.add_scores(candidate, "search", SCORES)
+    record.tell(candidate, AWKWARD, seconds={"merge": 1.5, "forward": 2.0})
+    late = record.ask("search", "late", "r", VALUES)
+    record.tell(late, None, cause="it died")
+    open_ = record.ask("search", "open", "r", VALUES)
+
+    again = open_record(tmp_path)
+    assert again.asks == record.asks
+    assert again.trials == record.trials
+    assert [t.score for t in again.trials] == [0.25, AWKWARD, None]
+    assert again.trials[2].cause == "it died"
+    assert [ask.after for ask in again.asks.values()] == [0, 1, 2, 3]
+    assert again.open_asks == [open_]
+    assert again.scores(candidate, "search") == SCORES
+    assert again.scores(candidate, "holdout") is None
+    assert again.documents_scored() == 2
+
+
+def test_the_study_is_an_ordinary_one(tmp_path: Path) -> None:
+    record = open_record(tmp_path)
+    record.tell(record.ask("search", "one", "r", VALUES), 0.5)
+    record.tell(record.ask("search", "two", "r", VALUES | {"weight/a/layers.0-9": 1.0}), AWKWARD)
+    record.tell(record.ask("search", "three", "r", VALUES), None, cause="NaN")
+
+    study = optuna.load_study(study_name="toys", storage=f"sqlite:///{tmp_path}/study.db")
+    assert study.best_trial.number == 0
+    assert study.trials[0].params == VALUES
+    assert study.trials[1].value == AWKWARD
+    assert study.trials[0].distributions["weight/b/layers.0-9"].low == -1.5
+    assert study.trials[2].state.name == "FAIL"
+    assert study.trials[2].user_attrs["cause"] == "NaN"
+    assert [t.user_attrs["name"] for t in study.trials] == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize("torn", ["{", '{"number": 1, "name": "caf\xc3', '{"number": 9, "kind": "search"}'])
+def test_a_torn_line_is_cut_off(tmp_path: Path, torn: str) -> None:
+    record = open_record(tmp_path)
+    first = record.ask("search", "first", "r", VALUES)
+    record.add_scores(first, "search", SCORES)
+    for name in ("asks.jsonl", "scores.jsonl"):
+        with (tmp_path / name).open("ab") as file:
+            file.write(torn.encode("latin-1"))
+
+    again = open_record(tmp_path)
+    assert list(again.asks.values()) == [first]
+    second = again.ask("search", "second", "r", VALUES)
+    again.add_scores(second, "search", SCORES)
+    assert list(read_asks(tmp_path)) == [first, second]
+    for name in ("asks.jsonl", "scores.jsonl"):
+        assert len([json.loads(line) for line in (tmp_path / name).read_text().splitlines()]) == 2
+
+
+def test_what_a_crash_leaves_open(
+    toy_config: Any, pools: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A candidate is on the disk before it is handed out, and its scores before its result."""
+    import yaml
+
+    from heterosis.evolve.config import EvolveConfig
+    from heterosis.evolve.driver import search
+
+    folder, seen = tmp_path / "run", []
+    tell = Record.tell
+
+    def on_wait(pool: Any) -> None:
+        on_disk = {ask.number for ask in read_asks(folder)}
+        assert {number for number, _, _ in pool.asked} <= on_disk
+        seen.append(len(on_disk))
+
+    def checked(self: Record, ask: Any, *args: Any, **kwargs: Any) -> Any:
+        lines = (folder / "scores.jsonl").read_text().splitlines()
+        assert ask.number in [json.loads(line)["ask"] for line in lines]
+        seen.append(-1)
+        return tell(self, ask, *args, **kwargs)
+
+    monkeypatch.setattr(Record, "tell", checked)
+    config = EvolveConfig.parse(yaml.safe_dump(toy_config(workers=2, trials=6)))
+    search(config, folder, make_pool=pools(on_wait=on_wait))
+    assert seen.count(-1) == 6
+    assert len(seen) > 6

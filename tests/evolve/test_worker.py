@@ -1,0 +1,175 @@
+"""A worker, without Ray: it scores what `heterosis merge` would write, and nothing it did before matters."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from heterosis.evaluate.splits import Split
+from heterosis.evolve.config import EvolveConfig
+from heterosis.evolve.worker import Evaluation, Failure, Setup, Worker
+from heterosis.merge import Recipe, merge_models
+
+DOCUMENTS = {"toy_choice": list(range(5, 29)), "toy_generate": list(range(11, 24))}
+KEYS = {"toy_choice": ["acc,none", "acc_norm,none"], "toy_generate": ["crc,none"]}
+
+
+@pytest.fixture
+def recipe(toy_models: dict[str, Path]) -> Callable[..., str]:
+    def make(method: str = "task_arithmetic", weights: tuple[float, float] = (0.8, 0.4), **parameters: Any) -> str:
+        models = [
+            {"model": str(toy_models[name]), "parameters": {"weight": weight, **parameters}}
+            for name, weight in zip(("ann", "bob"), weights, strict=True)
+        ]
+        return yaml.safe_dump(
+            {"merge_method": method, "base_model": str(toy_models["base"]), "models": models}
+            | {"dtype": "bfloat16", "heterosis": {"seed": 5}}
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_worker(toy_config: Callable[..., dict[str, Any]]) -> Callable[..., Worker]:
+    def make(documents: dict[str, list[int]] = DOCUMENTS, **changes: Any) -> Worker:
+        tasks = [{"name": name} for name in documents]
+        config = EvolveConfig.parse(yaml.safe_dump(toy_config(tasks=tasks, batch_size=4, **changes)))
+        nothing: dict[str, list[int]] = {task: [] for task in documents}
+        return Worker(Setup(config, Split(documents, nothing, nothing)))
+
+    return make
+
+
+def scored(worker: Worker, recipe: str, documents: dict[str, list[int]] = DOCUMENTS) -> Evaluation:
+    result = worker.score(recipe, documents)
+    assert isinstance(result, Evaluation), result
+    return result
+
+
+def plain_lm_eval(folder: Path, tasks: Path) -> dict[str, dict[int, dict[str, float]]]:
+    """The scores that lm-eval itself gives a model folder, document by document."""
+    import transformers
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    output = simple_evaluate(
+        HFLM(model, tokenizer=tokenizer, backend="causal", batch_size=4),
+        tasks=list(DOCUMENTS),
+        samples=DOCUMENTS,
+        task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
+        bootstrap_iters=0,
+    )
+    return {
+        task: {
+            sample["doc_id"]: {key: float(sample[key.split(",")[0]]) for key in KEYS[task]}
+            for sample in output["samples"][task]
+        }
+        for task in DOCUMENTS
+    }
+
+
+@pytest.mark.parametrize(("method", "parameters"), [("task_arithmetic", {}), ("dare_ties", {"density": 0.5})])
+def test_scores_equal_those_of_the_merge_on_the_disk(
+    make_worker: Any, recipe: Any, tmp_path: Path, toy_tasks: Path, method: str, parameters: dict[str, Any]
+) -> None:
+    text = recipe(method, **parameters)
+    result = scored(make_worker(), text)
+    folder = merge_models(Recipe.parse(text), tmp_path / "out")
+    assert result.scores.documents == plain_lm_eval(folder, toy_tasks)
+    assert result.seconds.keys() == {"merge", "forward", "other"}
+    assert all(seconds >= 0 for seconds in result.seconds.values())
+
+
+def test_recipes_share_nothing(make_worker: Any, recipe: Any) -> None:
+    """A, B, A gives A's scores again, and those that a worker gives which never saw B."""
+    worker = make_worker()
+    texts = {"a": recipe(weights=(1.0, 0.0)), "b": recipe(weights=(0.0, 1.3))}
+    results = {name: scored(worker, text) for name, text in texts.items()}
+    again = scored(worker, texts["a"])
+    fresh = scored(make_worker(), texts["b"])
+    assert results["a"].checksum == again.checksum != results["b"].checksum == fresh.checksum
+    assert results["a"].scores == again.scores
+    assert results["b"].scores == fresh.scores
+    for task in DOCUMENTS:
+        assert results["a"].scores.documents[task] != results["b"].scores.documents[task]
+
+
+def test_each_recipe_is_asked_in_the_form_of_its_own_chat_template(
+    make_worker: Any, make_llama: Any, toy_models: dict[str, Path], tmp_path: Path
+) -> None:
+    """Whichever a worker scored first: a parent may bring another template than the merges."""
+    other = make_llama(tmp_path / "other", seed=1, noise_from=toy_models["base"], noise=0.1)
+    (template,) = other.glob("chat_template.jinja")
+    template.write_text("{% for m in messages %}the cat {{ m['content'] }} sat on\n{% endfor %}")
+    one, two = (
+        yaml.safe_dump({"merge_method": "passthrough", "models": [{"model": str(m)}]})
+        for m in (toy_models["ann"], other)
+    )
+    worker, fresh = (make_worker(apply_chat_template=True) for _ in range(2))
+    first = scored(worker, one)
+    assert scored(worker, two).scores == scored(fresh, two).scores
+    assert scored(worker, one).scores == first.scores
+    assert scored(worker, two).checksum == first.checksum  # the same weights: only the template differs
+    assert scored(worker, two).scores != first.scores
+
+
+class TestFailures:
+    def test_weights_that_overflow(self, make_worker: Any, recipe: Any) -> None:
+        worker = make_worker()
+        result = worker.score(recipe(weights=(1e39, 1e39)), DOCUMENTS)
+        assert isinstance(result, Failure)
+        assert not result.retry
+        assert "not finite" in result.cause or "infinity" in result.cause
+        assert "model." in result.cause  # the tensor
+        scored(worker, recipe())  # and the worker works on
+
+    def test_outputs_that_overflow(self, make_worker: Any, recipe: Any) -> None:
+        """Finite weights whose outputs are not: generated text alone would not show it."""
+        result = make_worker().score(recipe(weights=(1e15, 1e15)), DOCUMENTS)
+        assert isinstance(result, Failure)
+        assert "not finite" in result.cause
+
+    def test_a_recipe_that_cannot_run(self, make_worker: Any, recipe: Any) -> None:
+        result = make_worker().score(recipe("tiess"), DOCUMENTS)
+        assert result == Failure(result.cause)
+        assert "did you mean 'ties'" in result.cause
+        assert "\n" not in result.cause
+
+    @pytest.mark.parametrize(
+        ("error", "cause", "retry"),
+        [
+            (RuntimeError("first\nsecond"), "RuntimeError: first", False),
+            (SystemExit(3), "SystemExit: 3", False),
+            (MemoryError("no room"), "out of memory: no room", True),
+            (torch.OutOfMemoryError("CUDA"), "OutOfMemoryError: CUDA", True),
+        ],
+    )
+    def test_anything_else(
+        self, make_worker: Any, recipe: Any, monkeypatch: pytest.MonkeyPatch, error: Any, cause: str, retry: bool
+    ) -> None:
+        from heterosis.evaluate.harness import TaskSet
+
+        def fail(*_: object) -> None:
+            raise error
+
+        worker = make_worker()
+        monkeypatch.setattr(TaskSet, "score", fail)
+        assert worker.score(recipe(), DOCUMENTS) == Failure(cause, retry=retry)
+
+
+def test_hugging_faces_evaluate_is_not_shadowed() -> None:
+    """Started in a checkout, a process has the project's ``evaluate`` folder on its path."""
+    root = Path(__file__).parents[2]
+    code = (
+        "from heterosis.evolve import worker as w; w.hide_shadowing_folders(); import evaluate as e; print(e.load)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    assert "function load" in done.stdout, done.stderr

@@ -1,0 +1,197 @@
+"""A merge from recipe to folder: transformers loads it, everything comes along, and failures leave nothing."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from heterosis.errors import InputError
+from heterosis.merge import api
+from heterosis.merge.api import merge_models
+from heterosis.merge.executor import MergeError
+from heterosis.merge.recipe import Recipe
+
+MakeLlama = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def family(make_llama: MakeLlama) -> list[Path]:
+    base = make_llama("api-base", seed=0)
+    return [base, *(make_llama(f"api-{i}", seed=i, noise_from=base) for i in (1, 2))]
+
+
+@pytest.fixture(scope="session")
+def untied(make_llama: MakeLlama) -> Path:
+    return make_llama("api-untied", seed=4, tied=False)
+
+
+def recipe_of(family: list[Path], method: str = "dare_ties", **keys: Any) -> Recipe:
+    base, a, b = map(str, family)
+    return Recipe.model_validate(
+        {
+            "merge_method": method,
+            "base_model": base,
+            "models": [{"model": a}, {"model": b}],
+            "parameters": {"weight": 0.7, "density": 0.6},
+            **keys,
+        }
+    )
+
+
+def load(folder: Path) -> Any:
+    """The model as transformers loads it, with nothing missing and nothing left over."""
+    from transformers import AutoModelForCausalLM
+
+    model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values()), report
+    return model
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_folder_is_a_whole_model(family: list[Path], tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, GenerationConfig
+
+    base = Path(shutil.copytree(family[0], tmp_path / "base"))
+    (base / "generation_config.json").write_text(json.dumps({"temperature": 0.3, "do_sample": True}))
+    (base / "LICENSE").write_text("free")
+    (base / "modeling_code.py").write_text("raise SystemExit")
+    recipe = recipe_of([base, *family[1:]])
+    out = merge_models(recipe, tmp_path / "out")
+    model = load(out)
+    assert model.dtype == torch.bfloat16
+    ids = AutoTokenizer.from_pretrained(out)("the cat sat", return_tensors="pt").input_ids
+    assert model(ids).logits.isfinite().all()
+    assert AutoTokenizer.from_pretrained(out).chat_template == AutoTokenizer.from_pretrained(base).chat_template
+    assert AutoTokenizer.from_pretrained(out).chat_template is not None
+    assert GenerationConfig.from_pretrained(out).temperature == 0.3
+    assert (out / "LICENSE").read_text() == "free"
+    assert not (out / "modeling_code.py").exists()
+    assert Recipe.load(out / "recipe.yaml") == recipe
+    card = (out / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert recipe.to_yaml() in card
+
+
+def test_shards_and_threads_change_no_tensor(family: list[Path], tmp_path: Path) -> None:
+    recipe = recipe_of(family)
+    one = load_file(merge_models(recipe, tmp_path / "one", threads=1) / "model.safetensors")
+    out = merge_models(recipe, tmp_path / "many", threads=3, memory_limit=1, shard_size=3000)
+    shards = sorted(out.glob("*.safetensors"))
+    assert len(shards) > 2
+    many = {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
+    assert many.keys() == one.keys()
+    assert all(torch.equal(many[name], tensor) for name, tensor in one.items())
+    state = load(out).state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in one.items())
+
+
+def test_the_same_recipe_gives_the_same_folder_and_another_seed_other_masks(
+    family: list[Path], tmp_path: Path
+) -> None:
+    recipe = recipe_of(family)
+    recipe.dump(tmp_path / "recipe.yaml")
+    first = digests(merge_models(recipe, tmp_path / "1"))
+    assert digests(merge_models(tmp_path / "recipe.yaml", tmp_path / "2")) == first
+    other = merge_models(recipe, tmp_path / "3", seed=1)
+    changed = {name for name, digest in digests(other).items() if digest != first[name]}
+    assert changed == {"model.safetensors", "recipe.yaml", "README.md"}
+    assert digests(merge_models(other / "recipe.yaml", tmp_path / "4")) == digests(other)
+
+
+def test_stacked_layers_and_mixed_heads_load(family: list[Path], untied: Path, tmp_path: Path) -> None:
+    def stack(*parts: Path) -> Recipe:
+        slices = [{"sources": [{"model": str(part), "layer_range": [0, 2]}]} for part in parts]
+        return Recipe.model_validate({"merge_method": "passthrough", "slices": slices})
+
+    for i, parts in enumerate([(family[0], family[1], family[0]), (family[0], untied), (untied, family[0])]):
+        model = load(merge_models(stack(*parts), tmp_path / str(i)))
+        assert model.config.num_hidden_layers == len(model.model.layers) == 2 * len(parts)
+        head, embedding = model.lm_head.weight, model.model.embed_tokens.weight
+        assert (head.data_ptr() == embedding.data_ptr()) == (parts[-1] != untied)
+    mixed = recipe_of([untied, *family[1:]], "linear", base_model=None, parameters={"weight": 1})
+    mixed = Recipe.model_validate({**mixed._plain(), "models": [{"model": str(f)} for f in (family[1], untied)]})
+    load(merge_models(mixed, tmp_path / "mixed"))
+
+
+def test_the_tokenizer_comes_from_its_source(family: list[Path], tmp_path: Path) -> None:
+    other = Path(shutil.copytree(family[2], tmp_path / "third"))
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["new"] = 63
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    models = [*family[:2], other]
+
+    def made(name: str, source: str | None) -> str:
+        out = merge_models(recipe_of(models, tokenizer_source=source), tmp_path / name)
+        assert (out / "generation_config.json").read_bytes() == (family[0] / "generation_config.json").read_bytes()
+        return digests(out)["tokenizer.json"]
+
+    assert made("none", None) == made("base", "base") == digests(family[0])["tokenizer.json"]
+    assert made("other", str(other)) == digests(other)["tokenizer.json"]
+    same = merge_models(recipe_of(family, tokenizer_source="union"), tmp_path / "union")
+    assert digests(same)["tokenizer.json"] == digests(family[0])["tokenizer.json"]
+    for source, message in [("union", "a union needs equal vocabularies"), ("org/x", "org/x is not one of")]:
+        with pytest.raises(InputError, match=rf"^tokenizer_source: {message}"):
+            merge_models(recipe_of(models, tokenizer_source=source), tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+
+
+def test_an_existing_folder_is_replaced_only_on_request(family: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine").write_text("x")
+    with pytest.raises(InputError, match="exists already; choose another folder, or pass --overwrite"):
+        merge_models(recipe_of(family), out)
+    assert names(out) == ["mine"]
+    merge_models(recipe_of(family), out, overwrite=True)
+    assert "mine" not in names(out)
+    load(out)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_nan_in_an_input_leaves_nothing(threads: int, family: list[Path], tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(family[1], tmp_path / "broken"))
+    tensors = load_file(broken / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name][3, 5] = torch.nan
+    save_file(tensors, broken / "model.safetensors")
+    recipe = recipe_of([family[0], broken, family[2]], "ties")
+    with pytest.raises(MergeError, match=rf"^{name}: the merged tensor has NaN or infinity"):
+        merge_models(recipe, tmp_path / "out", threads=threads)
+    assert names(tmp_path) == ["broken"]
+
+
+def test_a_full_disk_is_seen_before_anything_is_written(
+    family: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(family)
+    size = (merge_models(recipe, tmp_path / "out") / "model.safetensors").stat().st_size
+    monkeypatch.setattr(api.shutil, "disk_usage", lambda path: SimpleNamespace(free=size // 2))
+    with pytest.raises(InputError, match=r"new/out: the merged model takes 0\.0 GB, but only 0\.0 GB are free"):
+        merge_models(recipe, tmp_path / "new" / "out")
+    assert names(tmp_path) == ["out"]
+
+
+def test_the_plan_is_announced_and_files_are_closed(family: list[Path], tmp_path: Path) -> None:
+    opened: list[int] = []
+
+    def held() -> int:
+        return sum(link.exists() and "api-" in str(link.readlink()) for link in Path("/proc/self/fd").iterdir())
+
+    before = held()
+    merge_models(recipe_of(family), tmp_path / "out", announce=lambda plan: opened.append(held() - before))
+    assert opened == [3]
+    assert held() == before

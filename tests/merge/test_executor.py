@@ -1,0 +1,222 @@
+"""Execution: live models equal written folders, unchanged tensors are skipped, and bad numbers are found."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from heterosis.merge.api import merge_models
+from heterosis.merge.executor import MergeError, execute
+from heterosis.merge.methods import methods
+from heterosis.merge.plan import MergePlan, TensorOp, build_plan
+from heterosis.merge.recipe import InputModel, ModelRef, Recipe
+from heterosis.merge.sinks import ModelSink
+
+MakeLlama = Callable[..., Path]
+NAMES = sorted(methods())
+NORM, EMBEDDING = "model.norm.weight", "model.embed_tokens.weight"
+
+
+@pytest.fixture(scope="session")
+def family(make_llama: MakeLlama) -> list[Path]:
+    base = make_llama("executor-base", seed=0)
+    return [base, *(make_llama(f"executor-{i}", seed=i, noise_from=base) for i in (1, 2))]
+
+
+def recipe_of(method: str, folders: Sequence[Path], **keys: Any) -> Recipe:
+    """A recipe over a base and two models, as far as the method takes them."""
+    spec = methods()[method]
+    listed = folders[1:] if spec.base != "input" else folders[:2]
+    listed = listed[: spec.inputs[1]]
+    settings = {"weight": 0.6, "density": 0.5, "t": 0.3, "scale": 0.9}
+    return Recipe(
+        merge_method=method,
+        base_model=None if spec.base == "ignored" else ModelRef(str(folders[0])),
+        models=[InputModel(model=ModelRef(str(f))) for f in listed],
+        **{"parameters": {k: v for k, v in settings.items() if k in spec.parameters}, **keys},
+    )
+
+
+class Recorder(ModelSink):
+    """A live model that notes which tensors were written."""
+
+    def __init__(self, plan: MergePlan, dtype: torch.dtype | None = None) -> None:
+        self.tensors = {op.name: torch.full(op.shape, 7, dtype=dtype or op.dtype) for op in plan.ops}
+        self.written: list[str] = []
+        super().__init__(self.tensors)
+
+    def done(self, op: TensorOp) -> None:
+        super().done(op)
+        self.written.append(op.name)
+
+
+def run(recipe: Recipe, sink: Recorder | None = None, **options: Any) -> Recorder:
+    plan = build_plan(recipe)
+    sink = sink or Recorder(plan)
+    sink.written.clear()
+    execute(plan, sink, **options)
+    return sink
+
+
+def changed(folder: Path, to: Path, **tensors: torch.Tensor) -> Path:
+    """A copy of a model with other tensors; dots in names are written as double underscores."""
+    shutil.copytree(folder, to)
+    content = load_file(to / "model.safetensors")
+    content.update({name.replace("__", "."): tensor for name, tensor in tensors.items()})
+    save_file(content, to / "model.safetensors")
+    return to
+
+
+# --- live models ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize("keys", [{}, {"dtype": "float32", "out_dtype": "bfloat16"}], ids=["native", "narrowed"])
+def test_a_live_model_equals_the_written_folder(
+    method: str, keys: dict[str, str], family: list[Path], tmp_path: Path
+) -> None:
+    recipe = recipe_of(method, family, **keys, heterosis={"seed": 3})
+    written = load_file(merge_models(recipe, tmp_path / "out") / "model.safetensors")
+    wide = Recorder(build_plan(recipe), torch.float32)
+    for live in (run(recipe), run(recipe, wide, threads=2, memory_limit=1)):
+        assert live.tensors.keys() == written.keys()
+        for name, tensor in written.items():
+            assert tensor.dtype == torch.bfloat16
+            assert torch.equal(live.tensors[name], tensor.to(live.tensors[name].dtype)), name
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_only_what_changed_is_computed_again(method: str, family: list[Path]) -> None:
+    parameter = next(p for p in ("weight", "t", "scale") if p in methods()[method].parameters)
+
+    def variant(value: float) -> Recipe:
+        plain = recipe_of(method, family)
+        setting = [{"filter": "layers.1.", "value": value}, {"value": 0.5}]
+        return plain.model_copy(update={"parameters": {**plain.parameters, parameter: setting}})
+
+    first, second = variant(0.2), variant(0.9)
+    live = run(first)
+    held = {name: tensor.clone() for name, tensor in live.tensors.items()}
+    run(first, live)
+    assert live.written == []
+    for recipe in (second, first, second):
+        run(recipe, live)
+        # Linear normalises: one weight for all models means the same coefficients, and yet other settings.
+        assert sorted(live.written) == sorted(name for name in held if "layers.1." in name)
+        fresh = run(recipe).tensors
+        assert all(torch.equal(live.tensors[name], fresh[name]) for name in held)
+
+
+def test_another_seed_changes_random_masks(family: list[Path]) -> None:
+    live = run(recipe_of("dare_linear", family))
+    before = live.tensors[EMBEDDING].clone()
+    run(recipe_of("dare_linear", family, heterosis={"seed": 1}), live)
+    assert len(live.written) == len(live.tensors)
+    assert not torch.equal(live.tensors[EMBEDDING], before)
+
+
+def test_masks_depend_on_positions_and_not_on_paths(family: list[Path], tmp_path: Path) -> None:
+    moved = [Path(shutil.copytree(f, tmp_path / str(i))) for i, f in enumerate(family)]
+    here, there = (run(recipe_of("dare_ties", folders)).tensors for folders in (family, moved))
+    assert all(torch.equal(here[name], there[name]) for name in here)
+    base, a, _ = family
+    twice = [base, a, Path(shutil.copytree(a, tmp_path / "a"))]
+    one, two = ([op.keys for op in build_plan(recipe_of("dare_ties", f)).ops] for f in (family, twice))
+    assert one == two
+    assert all(len(set(keys)) == 2 for keys in one)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_tensor_that_failed_is_not_held(threads: int, family: list[Path]) -> None:
+    class Failing(Recorder):
+        broken = True
+
+        def write(self, op: TensorOp, start: int, block: torch.Tensor) -> None:
+            if self.broken and op.name == NORM:
+                raise OSError("full")
+            super().write(op, start, block)
+
+    recipe = recipe_of("linear", family)
+    live = Failing(build_plan(recipe))
+    with pytest.raises(OSError, match="full"):
+        run(recipe, live, threads=threads)
+    live.broken = False
+    run(recipe, live)
+    assert NORM in live.written
+    expected = run(recipe).tensors
+    assert all(torch.equal(live.tensors[name], expected[name]) for name in expected)
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_nan_and_infinity_are_found(
+    method: str, value: float, threads: int, family: list[Path], tmp_path: Path
+) -> None:
+    norm = load_file(family[1] / "model.safetensors")[NORM]
+    # One value, but for random masks, which may drop it: there all of the tensor.
+    norm[: len(norm) if method.startswith("dare") else 1] = value
+    bad = changed(family[1], tmp_path / "bad", model__norm__weight=norm)
+    with pytest.raises(MergeError, match=rf"^{NORM}: "):
+        run(recipe_of(method, [family[0], bad, family[2]]), threads=threads)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("count", [1, 10])
+def test_ties_does_not_trim_nan_away(normalize: bool, count: int, family: list[Path], tmp_path: Path) -> None:
+    norm = load_file(family[1] / "model.safetensors")[NORM]
+    norm[:count] = torch.nan
+    bad = changed(family[1], tmp_path / "bad", model__norm__weight=norm)
+    parameters = {"weight": 1, "density": 0.3, "normalize": normalize}
+    with pytest.raises(MergeError, match=rf"^{NORM}: "):
+        run(recipe_of("ties", [family[0], bad, family[2]], parameters=parameters))
+
+
+def test_overflow_of_the_output_is_found(family: list[Path]) -> None:
+    with pytest.raises(MergeError, match="NaN or infinity; check the inputs, weights and dtype"):
+        run(recipe_of("passthrough", family, parameters={"scale": 1e6}, out_dtype="float16"))
+
+
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "dare_linear"])
+def test_weights_that_sum_to_zero_name_the_tensor(method: str, family: list[Path]) -> None:
+    plain = recipe_of(method, family, parameters={"normalize": True})
+    models = [
+        m.model_copy(update={"parameters": {"weight": w}}) for m, w in zip(plain.models, (1, -1), strict=True)
+    ]
+    with pytest.raises(MergeError, match=r"^model\.\S+: `sum of weights != 0` must hold .* weight=\[1.0, -1.0\]"):
+        run(plain.model_copy(update={"models": models}))
+
+
+# --- shapes and integers ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize("shape", [(0,), (0, 5), (), (1, 1, 1)], ids=str)
+def test_empty_and_single_element_tensors(
+    method: str, shape: tuple[int, ...], family: list[Path], tmp_path: Path
+) -> None:
+    folders = [changed(f, tmp_path / str(i), model__odd=torch.full(shape, 1.0 + i)) for i, f in enumerate(family)]
+    merged = run(recipe_of(method, folders)).tensors["model.odd"]
+    assert merged.shape == shape
+    assert merged.isfinite().all()
+    assert not (merged == 7).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.uint16], ids=str)
+def test_integers_must_agree(dtype: torch.dtype, family: list[Path], tmp_path: Path) -> None:
+    ids = torch.tensor([1, 0, 1]).to(dtype)
+    a, b = (changed(f, tmp_path / f.name, model__ids=ids) for f in family[1:])
+    out = merge_models(recipe_of("linear", [family[0], a, b]), tmp_path / "out")
+    kept = load_file(out / "model.safetensors")["model.ids"]
+    assert kept.dtype == dtype
+    assert torch.equal(kept, ids)
+    c = changed(family[2], tmp_path / "c", model__ids=torch.tensor([1, 1, 1]).to(dtype))
+    with pytest.raises(MergeError, match=r"^model.ids: a tensor of integers must be the same in all models"):
+        run(recipe_of("linear", [family[0], a, c]))

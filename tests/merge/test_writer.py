@@ -1,0 +1,154 @@
+"""The writer: the format byte for byte, the limits of shards, and folders that appear at once or not at all."""
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from heterosis.errors import InputError
+from heterosis.merge.plan import TensorOp
+from heterosis.merge.safetensors_file import DTYPES, SafetensorsFile
+from heterosis.merge.writer import SAFETENSORS_DTYPES, SafetensorsSink, published_folder
+
+
+def op_of(name: str, tensor: torch.Tensor) -> TensorOp:
+    return TensorOp(name, tuple(tensor.shape), tensor.dtype, tensor.dtype, None, (), None, {}, ())
+
+
+def write(folder: Path, tensors: dict[str, torch.Tensor], shard_size: int = 1 << 30, step: int = 2) -> list[str]:
+    """Write tensors last first, in blocks, from several threads; returns the names of the files."""
+    ops = [op_of(name, tensor) for name, tensor in tensors.items()]
+    sink = SafetensorsSink(folder, ops, shard_size)
+
+    def put(op: TensorOp) -> None:
+        flat = tensors[op.name].reshape(-1)
+        for start in range(0, len(flat), step):
+            sink.write(op, start, flat[start : start + step].clone())
+        sink.done(op)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(put, reversed(ops)))
+    sink.finish()
+    sink.close()
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_golden_bytes(tmp_path: Path) -> None:
+    tensors = {"b": torch.tensor([[1.0, -2.0]], dtype=torch.bfloat16), "a": torch.tensor([3], dtype=torch.int32)}
+    assert write(tmp_path, tensors) == ["model.safetensors"]
+    header = (
+        b'{"__metadata__":{"format":"pt"},"b":{"dtype":"BF16","shape":[1,2],"data_offsets":[0,4]},'
+        b'"a":{"dtype":"I32","shape":[1],"data_offsets":[4,8]}}'
+    )
+    padded = header + b" " * (-len(header) % 8)
+    expected = len(padded).to_bytes(8, "little") + padded + bytes.fromhex("803f 00c0 03000000")
+    assert (tmp_path / "model.safetensors").read_bytes() == expected
+
+
+def test_whatever_can_be_read_can_be_written(tmp_path: Path) -> None:
+    assert {name: dtype for dtype, name in SAFETENSORS_DTYPES.items()} == DTYPES
+    tensors = {name: torch.tensor([[0, 1], [1, 0]]).to(dtype) for name, dtype in DTYPES.items()}
+    tensors |= {"none": torch.empty(0, 3), "scalar": torch.tensor(5.0)}
+    write(tmp_path, tensors)
+    read = load_file(tmp_path / "model.safetensors")
+    assert read.keys() == tensors.keys()
+    assert all(torch.equal(read[k].double(), t.double()) and read[k].dtype == t.dtype for k, t in tensors.items())
+    assert SafetensorsFile(tmp_path / "model.safetensors").entries.keys() == tensors.keys()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "limit", "expected"),
+    [
+        ([4, 4, 8], 16, [[0, 1, 2]]),
+        ([4, 4, 8], 15, [[0, 1], [2]]),
+        ([4, 4, 8], 8, [[0, 1], [2]]),  # the second tensor fills the shard exactly
+        ([4, 4, 8], 7, [[0], [1], [2]]),
+        ([4, 4, 8], 1, [[0], [1], [2]]),  # every tensor alone is larger
+        ([8, 4, 4], 8, [[0], [1, 2]]),
+        ([0, 4], 4, [[0, 1]]),
+    ],
+)
+def test_shards(sizes: Sequence[int], limit: int, expected: list[list[int]], tmp_path: Path) -> None:
+    tensors = {f"t{i}": torch.full((size // 4,), float(i)) for i, size in enumerate(sizes)}
+    files = write(tmp_path, tensors, limit)
+    if len(expected) == 1:
+        assert files == ["model.safetensors"]
+        return
+    names = [f"model-{i + 1:05d}-of-{len(expected):05d}.safetensors" for i in range(len(expected))]
+    assert files == [*names, "model.safetensors.index.json"]
+    index = json.loads((tmp_path / files[-1]).read_text())
+    assert index["metadata"] == {"total_size": sum(sizes)}
+    for name, held in zip(names, expected, strict=True):
+        read = load_file(tmp_path / name)
+        assert sorted(read) == [f"t{i}" for i in held]
+        assert all(torch.equal(read[k], tensors[k]) for k in read)
+        assert all(index["weight_map"][k] == name for k in read)
+
+
+def test_a_forgotten_tensor_is_no_finished_file(tmp_path: Path) -> None:
+    sink = SafetensorsSink(tmp_path, [op_of("a", torch.ones(2))])
+    with pytest.raises(AssertionError, match=r"not written: \['a'\]"):
+        sink.finish()
+    sink.close()
+
+
+# --- publishing -------------------------------------------------------------------------------------------------
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def test_a_folder_appears_complete(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out"
+    with published_folder(out) as partial:
+        (partial / "file").write_text("x")
+        assert not out.exists()
+    assert names(tmp_path) == ["new", "new/out", "new/out/file"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_failure_leaves_nothing_and_touches_nothing(
+    error: type[BaseException], exists: bool, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    if exists:
+        out.mkdir()
+        (out / "old").write_text("old")
+
+    def publish() -> None:
+        with published_folder(out, overwrite=exists) as partial:
+            (partial / "file").write_text("x")
+            raise error
+
+    with pytest.raises(error):
+        publish()
+    assert names(tmp_path) == (["out", "out/old"] if exists else [])
+
+
+def test_overwriting_replaces_everything(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").write_text("old")
+    with published_folder(out, overwrite=True) as partial:
+        (partial / "file").write_text("x")
+    assert names(tmp_path) == ["out", "out/file"]
+
+
+def test_refusals(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "out").mkdir()
+    for out, overwrite, message in [
+        ("out", False, "out: exists already; choose another folder, or pass --overwrite"),
+        ("file", False, "file: exists already; choose another folder, or pass --overwrite"),
+        ("file", True, "file: is not a folder"),
+        ("file/out", False, "file/out: cannot be created: "),
+    ]:
+        with pytest.raises(InputError, match=message), published_folder(tmp_path / out, overwrite=overwrite):
+            raise AssertionError
+    assert names(tmp_path) == ["file", "out"]

@@ -1,0 +1,231 @@
+"""Parity with the installed mergekit 0.1.5: the same recipes over the same tiny models."""
+
+import importlib.metadata
+import json
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from heterosis.merge.api import merge_models
+from heterosis.merge.recipe import Recipe
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+MakeLlama = Callable[..., Path]
+Tensors = dict[str, torch.Tensor]
+Mergekit = Callable[[dict[str, Any], Path], Tensors]
+
+
+@pytest.fixture(scope="session")
+def mergekit() -> Mergekit:
+    """Run a recipe with mergekit, in this process."""
+    pytest.importorskip("mergekit")
+    assert importlib.metadata.version("mergekit") == "0.1.5"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from mergekit.config import MergeConfiguration
+        from mergekit.merge import run_merge
+        from mergekit.options import MergeOptions
+
+    def run(recipe: dict[str, Any], out: Path) -> Tensors:
+        options = MergeOptions(copy_tokenizer=False, quiet=True, write_model_card=False, random_seed=1)
+        run_merge(MergeConfiguration.model_validate(recipe), str(out), options)
+        return load_file(out / "model.safetensors")
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def models(make_llama: MakeLlama) -> dict[str, str]:
+    options: dict[str, Any] = {"layers": 3, "hidden": 32, "vocab": 96}
+    base = make_llama("parity-base", seed=0, **options)
+    made = {"base": base}
+    for seed, name in enumerate("ab", 1):
+        made[name] = make_llama(f"parity-{name}", seed=seed, noise_from=base, noise=0.1, **options)
+    made["far"] = make_llama("parity-far", seed=9, **options)
+    made["untied"] = make_llama("parity-untied", seed=8, tied=False, **options)
+    return {name: str(folder) for name, folder in made.items()}
+
+
+def ours(recipe: dict[str, Any], out: Path) -> Tensors:
+    return load_file(merge_models(Recipe.model_validate(recipe), out) / "model.safetensors")
+
+
+def whole(
+    method: str, *listed: tuple[str, dict[str, Any]], base: str | None = "base", **keys: Any
+) -> dict[str, Any]:
+    models = [{"model": name, "parameters": parameters} for name, parameters in listed]
+    return {"merge_method": method, "models": models, **({"base_model": base} if base else {}), **keys}
+
+
+def stack(*parts: tuple[str, list[int]], **parameters: Any) -> dict[str, Any]:
+    slices = [{"sources": [{"model": name, "layer_range": layers}]} for name, layers in parts]
+    return {"merge_method": "passthrough", "slices": slices, "parameters": parameters}
+
+
+def located(value: Any, models: dict[str, str]) -> Any:
+    """A recipe with folders for names."""
+    if isinstance(value, dict):
+        named = {"model", "base_model"}
+        return {k: models[v] if k in named and v in models else located(v, models) for k, v in value.items()}
+    return [located(entry, models) for entry in value] if isinstance(value, list) else value
+
+
+A, B = ("a", {"weight": 0.4}), ("b", {"weight": 0.7})
+GRADIENT = [
+    {"filter": "mlp", "value": [0.1, 0.9, 0.3]},
+    {"filter": "layers.1.", "value": 0.25},
+    {"value": [0.2, 0.8]},
+]
+CASES: dict[str, dict[str, Any]] = {
+    "linear": whole("linear", A, B, base=None),
+    "linear-sum": whole("linear", A, ("b", {"weight": -0.2}), base=None, parameters={"normalize": False}),
+    "linear-gradient": whole("linear", ("a", {"weight": GRADIENT}), B, base=None),
+    "linear-heads": whole("linear", A, ("untied", {"weight": 0.5}), base=None),
+    "slerp": whole("slerp", ("far", {}), ("base", {}), parameters={"t": 0.3}),
+    "slerp-near": whole("slerp", ("base", {}), ("a", {}), parameters={"t": 0.6}),
+    "slerp-gradient": whole("slerp", ("base", {}), ("far", {}), parameters={"t": GRADIENT}),
+    "task_arithmetic": whole("task_arithmetic", A, B),
+    "task_arithmetic-options": whole(
+        "task_arithmetic", A, ("b", {"weight": GRADIENT}), parameters={"normalize": True, "lambda": 1.2}
+    ),
+    "ties": whole("ties", A, B),
+    "ties-sum": whole("ties", A, ("b", {"weight": -0.5}), parameters={"normalize": False, "lambda": 0.8}),
+    "ties-trimmed": whole(
+        "ties", ("a", {"weight": 0.4, "density": 0.3}), ("b", {"weight": 0.7, "density": [0.4, 0.9]})
+    ),
+    "passthrough": stack(("base", [0, 2]), ("far", [1, 3]), ("a", [2, 3])),
+    "passthrough-scaled": stack(
+        ("a", [0, 2]), ("b", [0, 3]), scale=[{"filter": "o_proj", "value": 0.5}, {"value": 1}]
+    ),
+    "passthrough-head": stack(("base", [0, 2]), ("untied", [2, 3])),
+    "slices": {
+        "merge_method": "linear",
+        "slices": [
+            {
+                "sources": [{"model": name, "layer_range": layers, "parameters": p} for name, layers, p in part],
+                "parameters": {"weight": GRADIENT},
+            }
+            for part in (
+                [("a", [0, 2], {}), ("b", [1, 3], {"weight": {"filter": "layers.1.", "value": 0.6}})],
+                [("far", [2, 3], {"weight": [1, 2]}), ("b", [0, 1], {})],
+            )
+        ],
+    },
+}
+
+
+def ulp(at: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The distance of neighbours of a dtype at each value."""
+    return torch.finfo(dtype).eps * 2.0 ** torch.floor(torch.log2(at.abs().clamp_min(torch.finfo(dtype).tiny)))
+
+
+def largest(models: dict[str, str]) -> float:
+    return max(
+        float(t.abs().max()) for m in models.values() for t in load_file(Path(m) / "model.safetensors").values()
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("case", CASES)
+def test_agrees_within_rounding(
+    case: str, dtype: str, models: dict[str, str], mergekit: Mergekit, tmp_path: Path
+) -> None:
+    recipe = located({**CASES[case], "dtype": dtype}, models)
+    theirs, mine = mergekit(recipe, tmp_path / "theirs"), ours(recipe, tmp_path / "ours")
+    assert mine.keys() == theirs.keys()
+    kind = getattr(torch, dtype)
+    # In float64 the same rules without their rounding (tests/reference has them as naive loops).
+    exact = ours({**recipe, "dtype": "float64"}, tmp_path / "exact")
+    far = count = 0
+    distance = {"ours": 0.0, "theirs": 0.0}
+    for name, tensor in mine.items():
+        other, true = theirs[name].double(), exact[name]
+        assert tensor.dtype == theirs[name].dtype == kind
+        assert tensor.shape == theirs[name].shape
+        # Sums are as precise as their largest summand, whatever cancels.
+        summand = torch.maximum(true.abs(), torch.full_like(true, float(true.abs().mean())))
+        far += int(((tensor.double() - other).abs() > 2 * ulp(summand, kind)).sum())
+        count += tensor.numel()
+        # Where trimming or election decides otherwise after rounding, distance says nothing about precision.
+        same = (true - other).abs() < 32 * ulp(summand, kind)
+        distance["ours"] += float(((tensor.double() - true).abs() * same).sum())
+        distance["theirs"] += float(((other - true).abs() * same).sum())
+    assert far <= 0.001 * count, f"{far} of {count}"
+    assert distance["ours"] <= distance["theirs"] * 1.05 + 1e-12, distance
+    config, other_config = (json.loads((tmp_path / w / "config.json").read_text()) for w in ("ours", "theirs"))
+    assert config["num_hidden_layers"] == other_config["num_hidden_layers"]
+    assert config["dtype"] == other_config["dtype"] == dtype
+
+
+@pytest.mark.parametrize("rescale", [True, False])
+@pytest.mark.parametrize("method", ["dare_linear", "dare_ties"])
+def test_random_masks_agree_in_distribution(
+    method: str, rescale: bool, models: dict[str, str], mergekit: Mergekit, tmp_path: Path
+) -> None:
+    settings = {"normalize": False, "rescale": rescale}
+    one = whole(method, ("a", {"weight": 0.8, "density": 0.3}), parameters=settings, dtype="float32")
+    two = whole(
+        method, *((n, {"weight": w, "density": 0.5}) for n, w in (("a", 0.4), ("b", 0.7))), **one_of(settings)
+    )
+    base = load_file(Path(models["base"]) / "model.safetensors")
+    for i, recipe in enumerate((one, two)):
+        located_ = located(recipe, models)
+        theirs, mine = mergekit(located_, tmp_path / f"theirs{i}"), ours(located_, tmp_path / f"ours{i}")
+        for name, tensor in mine.items():
+            n = tensor.numel()
+            if n < 1000:
+                continue
+            deltas = [(t[name] - base[name].float()).double() for t in (mine, theirs)]
+            zero, zero_theirs = (float((d == 0).double().mean()) for d in deltas)
+            assert abs(zero - zero_theirs) < 6 * math.sqrt(0.25 / n), name
+            if i == 0:
+                assert abs(zero - 0.7) < 4.5 * math.sqrt(0.21 / n), name
+            sizes = [float(d.abs().sum()) for d in deltas]
+            assert sizes[0] == pytest.approx(sizes[1], rel=1e-4 if i == 0 and rescale else 8 / math.sqrt(n)), name
+            both = (deltas[0] != 0) & (deltas[1] != 0)
+            if i == 0 and not rescale:
+                torch.testing.assert_close(deltas[0][both], deltas[1][both], rtol=1e-4, atol=1e-6)
+
+
+def one_of(settings: dict[str, Any]) -> dict[str, Any]:
+    return {"parameters": settings, "dtype": "float32"}
+
+
+def test_an_adapter_equals_mergekit_on_the_model_that_peft_merged(
+    models: dict[str, str], mergekit: Mergekit, tmp_path: Path
+) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    plain = AutoModelForCausalLM.from_pretrained(models["base"], dtype=torch.float32)
+    peft = get_peft_model(plain, LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"]))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in peft.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    peft.save_pretrained(tmp_path / "adapter")
+    peft.merge_and_unload().save_pretrained(tmp_path / "merged")
+
+    def recipe(adapted: str) -> dict[str, Any]:
+        models_ = [
+            {"model": adapted, "parameters": {"weight": 0.6, "density": 0.5}},
+            {"model": models["a"], "parameters": {"weight": 0.5}},
+        ]
+        return {"merge_method": "ties", "base_model": models["base"], "models": models_, "dtype": "float32"}
+
+    mine = ours(recipe(f"{models['base']}+{tmp_path / 'adapter'}"), tmp_path / "ours")
+    theirs = mergekit(recipe(str(tmp_path / "merged")), tmp_path / "theirs")
+    assert mine.keys() == theirs.keys()
+    differing = sum(int((~torch.isclose(mine[n], theirs[n], rtol=1e-5, atol=1e-6)).sum()) for n in mine)
+    assert differing <= 0.001 * sum(t.numel() for t in mine.values())
+    base = load_file(Path(models["base"]) / "model.safetensors")
+    name = "model.layers.0.mlp.down_proj.weight"
+    assert not torch.allclose(mine[name], base[name].float(), atol=0.01)
