@@ -263,7 +263,11 @@ def main() -> None:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("default", category=UserWarning, module=r"heterosis\.")
     try:
-        app(standalone_mode=False)
+        # Commands return nothing: a number is the code of an exit that typer caught, 130 after an interrupt.
+        if code := app(standalone_mode=False):
+            if code == 130:
+                raise KeyboardInterrupt
+            sys.exit(code)
     except InputError as error:
         if debug:
             raise

@@ -442,7 +442,8 @@ def _dtype(name: str | None) -> torch.dtype | None:
 def _open_all(
     refs: Sequence[ModelRef], open_model: Callable[[ModelRef], Checkpoint]
 ) -> dict[ModelRef, Checkpoint]:
-    checkpoints, faults = {}, []
+    checkpoints: dict[ModelRef, Checkpoint] = {}
+    faults: list[str] = []
     for ref in refs:
         try:
             checkpoints[ref] = open_model(ref)

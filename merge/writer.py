@@ -84,7 +84,7 @@ class SafetensorsSink:
     def write(self, op: TensorOp, start: int, block: torch.Tensor) -> None:
         slot = self._slots[op.name]
         if block.numel():
-            data = memoryview(block.view(torch.uint8).numpy())
+            data = memoryview(block.view(torch.uint8).numpy())  # type: ignore[arg-type]
             _write_all(slot.descriptor, data, slot.offset + start * slot.itemsize)
 
     def done(self, op: TensorOp) -> None:

@@ -110,22 +110,33 @@ def finish(pool: RayPool) -> list[tuple[object, Evaluation | Failure]]:
     return finished
 
 
-def test_the_pool(setup: Setup, toy_models: dict[str, Path], toy_tasks: Path) -> None:
+def evaluate_package(worker: Any) -> str:
+    import evaluate
+
+    return str(evaluate.__file__)
+
+
+def test_the_pool(
+    setup: Setup, toy_models: dict[str, Path], toy_tasks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Work is given as workers fall free; death and time limits cost one piece of work, not the next one's."""
+    monkeypatch.chdir(Path(__file__).parents[2])  # whose folder `evaluate` Ray puts on the workers' path
     recipe = f"merge_method: passthrough\nmodels: [{{model: {toy_models['ann']}}}]\n"
-    documents = {"toy_deadly": [1, 2, 3]}
+    one, *three = setup.split.search["toy_deadly"][:4]
+    documents = {"toy_deadly": three}
     marker = toy_tasks / "die"
     pool = RayPool(setup, 2)
     try:
         assert (pool.size, pool.free) == (2, 2)
+        assert "site-packages" in ray.get(pool._free[0].__ray_call__.remote(evaluate_package))
         assert pool.wait(timeout=0.1) == []
         pool.submit("a", recipe, documents)
         assert pool.free == 1
-        pool.submit("b", recipe, {"toy_deadly": [4]})
+        pool.submit("b", recipe, {"toy_deadly": [one]})
         results = dict(finish(pool))
         assert pool.free == 2
         assert all(isinstance(result, Evaluation) for result in results.values()), results
-        assert list(results["a"].scores.documents["toy_deadly"]) == [1, 2, 3]  # type: ignore[union-attr]
+        assert list(results["a"].scores.documents["toy_deadly"]) == three  # type: ignore[union-attr]
 
         marker.touch()
         pool.submit("c", recipe, documents)
@@ -155,47 +166,38 @@ def test_the_pool(setup: Setup, toy_models: dict[str, Path], toy_tasks: Path) ->
         pool.close()
 
 
-def test_hugging_faces_evaluate_in_a_worker(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a checkout of this project, whose ``evaluate`` folder Ray puts on the workers' path."""
-    monkeypatch.chdir(Path(__file__).parents[2])
-    pool = RayPool(setup, 1)
-    try:
-        (actor,) = pool._free
-
-        def where(worker: Any) -> str:
-            import evaluate
-
-            return str(evaluate.__file__)
-
-        assert "site-packages" in ray.get(actor.__ray_call__.remote(where))
-    finally:
-        pool.close()
-
-
 def heterosis(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "heterosis.cli", *map(str, arguments)]
     return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("killed_by", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_driver_is_continued(
-    toy_config: Callable[..., dict[str, Any]], tmp_path: Path, killed_by: signal.Signals
+def stop_after(results: int, run: Path, process: subprocess.Popen[str], signum: signal.Signals) -> list[str]:
+    """Send a signal once there are so many results. Returns the lines of results when the process has ended."""
+    scores, deadline = run / "scores.jsonl", time.monotonic() + 120
+    while not scores.exists() or scores.read_bytes().count(b"\n") < results:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signum)
+    process.communicate(timeout=60)
+    return scores.read_text().splitlines()
+
+
+def test_a_stopped_or_killed_driver_is_continued(
+    toy_config: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     config, run = tmp_path / "config.yaml", tmp_path / "run"
     config.write_text(yaml.safe_dump(toy_config(trials=22, workers=2, tasks=["toy_choice"])))
     command = ("evolve", config, "--run-dir", run)
+
     process = heterosis(*command, cwd=tmp_path)
-    deadline = time.monotonic() + 120
-    while not (run / "scores.jsonl").exists() or len((run / "scores.jsonl").read_bytes().splitlines()) < 7:
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(killed_by)
-    _, errors = process.communicate(timeout=60)
-    before = (run / "scores.jsonl").read_text().splitlines()
-    if killed_by is signal.SIGTERM:
-        assert process.returncode == 130, errors
-        assert json.loads((run / "summary.json").read_text())["status"] == "stopped"
+    before = stop_after(5, run, process, signal.SIGTERM)
+    assert process.returncode == 130
+    assert json.loads((run / "summary.json").read_text())["status"] == "stopped"
+
+    process = heterosis(*command, cwd=tmp_path)
+    before = stop_after(len(before) + 5, run, process, signal.SIGKILL)
+    assert json.loads((run / "summary.json").read_text())["status"] == "running"
 
     process = heterosis(*command, cwd=tmp_path)
     output, errors = process.communicate(timeout=180)

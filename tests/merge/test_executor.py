@@ -111,6 +111,17 @@ def test_only_what_changed_is_computed_again(method: str, family: list[Path]) ->
         assert all(torch.equal(live.tensors[name], fresh[name]) for name in held)
 
 
+@pytest.mark.parametrize("method", NAMES)
+def test_other_models_are_computed_again(method: str, family: list[Path]) -> None:
+    live = run(recipe_of(method, family))
+    base, a, b = family
+    other = recipe_of(method, [a, b, base])
+    run(other, live)
+    assert len(live.written) == len(live.tensors)
+    expected = run(other).tensors
+    assert all(torch.equal(live.tensors[name], expected[name]) for name in expected)
+
+
 def test_another_seed_changes_random_masks(family: list[Path]) -> None:
     live = run(recipe_of("dare_linear", family))
     before = live.tensors[EMBEDDING].clone()
@@ -133,21 +144,23 @@ def test_masks_depend_on_positions_and_not_on_paths(family: list[Path], tmp_path
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_tensor_that_failed_is_not_held(threads: int, family: list[Path]) -> None:
     class Failing(Recorder):
-        broken = True
+        broken = False
 
         def write(self, op: TensorOp, start: int, block: torch.Tensor) -> None:
+            super().write(op, start, block)
             if self.broken and op.name == NORM:
                 raise OSError("full")
-            super().write(op, start, block)
 
-    recipe = recipe_of("linear", family)
-    live = Failing(build_plan(recipe))
+    first, second = (recipe_of("passthrough", family, parameters={"scale": s}) for s in (1, 2))
+    live = Failing(build_plan(first))
+    run(first, live)
+    live.broken = True
     with pytest.raises(OSError, match="full"):
-        run(recipe, live, threads=threads)
+        run(second, live, threads=threads)
     live.broken = False
-    run(recipe, live)
+    run(first, live)
     assert NORM in live.written
-    expected = run(recipe).tensors
+    expected = run(first).tensors
     assert all(torch.equal(live.tensors[name], expected[name]) for name in expected)
 
 

@@ -1,0 +1,335 @@
+"""The command line, in this process: what it prints, writes and exits with."""
+
+import json
+import signal
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from heterosis import cli
+from heterosis.evaluate.scores import Scores
+from heterosis.evaluate.splits import Split
+from heterosis.evolve import driver
+from heterosis.evolve.config import EvolveConfig
+from heterosis.evolve.record import read_asks
+from heterosis.evolve.worker import Evaluation, Setup, Worker
+
+Run = Callable[..., tuple[int, str, list[str]]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Run a command in an empty folder. Returns exit code, standard output and the lines of standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def go(*arguments: object) -> tuple[int, str, list[str]]:
+        monkeypatch.setattr("sys.argv", ["heterosis", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        with warnings.catch_warnings():
+            show = warnings.showwarning
+            try:
+                cli.main()
+            except SystemExit as exit_:
+                code = int(exit_.code or 0)
+            finally:
+                warnings.showwarning = show
+        output, errors = capsys.readouterr()
+        return code, output, errors.splitlines()
+
+    return go
+
+
+class InlinePool:
+    """One real worker in this process."""
+
+    def __init__(self, setup: Setup, workers: int, **_: Any) -> None:
+        self.size, self._worker, self._done = 1, Worker(setup), []
+
+    @property
+    def free(self) -> int:
+        return 1 - len(self._done)
+
+    def submit(self, key: object, recipe: str, documents: Any) -> None:
+        self._done.append((key, self._worker.score(recipe, documents)))
+
+    def wait(self, timeout: float) -> Any:
+        return [self._done.pop()]
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def inline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "RayPool", InlinePool)
+
+
+@pytest.fixture
+def config(toy_config: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[..., Path]:
+    def write(**changes: Any) -> Path:
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(toy_config(**changes)))
+        return path
+
+    return write
+
+
+BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
+    "method": ({"genome": {"merge_method": "tiess"}}, "unknown method 'tiess'; did you mean 'ties'?"),
+    "key": ({"batchsize": 4}, "batchsize: unknown key; did you mean 'batch_size'?"),
+    "genome key": ({"genome": {"layer_granularty": 1}}, "did you mean 'layer_granularity'?"),
+    "range": (
+        {"genome": {"ranges": {"wieght": [0, 1]}}},
+        "unknown parameter of 'task_arithmetic'; did you mean 'weight'",
+    ),
+    "base": ({"genome": {"base_model": "/no/such/model"}}, "/no/such/model"),
+    "tokenizer": ({"genome": {"tokenizer_source": "/no/model"}}, "tokenizer_source"),
+    "task": ({"tasks": ["toy_chioce"]}, "task 'toy_chioce': unknown"),
+    "metric": ({"tasks": [{"name": "toy_choice", "metric": "f1"}]}, "valid: acc,none, acc_norm,none"),
+    "documents": ({"documents": {"search": 60, "selection": 20, "holdout": 30}}, "has 80 documents, too few"),
+    "field": ({"documents": {"group_by": "topic"}}, "has no field 'topic'"),
+    "folder": ({"include_path": ["/no/such/folder"]}, "'/no/such/folder' is not a folder"),
+    "trials": ({"trials": 0}, "trials"),
+}
+
+
+@pytest.fixture
+def few_tasks(monkeypatch: pytest.MonkeyPatch, toy_tasks: Path) -> None:
+    """lm-eval's own tasks take 10 s to index; for names that the toys lack, leave them out."""
+    from heterosis.evaluate import harness
+
+    whole = harness.TaskManager
+    monkeypatch.setattr(
+        harness,
+        "TaskManager",
+        lambda include_path, include_defaults=False: whole(include_path=include_path, include_defaults=False),
+    )
+
+
+@pytest.mark.usefixtures("few_tasks")
+@pytest.mark.parametrize("name", BAD_CONFIGS)
+def test_a_bad_config_is_one_line_and_writes_nothing(
+    run: Run, config: Callable[..., Path], tmp_path: Path, name: str
+) -> None:
+    changes, says = BAD_CONFIGS[name]
+    path = config(**changes)
+    code, output, errors = run("evolve", path, "--run-dir", "out")
+    assert code == 2, errors
+    assert len(errors) == 1, errors
+    assert errors[0].startswith("heterosis: ")
+    assert says in errors[0]
+    assert output == ""
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.usefixtures("few_tasks")
+def test_an_unknown_task_gets_the_nearest_name(run: Run, config: Callable[..., Path]) -> None:
+    _, _, (error,) = run("evolve", config(tasks=["toy_chioce"]), "--run-dir", "out")
+    assert "did you mean 'toy_choice'?" in error
+
+
+def test_all_faults_of_a_config_are_told(run: Run, config: Callable[..., Path]) -> None:
+    code, _, errors = run("evolve", config(batchsize=4, genome={"merge_method": "tiess"}), "--run-dir", "out")
+    assert code == 2
+    assert len(errors) == 2
+    assert not Path("out").exists()
+
+
+RECIPE = """
+merge_method: {method}
+models:
+- {{model: {ann}, parameters: {{weight: 1}}}}
+- {{model: {bob}, parameters: {{{own}}}}}
+"""
+
+
+def write_recipe(models: dict[str, Path], own: str = "weight: 0.5", method: str = "linear") -> Path:
+    path = Path("recipe.yaml")
+    path.write_text(RECIPE.format(**models, own=own, method=method))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("evolve", "nothing.yaml", "--run-dir", "out"), "nothing.yaml: no such config file"),
+        (("evolve", "CONFIG", "--run-dir", "out", "--trials", "0"), "--trials"),
+        (("evolve", "CONFIG", "--run-dir", "out", "--trials", "many"), "--trials"),
+        (("evolve", "CONFIG", "--run-dir", "out", "--hours", "0"), "hours"),
+        (("evolve", "CONFIG"), "--run-dir"),
+        (("evolve", "CONFIG", "--run-dir", "out", "--trails", "3"), "--trials"),
+        (("status", "nothing"), "not a run folder"),
+        (("export", "nothing"), "not a run folder"),
+        (("merge", "nothing.yaml", "out"), "nothing.yaml"),
+        (("merge", "RECIPE", "out", "--memory-limit", "lots"), "512MiB"),
+        (("inspect", "nothing.yaml"), "nothing.yaml"),
+        (("evaluate", "/no/model", "--tasks", "toy_choice", "--include-path", "TASKS"), "/no/model"),
+        (
+            ("evaluate", "MODEL", "--tasks", "toy_choice", "--include-path", "/nowhere"),
+            "'/nowhere' is not a folder",
+        ),
+        (("evaluate", "CONFIG.txt", "--tasks", "toy_choice", "--include-path", "TASKS"), "neither a model"),
+        (("evaluat",), "evaluat"),
+    ],
+)
+def test_bad_arguments_are_one_line(
+    run: Run,
+    config: Callable[..., Path],
+    toy_models: dict[str, Path],
+    toy_tasks: Path,
+    arguments: tuple[str, ...],
+    says: str,
+) -> None:
+    Path("CONFIG.txt").write_text("text")
+    real = {
+        "CONFIG": config(),
+        "RECIPE": write_recipe(toy_models),
+        "TASKS": toy_tasks,
+        "MODEL": toy_models["ann"],
+    }
+    code, output, errors = run(*(real.get(argument, argument) for argument in arguments))
+    assert code == 2, errors
+    assert len(errors) == 1, errors
+    assert says in errors[0]
+    assert output == ""
+    assert {p.name for p in Path().iterdir()} == {"CONFIG.txt", "config.yaml", "recipe.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("own", "method", "says"),
+    [
+        ("wieght: 1", "linear", "unknown parameter of 'linear'; did you mean 'weight'?"),
+        ("weight: 1", "linaer", "did you mean 'linear'?"),
+    ],
+)
+def test_a_bad_recipe_is_one_line(run: Run, toy_models: dict[str, Path], own: str, method: str, says: str) -> None:
+    recipe = write_recipe(toy_models, own, method)
+    for command in (("merge", recipe, "out"), ("inspect", recipe)):
+        code, _, errors = run(*command)
+        assert (code, len(errors)) == (2, 1), errors
+        assert says in errors[0]
+    assert not Path("out").exists()
+
+
+def test_merge_and_inspect(run: Run, toy_models: dict[str, Path]) -> None:
+    recipe = write_recipe(toy_models)
+    code, output, _ = run("inspect", recipe)
+    assert code == 0
+    assert "model.layers.1.mlp.up_proj.weight" in output
+    assert "20 tensors" in output.splitlines()[-1]
+
+    code, output, errors = run("merge", recipe, "out", "--memory-limit", "1MiB", "--threads", "1")
+    assert (code, output) == (0, "out\n")
+    assert errors[0].startswith("20 tensors")
+    assert "buffers of at most 1 MiB" in errors[0]
+    assert (Path("out") / "model.safetensors").is_file()
+
+    code, _, errors = run("merge", recipe, "out")
+    assert code == 2
+    assert "--overwrite" in errors[-1]
+    assert run("merge", recipe, "out", "--overwrite")[0] == 0
+
+
+def test_evaluate(run: Run, toy_models: dict[str, Path], toy_tasks: Path) -> None:
+    command = ("evaluate", toy_models["ann"], "--include-path", toy_tasks, "--tasks", "toy_choice,toy_generate")
+    code, output, _ = run(*command, "--limit", 12, "--output", "scores.json")
+    assert code == 0
+    header, *rows = output.splitlines()
+    assert header.split() == ["task", "metric", "mean", "standard", "error", "documents"]
+    assert [row.split()[:2] for row in rows] == [
+        ["toy_choice", "acc,none"],
+        ["toy_choice", "acc_norm,none"],
+        ["toy_generate", "crc,none"],
+    ]
+    scores = Scores.from_json(Path("scores.json").read_text())
+    assert {len(documents) for documents in scores.documents.values()} == {12}
+    assert f"{scores.mean('toy_choice', 'acc,none'):.4f}" in rows[0]
+    assert f"{scores.stderr('toy_choice', 'acc,none'):.4f}" in rows[0]
+
+    run(*command, "--limit", 12, "--seed", 1, "--output", "other.json")
+    other = Scores.from_json(Path("other.json").read_text())
+    assert other.documents["toy_choice"].keys() != scores.documents["toy_choice"].keys()
+
+
+@pytest.mark.usefixtures("inline")
+class TestARun:
+    def test_from_search_to_merged_model(
+        self, run: Run, config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """``merge best.yaml`` gives, bit for bit, what was scored; for a random method too."""
+        from safetensors.torch import load_file
+
+        path = config(genome={"merge_method": "dare_ties"}, trials=6)
+        code, output, errors = run("evolve", path, "--run-dir", "out")
+        assert code == 0, errors
+        assert [line for line in errors if line.startswith("[")][-1].startswith("[6/6] ")
+        summary = json.loads(Path("out/summary.json").read_text())
+        assert output.startswith("finished: 6 of 6 trials")
+        assert summary["outcome"] in output
+        assert "gain over the best parent" in output
+        assert "ann " in output
+        assert "out/best.yaml" in output
+
+        assert run("status", "out") == (0, output, [])
+        assert run("evolve", path, "--run-dir", "out")[:2] == (0, output)
+        assert run("export", "out") == (0, Path("out/best.yaml").read_text(), [])
+
+        assert run("export", "out", "--trial", 4, "-o", "recipe.yaml")[0] == 0
+        code, output, errors = run("export", "out", "--trial", 6)
+        assert (code, output, len(errors)) == (2, "", 1)
+        assert "trials 0 to 5, but got 6" in errors[0]
+
+        assert run("merge", "recipe.yaml", "merged")[0] == 0
+        split = Split.load(Path("out/splits.json"))
+        worker = Worker(Setup(EvolveConfig.load("out/config.yaml"), split))
+        recipe = next(ask.recipe for ask in read_asks(Path("out")) if ask.number == 4)
+        scored = worker.score(recipe, split.search)
+        assert isinstance(scored, Evaluation)
+        assert worker._loader is not None
+        assert worker._loader._resident is not None
+        live, written = worker._loader._resident.parameters, load_file("merged/model.safetensors")
+        assert written.keys() <= live.keys()
+        for name, tensor in written.items():
+            assert torch.equal(live[name], tensor.to(torch.float32)), name
+
+        code, output, errors = run("evolve", config(genome={"merge_method": "ties"}), "--run-dir", "out")
+        assert (code, output, len(errors)) == (2, "", 1)
+        assert 'genome.merge_method: "ties", was "dare_ties"' in errors[0]
+
+    def test_an_interrupted_one_says_how_to_go_on(
+        self, run: Run, config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        submit = InlinePool.submit
+
+        def interrupted(self: InlinePool, key: Any, *rest: Any) -> None:
+            if key.ask.number == 3:
+                signal.raise_signal(signal.SIGINT)
+            submit(self, key, *rest)
+
+        path = config(trials=6)
+        with monkeypatch.context() as patch:
+            patch.setattr(InlinePool, "submit", interrupted)
+            code, output, errors = run("evolve", path, "--run-dir", "out")
+        assert code == 130
+        assert output.startswith("stopped: 4 of 6 trials")
+        assert errors[-1] == "heterosis: interrupted; the same command continues"
+        assert run("status", "out")[1].startswith("stopped: 4 of 6 trials")
+        code, output, _ = run("evolve", path, "--run-dir", "out")
+        assert (code, output.split(",")[0]) == (0, "finished: 6 of 6 trials")
+
+    def test_a_failed_one_exits_with_1(
+        self, run: Run, config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(*_: object) -> None:
+            raise RuntimeError("no luck\nat all")
+
+        monkeypatch.setattr("heterosis.evaluate.harness.TaskSet.score", broken)
+        code, _, errors = run("evolve", config(), "--run-dir", "out")
+        assert code == 1
+        assert errors[-1] == "heterosis: failed: the parent ann cannot be scored: RuntimeError: no luck"
+        assert "Traceback" not in "\n".join(errors)
