@@ -60,10 +60,11 @@ class RayPool:
         if self._started:
             _start(address, workers * setup.threads)
         gpus = 1 if setup.device.startswith("cuda") else 0
-        # A worker that dies is started again by Ray; the work it had is not, that is the driver's to decide.
-        actor = ray.remote(num_cpus=setup.threads, num_gpus=gpus, max_restarts=-1, max_task_retries=0)(Worker)
         environment = {"env_vars": {"OMP_NUM_THREADS": str(setup.threads), "TOKENIZERS_PARALLELISM": "false"}}
-        self._free = [actor.options(runtime_env=environment).remote(setup) for _ in range(workers)]
+        # A worker that dies is replaced here and not restarted by Ray, which meanwhile fails the next one's work.
+        actor = ray.remote(num_cpus=setup.threads, num_gpus=gpus, max_restarts=0, max_task_retries=0)(Worker)
+        self._worker, self._setup = actor.options(runtime_env=environment), setup
+        self._free = [self._worker.remote(setup) for _ in range(workers)]
         self._running: dict[Any, _Running] = {}
         self.size = workers
 
@@ -80,17 +81,21 @@ class RayPool:
         ready, _ = ray.wait(list(self._running), timeout=timeout) if self._running else ([], [])
         for future in ready:
             running = self._running.pop(future)
-            self._free.append(running.actor)
-            finished.append((running.key, _result(future)))
+            outcome, alive = _result(future)
+            self._free.append(running.actor if alive else self._replaced(running.actor))
+            finished.append((running.key, outcome))
         for future, running in list(self._running.items()):
             if self._timeout and time.monotonic() - running.since > self._timeout:
                 del self._running[future]
-                ray.kill(running.actor, no_restart=False)
-                self._free.append(running.actor)
+                self._free.append(self._replaced(running.actor))
                 finished.append(
                     (running.key, Failure(f"took longer than the time limit of {self._timeout:.0f} s"))
                 )
         return finished
+
+    def _replaced(self, actor: Any) -> Any:
+        ray.kill(actor)
+        return self._worker.remote(self._setup)
 
     def close(self) -> None:
         for actor in (*self._free, *(running.actor for running in self._running.values())):
@@ -114,13 +119,15 @@ def _start(address: str | None, cpus: int) -> None:
         raise InputError(f"--ray-address: no Ray at {where}: {str(error).splitlines()[0]}") from error
 
 
-def _result(future: Any) -> Outcome:
+def _result(future: Any) -> tuple[Outcome, bool]:
+    """What came of a piece of work, and whether its worker lives."""
     try:
-        return ray.get(future)  # type: ignore[no-any-return]
+        return ray.get(future), True
     except OutOfMemoryError:
-        return Failure("out of memory: Ray ended the worker", retry=True)
+        return Failure("out of memory: Ray ended the worker", retry=True), False
     except RayActorError as error:
         reason = str(error).strip().splitlines()
-        return Failure(f"the worker died: {reason[-1].strip() if reason else type(error).__name__}", retry=True)
+        cause = reason[-1].strip() if reason else type(error).__name__
+        return Failure(f"the worker died: {cause}", retry=True), False
     except RayError as error:
-        return Failure(f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}")
+        return Failure(f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"), True

@@ -12,7 +12,7 @@ from heterosis.merge.companions import tokenizer_donor, write_companions
 from heterosis.merge.executor import DEFAULT_MEMORY_LIMIT, execute
 from heterosis.merge.plan import MergePlan, build_plan
 from heterosis.merge.recipe import Recipe
-from heterosis.merge.writer import DEFAULT_SHARD_SIZE, SafetensorsSink, published_folder
+from heterosis.merge.writer import DEFAULT_SHARD_SIZE, SafetensorsSink, check_free, published_folder
 
 
 def merge_models(
@@ -49,7 +49,8 @@ def merge_models(
     loaded = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     if seed is not None:
         loaded = loaded.model_copy(update={"heterosis": {**loaded.heterosis, "seed": seed}})
-    folder = Path(out)
+    folder = Path(out).absolute()
+    check_free(folder, overwrite)
     with ExitStack() as models:
         plan = build_plan(loaded, lambda ref: models.enter_context(open_checkpoint(ref)), origin=origin)
         tokenizer_donor(plan)
@@ -64,7 +65,7 @@ def merge_models(
             finally:
                 sink.close()
             write_companions(plan, partial)
-    return folder
+    return Path(out)
 
 
 def _check_disk(plan: MergePlan, out: Path) -> None:

@@ -330,6 +330,12 @@ class _Planner:
         arguments = self._arguments(part, [(part.inputs[k], names[k]) for k in order], name, t)
         if arguments is None:
             return None
+        if not self.method.reduces:  # its numbers can be had now, so its objections too
+            try:
+                self.method.function(**arguments)
+            except ValueError as error:
+                self.faults.append(f"{name}: {error}")
+                return None
         keys = tuple(mask_key(self.recipe.seed, name, self.positions[refs_in[k]]) for k in order)
         return TensorOp(name, inputs[0].shape, dtype, compute, self.method, inputs, base, arguments, keys)
 

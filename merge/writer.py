@@ -126,6 +126,20 @@ def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
         data, offset = data[written:], offset + written
 
 
+def check_free(out: Path, overwrite: bool) -> None:
+    """Refuse a folder that may not be written.
+
+    Raises:
+        InputError: If it exists and may not be replaced, or is something else than a model folder.
+    """
+    if not out.exists():
+        return
+    if not overwrite:
+        raise InputError(f"{out}: exists already; choose another folder, or pass --overwrite")
+    if not out.is_dir() or (any(out.iterdir()) and not (out / "config.json").is_file()):
+        raise InputError(f"{out}: is not a model folder, so it is not overwritten; choose another")
+
+
 @contextmanager
 def published_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A folder to fill that appears at ``out`` complete or not at all.
@@ -133,10 +147,7 @@ def published_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         InputError: If ``out`` exists and ``overwrite`` is not given, or cannot be created.
     """
-    if out.exists() and not overwrite:
-        raise InputError(f"{out}: exists already; choose another folder, or pass --overwrite")
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is not a folder")
+    check_free(out, overwrite)
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -146,7 +146,8 @@ def test_the_search_climbs(run: Any, tmp_path: Path) -> None:
 
 class TestResume:
     @pytest.fixture(scope="class")
-    def undisturbed(self, toy_config: Any, tmp_path_factory: pytest.TempPathFactory, make_pools: Any) -> Any:
+    @staticmethod
+    def undisturbed(toy_config: Any, tmp_path_factory: pytest.TempPathFactory, make_pools: Any) -> Any:
         """A whole run: its summary, what was asked, and what was proposed."""
         folder, pools = tmp_path_factory.mktemp("whole") / "run", make_pools()
         config = EvolveConfig.parse(yaml.safe_dump(toy_config(workers=1, trials=24)))

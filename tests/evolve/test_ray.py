@@ -110,18 +110,18 @@ def finish(pool: RayPool) -> list[tuple[object, Evaluation | Failure]]:
     return finished
 
 
-def evaluate_package(worker: Any) -> str:
-    import evaluate
-
-    return str(evaluate.__file__)
-
-
 def test_the_pool(
     setup: Setup, toy_models: dict[str, Path], toy_tasks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Work is given as workers fall free; death and time limits cost one piece of work, not the next one's."""
     monkeypatch.chdir(Path(__file__).parents[2])  # whose folder `evaluate` Ray puts on the workers' path
     recipe = f"merge_method: passthrough\nmodels: [{{model: {toy_models['ann']}}}]\n"
+
+    def evaluate_package(worker: Any) -> str:
+        import evaluate
+
+        return str(evaluate.__file__)
+
     one, *three = setup.split.search["toy_deadly"][:4]
     documents = {"toy_deadly": three}
     marker = toy_tasks / "die"

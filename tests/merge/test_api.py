@@ -155,7 +155,10 @@ def test_an_existing_folder_is_replaced_only_on_request(family: list[Path], tmp_
     (out / "mine").write_text("x")
     with pytest.raises(InputError, match="exists already; choose another folder, or pass --overwrite"):
         merge_models(recipe_of(family), out)
+    with pytest.raises(InputError, match="is not a model folder, so it is not overwritten"):
+        merge_models(recipe_of(family), out, overwrite=True)
     assert names(out) == ["mine"]
+    (out / "config.json").write_text("{}")
     merge_models(recipe_of(family), out, overwrite=True)
     assert "mine" not in names(out)
     load(out)

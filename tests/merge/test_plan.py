@@ -138,7 +138,7 @@ parameters:
 
 
 def test_gradients_restart_in_every_slice_and_begin_outside_the_layers(models: dict[str, str]) -> None:
-    rest = "parameters: {weight: [0, 1, 4]}"
+    rest = "parameters: {weight: [0, 1, 4], normalize: false}"
     ops = ops_of(models, SLICES.format(method="linear", a="", b="", deep="", rest=rest))
     at = {k: ops[UP.format(k)].arguments["weight"][0] for k in range(4)}
     assert at == {0: 4.0, 1: 0.0, 2: 1.0, 3: 4.0}  # a one-layer slice takes the last value

@@ -119,7 +119,7 @@ def test_a_failure_leaves_nothing_and_touches_nothing(
     out = tmp_path / "out"
     if exists:
         out.mkdir()
-        (out / "old").write_text("old")
+        (out / "config.json").write_text("old")
 
     def publish() -> None:
         with published_folder(out, overwrite=exists) as partial:
@@ -128,13 +128,13 @@ def test_a_failure_leaves_nothing_and_touches_nothing(
 
     with pytest.raises(error):
         publish()
-    assert names(tmp_path) == (["out", "out/old"] if exists else [])
+    assert names(tmp_path) == (["out", "out/config.json"] if exists else [])
 
 
 def test_overwriting_replaces_everything(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / "old").write_text("old")
+    (out / "config.json").write_text("old")
     with published_folder(out, overwrite=True) as partial:
         (partial / "file").write_text("x")
     assert names(tmp_path) == ["out", "out/file"]
@@ -146,7 +146,7 @@ def test_refusals(tmp_path: Path) -> None:
     for out, overwrite, message in [
         ("out", False, "out: exists already; choose another folder, or pass --overwrite"),
         ("file", False, "file: exists already; choose another folder, or pass --overwrite"),
-        ("file", True, "file: is not a folder"),
+        ("file", True, "file: is not a model folder"),
         ("file/out", False, "file/out: cannot be created: "),
     ]:
         with pytest.raises(InputError, match=message), published_folder(tmp_path / out, overwrite=overwrite):
