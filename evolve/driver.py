@@ -261,8 +261,8 @@ class _Driver:
             mean = optimizer.mean()
             if mean is not None:
                 values = self._space.values(mean)
-                recipe = self._space.decode(values).to_yaml()
-                ask = self._record.ask("mean", "the optimizer's mean", recipe, values)
+                text = self._space.decode(values).to_yaml()
+                ask = self._record.ask("mean", "the optimizer's mean", text, values)
                 self._work(pool, [_Job(ask, "search")], self._no_more)
 
     @staticmethod

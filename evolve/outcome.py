@@ -215,5 +215,6 @@ def closing_table(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]
     rows += [cells(name, r) for name, r in summary["baselines"].items()]
     champion = summary["champion"]
     if champion:
-        rows.append(cells(f"champion: trial {champion['trial']}", champion))
+        title = "champion" if summary["status"] == "finished" else "best so far"
+        rows.append(cells(f"{title}: trial {champion['trial']}", champion))
     return rows
