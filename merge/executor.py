@@ -4,11 +4,13 @@ import math
 import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import TypeGuard
 
 import torch
 
 from heterosis.merge.checkpoint import TensorSource
 from heterosis.merge.kernels import RUN, Row, map_loop
+from heterosis.merge.lora import LoraTensor
 from heterosis.merge.methods import Method, Program
 from heterosis.merge.plan import MergePlan, TensorOp
 from heterosis.merge.sinks import Sink
@@ -17,7 +19,7 @@ from heterosis.merge.statistics import Statistics, apply_each, typed
 DEFAULT_MEMORY_LIMIT = 512 * 1024**2
 
 # Elements of a block that is read once: with a handful of models, rows of this length stay in the L2 cache.
-STREAMING_BLOCK = 8 * RUN
+STREAMING_BLOCK = 16 * RUN
 
 
 class MergeError(RuntimeError):
@@ -136,7 +138,8 @@ class _Workers:
 
 def _is_finite(block: torch.Tensor) -> bool:
     """Whether no element is NaN or infinite. A finite sum, which is the cheaper to have, shows it."""
-    return math.isfinite(block.sum(dtype=torch.float64)) or bool(torch.isfinite(block).all())
+    wide = torch.promote_types(block.dtype, torch.float32)
+    return math.isfinite(block.sum(dtype=wide)) or bool(torch.isfinite(block).all())
 
 
 class _Blocks:
@@ -173,11 +176,19 @@ class _Blocks:
             if op.base is not None and source.identity == op.base.identity:
                 row.zero_()
                 continue
+            if op.base is not None and self._is_adapted(source, op.base):
+                row.zero_()
+                source.add_delta(start, row)
+                continue
             self._read_rounded(source, start, row)
             if op.base is not None:
                 row.sub_(self.base[:n])
                 if self._rounds:
                     row.copy_(row.to(op.compute))
+
+    def _is_adapted(self, source: TensorSource, base: TensorSource) -> TypeGuard[LoraTensor]:
+        """Whether the adapter's product is the task vector itself, which needs no reading and no rounding."""
+        return isinstance(source, LoraTensor) and source.base.identity == base.identity and not self._rounds
 
     def _read_rounded(self, source: TensorSource, start: int, row: torch.Tensor) -> None:
         source.read(start, start + row.numel(), row)

@@ -334,7 +334,8 @@ class _Planner:
             try:
                 self.method.function(**arguments)
             except ValueError as error:
-                self.faults.append(f"{name}: {error}")
+                if not self.faults:  # the first tensor stands for all
+                    self.faults.append(f"{name}: {error}")
                 return None
         keys = tuple(mask_key(self.recipe.seed, name, self.positions[refs_in[k]]) for k in order)
         return TensorOp(name, inputs[0].shape, dtype, compute, self.method, inputs, base, arguments, keys)
