@@ -180,7 +180,7 @@ class _Driver:
             # In this order: Ray sets a handler for SIGTERM as it starts.
             with closing(pool), _stopping_on_signals(self._request_stop):
                 self._search(pool, budget)
-                finals = None if self._stop else self._finals(pool)
+                finals = None if self._stopping() else self._finals(pool)
         except BaseException:
             self._save(status="stopped")
             raise
@@ -214,6 +214,10 @@ class _Driver:
             holdout_reused=bool(self._state.get("holdout_reused")),
             stopped=self._stop,
         )
+
+    def _stopping(self) -> bool:
+        """Whether a stop was asked for, which may happen at any moment."""
+        return self._stop is not None
 
     def _request_stop(self) -> None:
         self._stop = "interrupted"
@@ -257,7 +261,7 @@ class _Driver:
             return _Job(ask, "search")
 
         self._work(pool, [], next_job, lambda trial: self._inform(optimizer, trial))
-        if reserve and not self._stop and len(self._record.asks) < budget and not self._out_of_time(pool):
+        if reserve and not self._stopping() and len(self._record.asks) < budget and not self._out_of_time(pool):
             mean = optimizer.mean()
             if mean is not None:
                 values = self._space.values(mean)
@@ -280,7 +284,7 @@ class _Driver:
         queue = [job for job in queue if not self._told_from_scores(job, on_trial)]
         running = 0
         while True:
-            while pool.free and not self._stop:
+            while pool.free and not self._stopping():
                 job = queue.pop(0) if queue else next_job()
                 if job is None:
                     break
@@ -350,7 +354,7 @@ class _Driver:
         return {ask.name: ask for ask in asks if ask.kind in ("parent", "baseline")}
 
     def _check_baselines(self) -> None:
-        if self._stop:
+        if self._stopping():
             return
         latest = self._baselines()
         for trial in self._record.trials:
@@ -369,8 +373,8 @@ class _Driver:
 
     def _out_of_time(self, pool: Pool) -> bool:
         """Whether another candidate would leave too little of ``hours`` for the finals."""
-        if self._stop or self._config.hours is None:
-            return bool(self._stop)
+        if self._stopping() or self._config.hours is None:
+            return self._stopping()
         times = [sum(t.seconds.values()) for t in self._record.trials if t.score is not None]
         if not times:
             return self._seconds() > self._config.hours * 3600
@@ -450,7 +454,7 @@ class _Driver:
             raise SearchFailed("no candidate could be scored")
         self._stage(f"selection: {len(shortlist)} finalists")
         self._score_on(pool, [t.ask for t in shortlist], "selection")
-        if self._stop:
+        if self._stopping():
             return None
         ranked = sorted(
             (f for t in shortlist if (f := self._finalist(t, "selection"))), key=lambda f: -f.selection
@@ -465,7 +469,7 @@ class _Driver:
         if self._state.get("held_out_before") and self._record.scores(champion.ask, "holdout") is None:
             self._state["holdout_reused"] = True
         self._score_on(pool, list(reported.values()), "holdout")
-        if self._stop:
+        if self._stopping():
             return None
         self._state["held_out_before"] = True
         return _Finals(champion, best_parent, tuple(ranked))

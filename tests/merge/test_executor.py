@@ -204,7 +204,9 @@ def test_weights_that_sum_to_zero_name_the_tensor(method: str, family: list[Path
     models = [
         m.model_copy(update={"parameters": {"weight": w}}) for m, w in zip(plain.models, (1, -1), strict=True)
     ]
-    with pytest.raises((InputError, MergeError), match=r"^model\.\S+: `sum of weights != 0` must hold .* weight=\[1.0, -1.0\]"):
+    with pytest.raises(
+        (InputError, MergeError), match=r"^model\.\S+: `sum of weights != 0` must hold .* weight=\[1.0, -1.0\]"
+    ):
         run(plain.model_copy(update={"models": models}))
 
 
