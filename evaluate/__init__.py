@@ -10,7 +10,9 @@
 Names that need torch or lm-eval are imported when first used, so importing this package loads neither.
 """
 
+import sys
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heterosis.evaluate.scores import Metric, NonFiniteScore, Scores, TaskSpec
@@ -48,6 +50,19 @@ __all__ = [
     "make_lm",
     "split_documents",
 ]
+
+
+def _hide_shadowing_folders() -> None:
+    """Drop import paths on which ``evaluate`` would be this folder and not Hugging Face's package.
+
+    Python and Ray put the current folder on the path; in a checkout of this project that one has such a folder,
+    and lm-eval imports the package when a metric asks for it.
+    """
+    mine = Path(__file__).resolve().parent
+    sys.path[:] = [path for path in sys.path if (Path(path) / "evaluate").resolve() != mine]
+
+
+_hide_shadowing_folders()
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ cluster.py     workers as Ray actors
 record.py      asks, scores and trials, durably
 folder.py      the run folder and its lock
 driver.py      asks, hands out, records, picks the champion
+progress.py    the run on a terminal
 outcome.py     summary.json, best.yaml, trials.csv, the closing table
 """
 

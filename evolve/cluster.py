@@ -1,8 +1,8 @@
 """Workers as Ray actors: started, given work as they fall free, replaced when they die."""
 
+import math
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +13,8 @@ from heterosis.errors import InputError
 from heterosis.evolve.worker import DocumentIds, Evaluation, Failure, Setup, Worker
 
 Outcome = Evaluation | Failure
+
+START_SECONDS = 300.0  # for the imports, the model, the requests and the compiler
 
 
 class Pool(Protocol):
@@ -40,6 +42,7 @@ class _Running:
     key: object
     actor: Any
     since: float
+    limit: float
 
 
 class RayPool:
@@ -49,7 +52,8 @@ class RayPool:
         setup: What the workers need to know.
         workers: How many.
         address: Of a running cluster; None starts Ray on this machine.
-        timeout: Seconds that a piece of work may take; None for no limit.
+        timeout: Seconds that a candidate may take on the search documents; None for no limit. Other parts get as
+            much for each document, and a worker's first work gets `START_SECONDS` more.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class RayPool:
         actor = ray.remote(num_cpus=setup.threads, num_gpus=gpus, max_restarts=0, max_task_retries=0)(Worker)
         self._worker, self._setup = actor.options(runtime_env=environment), setup
         self._free = [self._worker.remote(setup) for _ in range(workers)]
+        self._warm: set[Any] = set()
         self._running: dict[Any, _Running] = {}
         self.size = workers
 
@@ -74,7 +79,13 @@ class RayPool:
 
     def submit(self, key: object, recipe: str, documents: DocumentIds) -> None:
         actor = self._free.pop()
-        self._running[actor.score.remote(recipe, documents)] = _Running(key, actor, time.monotonic())
+        limit = math.inf
+        if self._timeout:
+            sizes = [sum(map(len, part.values())) for part in (documents, self._setup.split.search)]
+            limit = self._timeout * max(1.0, sizes[0] / max(1, sizes[1]))
+            limit += 0.0 if actor in self._warm else START_SECONDS
+        self._warm.add(actor)
+        self._running[actor.score.remote(recipe, documents)] = _Running(key, actor, time.monotonic(), limit)
 
     def wait(self, timeout: float) -> list[tuple[object, Outcome]]:
         finished: list[tuple[object, Outcome]] = []
@@ -85,16 +96,17 @@ class RayPool:
             self._free.append(running.actor if alive else self._replaced(running.actor))
             finished.append((running.key, outcome))
         for future, running in list(self._running.items()):
-            if self._timeout and time.monotonic() - running.since > self._timeout:
+            if time.monotonic() - running.since > running.limit:
                 del self._running[future]
                 self._free.append(self._replaced(running.actor))
                 finished.append(
-                    (running.key, Failure(f"took longer than the time limit of {self._timeout:.0f} s"))
+                    (running.key, Failure(f"took longer than the time limit of {running.limit:.0f} s"))
                 )
         return finished
 
     def _replaced(self, actor: Any) -> Any:
         ray.kill(actor)
+        self._warm.discard(actor)
         return self._worker.remote(self._setup)
 
     def close(self) -> None:
@@ -107,16 +119,20 @@ class RayPool:
 
 
 def _start(address: str | None, cpus: int) -> None:
-    options: Mapping[str, Any] = {"address": address}
+    options: dict[str, Any] = {"address": address or "local"}  # without one, Ray would join any cluster it finds
     if address is None:
         # The object store carries genomes and scores only; its smallest size is enough.
-        options = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": 80 * 1024**2}
+        options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": 80 * 1024**2}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         ray.init(logging_level="error", log_to_driver=False, configure_logging=True, **options)
     except (ConnectionError, RayError, ValueError) as error:
         where = address or "this machine"
         raise InputError(f"--ray-address: no Ray at {where}: {str(error).splitlines()[0]}") from error
+    available = ray.cluster_resources().get("CPU", 0)
+    if available < cpus:
+        ray.shutdown()
+        raise InputError(f"--workers: the workers need {cpus} CPUs, but the Ray cluster has {available:.0f}")
 
 
 def _result(future: Any) -> tuple[Outcome, bool]:

@@ -306,7 +306,7 @@ class EvolveConfig(_Section):
         seed: Of the search and of random merge methods.
         trials: Budget, baselines included.
         hours: Another budget.
-        workers: Processes that score; None for as many as fit.
+        workers: Processes that score; None for one for every four cores.
         finalists: Candidates compared on the selection documents.
         timeout: Seconds that a candidate may take.
         failures: When to give up.

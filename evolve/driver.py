@@ -21,11 +21,12 @@ from heterosis.evolve.cluster import Outcome, Pool, RayPool
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.folder import SUMMARY, RunFolder, check_same_config, read_summary
 from heterosis.evolve.optimizers import Optimizer, Vector, get_optimizer
-from heterosis.evolve.outcome import Finalist, environment, write_best, write_outcome
+from heterosis.evolve.outcome import Finalist, environment, write_outcome
 from heterosis.evolve.preflight import Preflight, preflight
 from heterosis.evolve.record import Ask, Record, Trial
 from heterosis.evolve.space import UNIFORM
 from heterosis.evolve.worker import Evaluation, Failure, Setup
+from heterosis.merge.executor import available_cores
 
 log = logging.getLogger("heterosis")
 
@@ -96,7 +97,11 @@ def search(
     check_same_config(Path(run_dir), loaded)
     if finished := _finished(Path(run_dir), loaded.trials):
         return finished
-    checked = preflight(loaded)
+    try:
+        checked = preflight(loaded)
+    except InputError as error:
+        origin = "config" if isinstance(config, EvolveConfig) else os.fspath(config)
+        raise InputError(*(f"{origin}: {fault}" for fault in error.faults)) from error
     folder = RunFolder(Path(run_dir))
     try:
         with _logging_to(folder.path / "run.log"):
@@ -140,16 +145,16 @@ class _Driver:
             self._split.check(checked.tasks.fingerprints(), str(splits))
         else:
             self._split = checked.split
-        folder.adopt(config)
-        self._split.save(splits)
         self._state = folder.state()
         self._provenance = self._state["provenance"] = checked.provenance()
-        cores = os.cpu_count() or 1
+        cores = available_cores()
         self.workers = config.workers or max(1, cores // 4)
         self._setup = Setup(config, self._split, threads=max(1, cores // self.workers), device=device)
         self._check_environment()
         url = storage or f"sqlite:///{folder.path.resolve() / 'study.db'}"
         self._record = Record(folder.path, url, self._state["study"], self._space.parameters)
+        folder.adopt(config)
+        self._split.save(splits)
         folder.save_state(self._state)
         self._begun = time.monotonic()
         self._spent_before = float(self._state["seconds"])
@@ -327,11 +332,7 @@ class _Driver:
         return trial
 
     def _tell(self, ask: Ask, scores: Scores, seconds: Mapping[str, float]) -> Trial:
-        before = self._best()
         trial = self._record.tell(ask, self._objective.score(scores), seconds=seconds)
-        best = self._best()
-        if best is not None and best != before:
-            write_best(self._folder.path, best, self._provenance, note="Best so far on the search documents.")
         self._show(trial)
         return trial
 
@@ -375,7 +376,7 @@ class _Driver:
         """Whether another candidate would leave too little of ``hours`` for the finals."""
         if self._stopping() or self._config.hours is None:
             return self._stopping()
-        times = [sum(t.seconds.values()) for t in self._record.trials if t.score is not None]
+        times = [sum(t.seconds.values()) for t in self._record.trials if t.seconds]
         if not times:
             return self._seconds() > self._config.hours * 3600
         candidate = float(np.median(times))
@@ -413,6 +414,7 @@ class _Driver:
                 log.warning(
                     "%s: the optimizer would propose another point today; going on from the record", ask.name
                 )
+                self._points[ask.number] = self._space.encode(ask.values)
         for trial in self._record.trials[told:]:
             self._inform(optimizer, trial)
         return optimizer
@@ -425,10 +427,14 @@ class _Driver:
     def _start(self) -> Vector:
         """The best baseline if it is clearly better than the uniform merge, else the space's own start.
 
-        Pulled off the faces of the cube, where a search distribution would be cut in half.
+        Pulled off the faces of the cube, where a search distribution would be cut in half. Only what was known
+        when the first candidate was asked counts, so that a resumed run starts from the same point.
         """
         start = self._space.initial
-        trials = [t for t in self._record.trials if t.ask.kind in ("parent", "baseline") and t.score is not None]
+        known = next((ask.after for ask in self._record.asks.values() if ask.kind == "search"), None)
+        trials = [
+            t for t in self._record.trials[:known] if t.ask.kind in ("parent", "baseline") and t.score is not None
+        ]
         best = max(trials, key=lambda t: t.score or 0.0, default=None)
         uniform = next((t for t in trials if t.ask.kind == "baseline"), None)
         if best is not None and uniform is not None:
@@ -456,6 +462,7 @@ class _Driver:
         self._score_on(pool, [t.ask for t in shortlist], "selection")
         if self._stopping():
             return None
+        self._require(baselines, "selection")
         ranked = sorted(
             (f for t in shortlist if (f := self._finalist(t, "selection"))), key=lambda f: -f.selection
         )
@@ -471,8 +478,17 @@ class _Driver:
         self._score_on(pool, list(reported.values()), "holdout")
         if self._stopping():
             return None
+        self._require([champion, *baselines], "holdout")
         self._state["held_out_before"] = True
         return _Finals(champion, best_parent, tuple(ranked))
+
+    def _require(self, trials: Sequence[Trial], part: str) -> None:
+        """Refuse to report on what could not be scored: a comparison without it would flatter the champion."""
+        if lost := [t.ask.name for t in trials if self._record.scores(t.ask, part) is None]:
+            raise SearchFailed(
+                f"{', '.join(lost)} could not be scored on the {part} documents (run.log says why); "
+                "the same command tries again"
+            )
 
     def _finalist(self, trial: Trial, part: str) -> Finalist | None:
         scores = self._record.scores(trial.ask, part)

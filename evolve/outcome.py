@@ -30,6 +30,7 @@ class Finalist:
 def environment(config: EvolveConfig, device: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """What scores depend on beside the config: versions, batch size, models' contents."""
     packages = {"heterosis": "heterosis", "torch": "torch", "transformers": "transformers", "lm_eval": "lm-eval"}
+    packages |= {"cma": "cma", "numpy": "numpy"}
     hashes = {name: model["sha256"] for name, model in provenance["models"].items()}
     return {
         **{key: version(package) for key, package in packages.items()},
@@ -38,11 +39,6 @@ def environment(config: EvolveConfig, device: str, provenance: Mapping[str, Any]
         "device": device,
         "models": hashes,
     }
-
-
-def write_best(folder: Path, trial: Trial, provenance: Mapping[str, Any], note: str) -> None:
-    """Replace ``best.yaml`` with a trial's complete recipe."""
-    write_text(folder / "best.yaml", export_recipe(trial, provenance, note))
 
 
 def export_recipe(trial: Trial, provenance: Mapping[str, Any], note: str = "") -> str:
@@ -145,8 +141,9 @@ def write_outcome(
         "environment": dict(environment),
     }
     summary["outcome"] = outcome_sentence(summary)
-    if finalists and champion:
-        write_best(folder, champion, provenance, f"The champion. {summary['outcome']}")
+    if champion:
+        note = f"The champion. {summary['outcome']}" if finalists else "Best so far on the search documents."
+        write_text(folder / "best.yaml", export_recipe(champion, provenance, note))
     write_text(folder / "trials.csv", _table_of(record))
     write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary

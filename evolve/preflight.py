@@ -1,7 +1,8 @@
 """What is found out before the night begins: models, space, tasks, documents; everything that can be refused."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from heterosis.errors import InputError
 from heterosis.evaluate.harness import TaskSet
@@ -54,29 +55,67 @@ def preflight(config: EvolveConfig) -> Preflight:
     Raises:
         InputError: With every fault of the first kind that was found.
     """
-    genome = config.genome
-    refs = [ModelRef.parse(m) for m in (*genome.models, *([genome.base_model] if genome.base_model else []))]
-    checkpoints = {ref: open_checkpoint(ref) for ref in dict.fromkeys(refs)}
+    asked = config.genome
+    names = [*asked.models, *([asked.base_model] if asked.base_model else [])]
+    opened = {name: open_checkpoint(ModelRef.parse(name)) for name in dict.fromkeys(names)}
+    # Recipes name the revision that is searched, so that they give the same model when the Hub's has moved on.
+    pinned = {name: _pinned(name, checkpoint) for name, checkpoint in opened.items()}
+    genome = asked.model_copy(
+        update={
+            "models": tuple(str(pinned[name]) for name in asked.models),
+            "base_model": str(pinned[asked.base_model]) if asked.base_model else None,
+        }
+    )
+    checkpoints = {pinned[name]: checkpoint for name, checkpoint in opened.items()}
+    refs = list(checkpoints)
     first = checkpoints[refs[0]]
     stack = main_stack(first.tensors, first.config)
     layers = stack_sizes(first.tensors).get(stack or "", 0)
     if layers < 1:
         raise InputError(f"genome.models: {refs[0]} has no numbered layers; nothing can be grouped by depth")
-    space = SearchSpace.from_config(config, layers, methods())
+    space = SearchSpace.from_config(config.model_copy(update={"genome": genome}), layers, methods())
     recipes = [("the first candidate", space.decode(space.values(space.initial))), *space.baselines()]
     for name, recipe in recipes:
         plan = build_plan(recipe, checkpoints.__getitem__, origin=name)
         tokenizer_donor(plan)  # refuses a tokenizer_source that cannot be had
+        if config.apply_chat_template:
+            _check_chat_template(tokenizer_donor(plan))
     tasks = task_set(config)
     sizes = Sizes(config.documents.search, config.documents.selection, config.documents.holdout)
     split = split_documents(tasks.groups(), sizes, config.documents.seed, tasks.fingerprints())
     return Preflight(config, space, tasks, split, _objective(tasks), plan.parameters, checkpoints)
 
 
+def _pinned(name: str, checkpoint: Checkpoint) -> ModelRef:
+    """The reference with the commits that were resolved; local folders have none."""
+    ref = ModelRef.parse(name)
+    return replace(
+        ref,
+        revision=checkpoint.revision or ref.revision,
+        adapter_revision=checkpoint.adapter_revision or ref.adapter_revision,
+    )
+
+
+def _check_chat_template(checkpoint: Checkpoint) -> None:
+    """Refuse a chat that no worker could hold."""
+    folder = checkpoint.folder
+    settings = folder / "tokenizer_config.json"
+    told = settings.is_file() and "chat_template" in json.loads(settings.read_text(encoding="utf-8"))
+    if not told and not (folder / "chat_template.jinja").is_file():
+        raise InputError(
+            f"apply_chat_template: {checkpoint.ref} has no chat template; write apply_chat_template: false"
+        )
+
+
 def _objective(tasks: TaskSet) -> Objective:
     weights, metrics, groups = {}, {}, {}
     for name, spec in tasks.specs.items():
         metric = tasks.metric(name)
+        if spec.weight < 0 and not metric.higher_is_better:
+            raise InputError(
+                f"tasks: {name}: {metric.key} is known to be better when lower, and a negative weight would turn "
+                f"that round; write weight: {-spec.weight:g}"
+            )
         weights[name] = spec.weight if metric.higher_is_better else -spec.weight
         metrics[name] = metric.key
         groups[name] = dict(enumerate(tasks.documents(name).groups))

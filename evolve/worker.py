@@ -1,10 +1,8 @@
 """What a worker does: build the tasks and one live model once, then score recipe after recipe in it."""
 
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heterosis.evaluate.scores import NonFiniteScore, Scores, TaskSpec
@@ -76,7 +74,6 @@ class Worker:
         self._tasks: TaskSet | None = None
         self._chat_template: str | dict[str, str] | None = None
         self._loader: CandidateLoader | None = None
-        hide_shadowing_folders()
 
     def score(self, recipe: str, documents: DocumentIds) -> Evaluation | Failure:
         """Merge a recipe into the live model and score it on documents."""
@@ -124,14 +121,3 @@ class Worker:
         seconds = {"merge": merged - begun, "forward": scores.forward_seconds}
         seconds["other"] = total - sum(seconds.values())
         return Evaluation(scores, seconds, resident.checksum())
-
-
-def hide_shadowing_folders() -> None:
-    """Drop import paths on which ``evaluate`` would be this project's folder and not Hugging Face's package.
-
-    Python and Ray put the current folder on the path; in a checkout of this project that one has such a folder.
-    """
-    import heterosis.evaluate as ours
-
-    mine = Path(ours.__file__).resolve()
-    sys.path[:] = [p for p in sys.path if (Path(p) / "evaluate" / "__init__.py").resolve() != mine]

@@ -44,10 +44,9 @@ Device = Annotated[str, typer.Option(help="Where models live while they are scor
 
 @app.callback()
 def _main(
-    context: typer.Context,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks. May stand anywhere.")] = False,
 ) -> None:
-    context.obj = {"debug": debug}
+    """Search for merge recipes whose models outperform both parents, and run them."""
 
 
 @app.command()
@@ -68,7 +67,7 @@ def merge(
         _say(
             f"{len(plan.ops)} tensors, {plan.parameters / 1e6:.1f} M parameters: reading "
             f"{plan.bytes_read / 1e9:.2f} GB, writing {plan.bytes_written / 1e9:.2f} GB, "
-            f"buffers of at most {memory_limit / 2**20:.0f} MiB"
+            f"memory for buffers {memory_limit / 2**20:.0f} MiB, for adapters {plan.adapter_bytes / 2**20:.0f} MiB"
         )
 
     begun = time.monotonic()
@@ -258,13 +257,14 @@ def _show_warning(message: Warning | str, *args: Any, **kwargs: Any) -> None:
 def main() -> None:
     """The entry point: exit code 0 done, 2 wrong input, 1 failed, 130 interrupted."""
     debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     warnings.showwarning = _show_warning
     if not debug:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("default", category=UserWarning, module=r"heterosis\.")
     try:
         # Commands return nothing: a number is the code of an exit that typer caught, 130 after an interrupt.
-        if code := app(standalone_mode=False):
+        if code := app(arguments, standalone_mode=False):
             if code == 130:
                 raise KeyboardInterrupt
             sys.exit(code)

@@ -1,6 +1,7 @@
 """The streaming merge core: tensors and files, nothing of scoring or search.
 
 recipe.py            the recipe language (mergekit's YAML)
+yaml_file.py         strict YAML
 parameters.py        its settings: gradients and filters, resolved for one tensor
 checkpoint.py        a model as named lazy tensors, from a folder, the Hub, or with an adapter
 safetensors_file.py  safetensors headers and reads, defensively

@@ -9,7 +9,7 @@ from pathlib import Path
 from heterosis.errors import InputError
 from heterosis.merge.checkpoint import open_checkpoint
 from heterosis.merge.companions import tokenizer_donor, write_companions
-from heterosis.merge.executor import DEFAULT_MEMORY_LIMIT, execute
+from heterosis.merge.executor import DEFAULT_MEMORY_LIMIT, available_cores, execute
 from heterosis.merge.plan import MergePlan, build_plan
 from heterosis.merge.recipe import Recipe
 from heterosis.merge.writer import DEFAULT_SHARD_SIZE, SafetensorsSink, check_free, published_folder
@@ -54,13 +54,15 @@ def merge_models(
     with ExitStack() as models:
         plan = build_plan(loaded, lambda ref: models.enter_context(open_checkpoint(ref)), origin=origin)
         tokenizer_donor(plan)
+        if any(folder.resolve() == checkpoint.folder.resolve() for checkpoint in plan.checkpoints.values()):
+            raise InputError(f"{out}: is one of the models that are merged; choose another folder")
         if announce:
             announce(plan)
         _check_disk(plan, folder)
         with published_folder(folder, overwrite=overwrite) as partial:
             sink = SafetensorsSink(partial, plan.ops, shard_size)
             try:
-                execute(plan, sink, threads=threads or os.cpu_count(), memory_limit=memory_limit)
+                execute(plan, sink, threads=threads or available_cores(), memory_limit=memory_limit)
                 sink.finish()
             finally:
                 sink.close()

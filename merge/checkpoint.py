@@ -6,7 +6,7 @@ import os
 import pickle
 import re
 from collections.abc import Hashable, Iterable, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Protocol
@@ -87,8 +87,9 @@ class Checkpoint:
         """``sha256:<hex>`` over names and contents of the weight files in name order, then the adapter's."""
         total = hashlib.sha256()
         for path in self._weights.paths + ([] if self._adapter is None else self._adapter.files):
-            with path.open("rb") as file:
-                total.update(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n".encode())
+            stat = path.stat()
+            digest = _file_digest(path.resolve(), stat.st_size, stat.st_mtime_ns)
+            total.update(f"{digest}  {path.name}\n".encode())
         return f"sha256:{total.hexdigest()}"
 
     @property
@@ -185,6 +186,13 @@ class Weights:
     def close(self) -> None:
         for file in self._files:
             file.close()
+
+
+@cache
+def _file_digest(path: Path, size: int, mtime_ns: int) -> str:
+    """SHA-256 of a file, computed once: a base is shared by all its adapters."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path, hint: str) -> dict[str, Any]:

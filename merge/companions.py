@@ -66,17 +66,20 @@ def _vocabulary(checkpoint: Checkpoint) -> dict[str, int] | None:
     return tokens
 
 
+def _is_tokenizer(path: Path) -> bool:
+    """Whether a companion file belongs to the tokenizer, its chat template included."""
+    prefixes = ("tokenizer", "special_tokens", "added_tokens", "chat_template")
+    return path.name.startswith(prefixes) or path.name in (*_TOKENIZER_FILES, "merges.txt")
+
+
 def write_companions(plan: MergePlan, folder: Path) -> None:
     """Write config.json, companion files, ``recipe.yaml`` and the model card into ``folder``."""
-    for path in companion_files(plan.donor.folder):
-        shutil.copyfile(path, folder / path.name)
     donor = tokenizer_donor(plan)
+    files = [path for path in companion_files(plan.donor.folder) if donor is plan.donor or not _is_tokenizer(path)]
     if donor is not plan.donor:
-        for path in companion_files(donor.folder):
-            if path.name.startswith(("tokenizer", "special_tokens", "added_tokens", "chat_template")) or (
-                path.name in (*_TOKENIZER_FILES, "merges.txt")
-            ):
-                shutil.copyfile(path, folder / path.name)
+        files += filter(_is_tokenizer, companion_files(donor.folder))
+    for path in files:
+        shutil.copyfile(path, folder / path.name)
     (folder / "config.json").write_text(json.dumps(plan.config, indent=2) + "\n", encoding="utf-8")
     (folder / "recipe.yaml").write_text(plan.recipe.to_yaml(), encoding="utf-8")
     (folder / "README.md").write_text(model_card(plan), encoding="utf-8")

@@ -1,6 +1,7 @@
 """Run a plan: read blocks, compute, hand them to a sink, within a memory budget and on several threads."""
 
 import math
+import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -22,6 +23,16 @@ DEFAULT_MEMORY_LIMIT = 512 * 1024**2
 STREAMING_BLOCK = 16 * RUN
 
 
+# What a thread takes however small the limit: a streaming block of a dozen models, and a reader's buffer.
+_THREAD_MINIMUM = 16 * 1024**2
+
+
+def available_cores() -> int:
+    """Cores that this process may use, which in a container or job can be fewer than the machine has."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 class MergeError(RuntimeError):
     """A merge that was planned could not be completed. The message names the tensor."""
 
@@ -37,12 +48,12 @@ def execute(
         plan: From :func:`~heterosis.merge.plan.build_plan`.
         sink: Where the tensors go.
         threads: Tensors worked on at the same time; None takes torch's number of threads.
-        memory_limit: Bytes for buffers of all threads together.
+        memory_limit: Bytes for buffers of all threads together; 16 MiB for each thread, or there are fewer threads.
 
     Raises:
         MergeError: If a merged tensor has NaN or infinity, or a method's numbers cannot be had.
     """
-    threads = threads or torch.get_num_threads()
+    threads = max(1, min(threads or torch.get_num_threads(), memory_limit // _THREAD_MINIMUM))
     workers = _Workers(plan, sink, memory_limit // threads)
     pending = [op for op in plan.ops if sink.wants(op)]
     if threads == 1:
@@ -51,11 +62,11 @@ def execute(
         return
     with ThreadPoolExecutor(threads, thread_name_prefix="merge") as pool:
         futures = [pool.submit(workers.run, op) for op in pending]
-        done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
-        for future in waiting:
-            future.cancel()
-        for future in done:
-            future.result()
+        try:
+            for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+                future.result()
+        finally:  # after an error or Ctrl-C nothing more is begun
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 class _Workers:
@@ -146,7 +157,7 @@ class _Blocks:
     """The rows of one operation's inputs, block after block, each time it is called.
 
     Inputs are rounded to the compute dtype; where there is a base, rows hold task vectors, rounded too.
-    A tensor that fits one block is read once, unless ``dirty`` says that the rows were changed.
+    A tensor that fits one block is read once.
     """
 
     def __init__(self, op: TensorOp, rows: torch.Tensor, work: torch.dtype) -> None:

@@ -113,6 +113,11 @@ class MergePlan:
         )
 
     @property
+    def adapter_bytes(self) -> int:
+        """Memory that adapters' factors take once they were read, beside the buffers."""
+        return sum(checkpoint.resident_bytes for checkpoint in self.checkpoints.values())
+
+    @property
     def parameters(self) -> int:
         return sum(op.numel for op in self.ops)
 

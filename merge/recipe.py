@@ -174,7 +174,6 @@ class Recipe(_Section):
     dtype: Dtype = None
     out_dtype: Dtype = None
     tokenizer_source: Annotated[str | None, BeforeValidator(_check_tokenizer_source)] = None
-    chat_template: str | None = None
     # Ours alone (mergekit ignores it): the seed, and where the recipe came from.
     heterosis: Annotated[dict[str, Any], BeforeValidator(_check_heterosis)] = {}
 
@@ -301,6 +300,7 @@ _Dumper.add_representer(list, _represent_list)
 # --- faults -----------------------------------------------------------------------------------------------------
 
 _UNSUPPORTED = {
+    "chat_template": "is not accepted by this version; the output gets that of the tokenizer's model",
     "modules": "is not accepted by this version; merge one-module models with 'models' or 'slices'",
     "tokenizer": "is not accepted by this version; use 'tokenizer_source' with 'union', 'base' or a model",
 }

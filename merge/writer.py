@@ -159,7 +159,12 @@ def published_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
         replaced = out.with_name(f".{out.name}.replaced-{os.getpid()}")
         if out.exists():
             out.rename(replaced)
-        partial.rename(out)
+        try:
+            partial.rename(out)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(out)
+            raise
         _sync_folder(out.parent)
         shutil.rmtree(replaced, ignore_errors=True)
     finally:

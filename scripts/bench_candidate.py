@@ -2,8 +2,8 @@
 
     python scripts/bench_candidate.py [--candidates 5]
 
-Beside it, plain lm-eval on the same model and documents, alternating, so that the forward passes can be
-compared. Prints medians; one worker's threads. Needs the base model (scripts/fetch_base_model.py).
+Beside it, the time inside the model's calls of plain lm-eval, on the same model and documents, alternating.
+Prints medians. Needs the base model (scripts/fetch_base_model.py).
 """
 
 import argparse
@@ -11,7 +11,9 @@ import resource
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,19 +25,34 @@ from heterosis.merge import Recipe, merge_models
 
 
 def plain_lm_eval(folder: Path, config: EvolveConfig, documents: dict[str, list[int]]) -> float:
-    """Seconds of lm-eval's own evaluation, from the model in memory to the results."""
+    """Seconds inside the model's calls of lm-eval's own evaluation of a merged folder."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    seconds = 0.0
+
+    class TimedHFLM(HFLM):  # type: ignore[misc]
+        def generate_until(self, *args: Any, **kwargs: Any) -> Any:
+            return timed(super().generate_until, *args, **kwargs)
+
+        def loglikelihood(self, *args: Any, **kwargs: Any) -> Any:
+            return timed(super().loglikelihood, *args, **kwargs)
+
+    def timed(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        nonlocal seconds
+        begun = time.perf_counter()
+        result = call(*args, **kwargs)
+        seconds += time.perf_counter() - begun
+        return result
+
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    lm = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(folder), batch_size=config.batch_size)
+    lm = TimedHFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(folder), batch_size=config.batch_size)
     manager = TaskManager(include_path=list(config.include_path), include_defaults=False)
     samples = {task: sorted(ids) for task, ids in documents.items()}
-    begun = time.perf_counter()
     simple_evaluate(lm, tasks=list(samples), samples=samples, task_manager=manager, bootstrap_iters=0)
-    return time.perf_counter() - begun
+    return seconds
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ PYTHON=${PYTHON:-python3}
 
 stamp=".venv/installed-$(cat pyproject.toml constraints.txt | cksum | tr ' ' '-')-${EXTRAS}"
 if [ ! -e "$stamp" ]; then
-  [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
+  .venv/bin/python -m pip --version >/dev/null 2>&1 || "$PYTHON" -m venv --clear .venv
   # torch first and alone: with the exact version asked for, pip takes a build that is at hand.
   .venv/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
   .venv/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[${EXTRAS}]"

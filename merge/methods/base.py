@@ -5,7 +5,7 @@ It runs once per tensor. The formula, its *map*, then runs once per element over
 
     @merge_method("task_arithmetic", paper="...", base="required", search={"weight": Uniform(0.0, 1.5)})
     def task_arithmetic(*, weight: PerInput, normalize: bool = False, lambda_: float = 1.0) -> Program:
-        return Program(combine.bind(scaled(weight, normalize, lambda_)))
+        return Program(combine.bind(scaling(weight, normalize, lambda_)))
 
 Keyword parameters are the recipe's: ``PerInput`` ones have a value for each model (``weight``, ``density``),
 the others one for the merge (``t``, ``normalize``). A trailing underscore avoids Python's keywords and is

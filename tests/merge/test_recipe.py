@@ -153,7 +153,7 @@ heterosis: {seed: -1}
         ("models: [{}]", "models[0].model: must be given"),
         ("models: [{model: a}]\ndtype: int64", "dtype: unknown dtype 'int64'"),
         ("models: [{model: a}]\ntokenizer_source: {model: a}", "tokenizer_source: must be 'union', 'base' or a"),
-        ("models: [{model: a}]\nchat_template: [1]", "chat_template: must be a text, but got [1]"),
+        ("models: [{model: a}]\nchat_template: chatml", "chat_template: is not accepted by this version; "),
         ("models: [{model: a}]\nheterosis: {seed: true}", "heterosis.seed: must be a whole number"),
         ("models: [{model: a}]\nheterosis: 1", "heterosis: must be a mapping"),
         ("models: [{model: a}]\nparameters: {weight: }", "parameters.weight: must be a number"),
@@ -303,7 +303,6 @@ def recipes(draw: st.DrawFn) -> Recipe:
         dtype=draw(dtypes),
         out_dtype=draw(dtypes),
         tokenizer_source=draw(st.none() | st.sampled_from(["union", "base"])),
-        chat_template=draw(st.none() | texts),
         heterosis=draw(st.dictionaries(texts.filter(lambda key: key != "seed"), values, max_size=2)),
         **fields,
     )
