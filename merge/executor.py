@@ -48,7 +48,7 @@ def execute(
         plan: From :func:`~heterosis.merge.plan.build_plan`.
         sink: Where the tensors go.
         threads: Tensors worked on at the same time; None takes torch's number of threads.
-        memory_limit: Bytes for buffers of all threads together; 16 MiB for each thread, or there are fewer threads.
+        memory_limit: Bytes for buffers of all threads together; with less than 16 MiB for each, threads are fewer.
 
     Raises:
         MergeError: If a merged tensor has NaN or infinity, or a method's numbers cannot be had.

@@ -385,8 +385,43 @@ class TestFinals:
 
         assert says in run(judge=judge)["outcome"]
 
+    @pytest.mark.parametrize(
+        ("part", "lost"), [("selection", "ann"), ("holdout", "ann"), ("holdout", "candidate 4")]
+    )
+    def test_no_report_without_what_it_compares(self, run: Any, pools: Any, part: str, lost: str) -> None:
+        """A parent that drops out of the finals would make a weaker one the best; the next session tries again."""
+
+        def judge(ask: Ask, at: str) -> float | Failure:
+            if ask.name == lost and at == part and len(pools.made) == 1:
+                return Failure("the worker died", retry=True)
+            return 2.0 if ask.name == "candidate 4" else 1.0
+
+        with pytest.raises(SearchFailed, match=rf"{lost} could not be scored on the {part} documents"):
+            run(judge=judge)
+        summary = run(judge=judge)
+        assert summary["status"] == "finished"
+        assert summary["champion"]["name"] == "candidate 4"
+        assert summary["gain_over_best_parent"]["ci95"][0] > 0
+
+    def test_best_yaml_is_mended_after_a_crash(self, run: Any, pools: Any, tmp_path: Path) -> None:
+        with pytest.raises(pools.crash):
+            run(pool={"crash_after": 5})
+        (tmp_path / "run/best.yaml").unlink()
+        with pytest.raises(pools.crash):
+            run(pool={"crash_after": 0})
+        best = max(read_lines(tmp_path / "run/asks.jsonl"), key=lambda a: pools.hill(Ask(**a), "search"))
+        assert f": {best['name']}," in (tmp_path / "run/best.yaml").read_text()
+
 
 class TestRefusals:
+    def test_a_chat_without_a_template(self, run: Any, make_llama: Any, toy_models: Any, tmp_path: Path) -> None:
+        mine = make_llama(tmp_path / "mine", seed=6, noise_from=toy_models["base"])
+        (mine / "chat_template.jinja").unlink()
+        genome = {"models": [str(mine), str(toy_models["bob"])]}
+        with pytest.raises(InputError, match="mine has no chat template; write apply_chat_template: false"):
+            run(genome=genome, apply_chat_template=True)
+        assert not (tmp_path / "run").exists()
+
     def test_another_config(self, run: Any, tmp_path: Path) -> None:
         run()
         before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
