@@ -9,7 +9,7 @@ from pathlib import Path
 from heterosis.errors import InputError
 from heterosis.merge.checkpoint import open_checkpoint
 from heterosis.merge.companions import tokenizer_donor, write_companions
-from heterosis.merge.executor import DEFAULT_MEMORY_LIMIT, available_cores, execute
+from heterosis.merge.executor import DEFAULT_MEMORY_LIMIT, THREAD_MINIMUM, available_cores, execute
 from heterosis.merge.plan import MergePlan, build_plan
 from heterosis.merge.recipe import Recipe
 from heterosis.merge.writer import DEFAULT_SHARD_SIZE, SafetensorsSink, check_free, published_folder
@@ -51,6 +51,9 @@ def merge_models(
         loaded = loaded.model_copy(update={"heterosis": {**loaded.heterosis, "seed": seed}})
     folder = Path(out).absolute()
     check_free(folder, overwrite)
+    if memory_limit < THREAD_MINIMUM:
+        least, got = (f"{size / 2**20:.0f} MiB" for size in (THREAD_MINIMUM, memory_limit))
+        raise InputError(f"--memory-limit: must be at least {least}, but got {got}")
     with ExitStack() as models:
         plan = build_plan(loaded, lambda ref: models.enter_context(open_checkpoint(ref)), origin=origin)
         tokenizer_donor(plan)

@@ -24,7 +24,7 @@ STREAMING_BLOCK = 16 * RUN
 
 
 # What a thread takes however small the limit: a streaming block of a dozen models, and a reader's buffer.
-_THREAD_MINIMUM = 16 * 1024**2
+THREAD_MINIMUM = 16 * 1024**2
 
 
 def available_cores() -> int:
@@ -53,7 +53,7 @@ def execute(
     Raises:
         MergeError: If a merged tensor has NaN or infinity, or a method's numbers cannot be had.
     """
-    threads = max(1, min(threads or torch.get_num_threads(), memory_limit // _THREAD_MINIMUM))
+    threads = max(1, min(threads or torch.get_num_threads(), memory_limit // THREAD_MINIMUM))
     workers = _Workers(plan, sink, memory_limit // threads)
     pending = [op for op in plan.ops if sink.wants(op)]
     if threads == 1:

@@ -113,7 +113,8 @@ def test_bits_depend_on_neither_blocks_nor_threads(
     recipe = make_recipe(get_method(name), family, dtype=dtype, out_dtype="float64")
     whole = bits(run(recipe, threads=1))
     monkeypatch.setattr(executor, "STREAMING_BLOCK", 4096)
-    for threads, memory_limit in [(1, 1), (2, 1), (4, 1), (4, 512 << 20), (2, 500_000)]:
+    monkeypatch.setattr(executor, "THREAD_MINIMUM", 1)  # else so little memory would mean a single thread
+    for threads, memory_limit in [(1, 1), (2, 2), (4, 4), (4, 512 << 20), (2, 500_000)]:
         assert bits(run(recipe, threads=threads, memory_limit=memory_limit)) == whole, (threads, memory_limit)
 
 
