@@ -463,9 +463,8 @@ class _Driver:
         if self._stopping():
             return None
         self._require(baselines, "selection")
-        ranked = sorted(
-            (f for t in shortlist if (f := self._finalist(t, "selection"))), key=lambda f: -f.selection
-        )
+        finalists = [f for t in shortlist if (f := self._finalist(t, "selection"))]
+        ranked = sorted(finalists, key=lambda f: (-f.selection, -(f.trial.score or 0.0)))
         if not ranked:
             raise SearchFailed("no finalist could be scored on the selection documents; see run.log")
         champion = ranked[0].trial

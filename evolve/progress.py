@@ -1,5 +1,6 @@
 """A run on the terminal: a live view, or plain lines where there is no terminal."""
 
+import time
 from collections import deque
 from statistics import median
 
@@ -83,7 +84,7 @@ class LiveProgress:
         self._references: dict[str, float | None] = {}
         self._best: Trial | None = None
         self._done = 0
-        self._seconds = 0.0
+        self._begun = time.monotonic()
         self._left = ""
         self._stage_text = "starting the workers"
         self._live = Live(console=console, refresh_per_second=4, transient=True, get_renderable=self._view)
@@ -98,7 +99,8 @@ class LiveProgress:
         self._stage_text = text
 
     def trial(self, trial: Trial, best: Trial | None, record: Record, seconds: float) -> None:
-        self._done, self._best, self._seconds = len(record.trials), best, seconds
+        self._done, self._best = len(record.trials), best
+        self._begun = time.monotonic() - seconds
         self._stage_text = "searching"
         self._recent.append(trial_line(trial, None, self._done, self._budget))
         if trial.ask.kind in ("parent", "baseline"):
@@ -106,15 +108,14 @@ class LiveProgress:
         times = [sum(t.seconds.values()) for t in record.trials if t.seconds]
         if times:
             left = median(times) * max(0, self._budget - self._done) / self._workers
-            self._left = f", about {duration(left)} to go before the finals"
+            self._left = f", about {duration(left)} to go before the finals" if left else ""
 
     def end(self) -> None:
         self._live.stop()
 
     def _view(self) -> Group:
-        head = Text(
-            f"{self._stage_text}: {self._done}/{self._budget} trials, {duration(self._seconds)}{self._left}"
-        )
+        seconds = duration(time.monotonic() - self._begun)
+        head = Text(f"{self._stage_text}: {self._done}/{self._budget} trials, {seconds}{self._left}")
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
         for name, score in self._references.items():
             table.add_row(name, "failed" if score is None else f"{score:.4f}")
