@@ -188,6 +188,8 @@ def outcome_sentence(summary: Mapping[str, Any]) -> str:
     against = f"{gain['holdout']:+.4f} ({interval}) against the best parent, {gain['parent']}"
     if champion["name"] in summary["parents"]:
         return f"No signal: the search found nothing better than the parent {champion['name']}."
+    if champion["name"] in summary["baselines"]:
+        return f"No signal: the search found nothing better than the {champion['name']} merge, {against}."
     if low > 0:
         verdict = "beats the best parent on held-out documents"
     elif high < 0:

@@ -372,10 +372,12 @@ class TestFinals:
         assert {ask for ask, part in scores if part == "holdout"} == {0, 1, 2, 8}
         assert "beats the best parent" in summary["outcome"]
 
-    def test_a_champion_that_is_a_parent_is_no_signal(self, run: Any) -> None:
-        summary = run(judge=lambda ask, part: 2.0 if ask.name == "ann" else 0.0)
-        assert summary["champion"]["name"] == "ann"
+    @pytest.mark.parametrize("name", ["ann", "uniform"])
+    def test_a_champion_that_was_not_searched_is_no_signal(self, run: Any, name: str) -> None:
+        summary = run(judge=lambda ask, part: 2.0 if ask.name == name else 0.0)
+        assert summary["champion"]["name"] == name
         assert summary["outcome"].startswith("No signal")
+        assert name in summary["outcome"]
 
     @pytest.mark.parametrize(("gain", "says"), [(-1.0, "is worse than"), (0.0, "cannot be told from")])
     def test_a_champion_that_does_not_hold_is_said_to(self, run: Any, gain: float, says: str) -> None:
