@@ -17,7 +17,7 @@ from torch import Tensor
 from heterosis.errors import InputError
 
 from . import lora
-from .recipe import ModelRef
+from .reference import ModelRef
 from .safetensors_file import SafetensorsFile
 
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")

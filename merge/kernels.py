@@ -18,8 +18,9 @@ from numba.extending import overload, register_jitable
 
 Row = np.ndarray[tuple[int], np.dtype[Any]]
 
-# Sums are taken over runs of this many elements, in order and in float64; the partial sums are then
-# added exactly. Blocks begin at multiples of it, so a sum does not depend on how a tensor was cut.
+# Sums are taken over runs of this many elements, in float64, in four interleaved accumulators that hide the
+# latency of the addition: an element's position in the tensor tells where it is added, so a sum does not depend
+# on how the tensor was cut into blocks. The partial sums are then added exactly.
 RUN = 4096
 
 
@@ -76,45 +77,79 @@ def each_loop(formula: Callable[..., Any]) -> Callable[..., None]:
     return loop  # type: ignore[no-any-return]
 
 
-@numba.njit(nogil=True, cache=True)
-def dot_partials(a, b):  # type: ignore[no-untyped-def]
-    """Sums of ``a * b`` over each run, in float64. ``a``, ``b``: ``[n]``."""
-    runs = (a.shape[0] + RUN - 1) // RUN
-    partials = np.zeros(runs)
-    for r in range(runs):
-        # Four interleaved accumulators hide the latency of the addition; their order is fixed.
-        s0 = s1 = s2 = s3 = 0.0
-        start, stop = r * RUN, min((r + 1) * RUN, a.shape[0])
-        whole = stop - (stop - start) % 4
-        for i in range(start, whole, 4):
-            s0 += np.float64(a[i]) * np.float64(b[i])
-            s1 += np.float64(a[i + 1]) * np.float64(b[i + 1])
-            s2 += np.float64(a[i + 2]) * np.float64(b[i + 2])
-            s3 += np.float64(a[i + 3]) * np.float64(b[i + 3])
-        for i in range(whole, stop):
-            s0 += np.float64(a[i]) * np.float64(b[i])
-        partials[r] = (s0 + s1) + (s2 + s3)
-    return partials
+@cache
+def rows_loop(formula: Callable[..., Any]) -> Callable[..., None]:
+    """``loop(rows, start, length, numbers)``: the formula changes every whole row of ``length`` in place."""
+    jitable, stamp = register_jitable(formula), _stamp(formula)
+
+    @numba.njit(nogil=True, cache=True, error_model="numpy")
+    def loop(rows, start, length, numbers):  # type: ignore[no-untyped-def]
+        stamp  # noqa: B018
+        for at in range(0, rows.shape[0], length):
+            jitable(start + at, rows[at : at + length], *numbers)
+
+    return loop  # type: ignore[no-any-return]
 
 
 @numba.njit(nogil=True, cache=True)
-def absolute_partials(a):  # type: ignore[no-untyped-def]
-    """Sums of ``|a|`` over each run, in float64. ``a``: ``[n]``."""
-    runs = (a.shape[0] + RUN - 1) // RUN
-    partials = np.zeros(runs)
-    for r in range(runs):
-        s0 = s1 = s2 = s3 = 0.0
-        start, stop = r * RUN, min((r + 1) * RUN, a.shape[0])
-        whole = stop - (stop - start) % 4
-        for i in range(start, whole, 4):
-            s0 += abs(np.float64(a[i]))
-            s1 += abs(np.float64(a[i + 1]))
-            s2 += abs(np.float64(a[i + 2]))
-            s3 += abs(np.float64(a[i + 3]))
-        for i in range(whole, stop):
-            s0 += abs(np.float64(a[i]))
-        partials[r] = (s0 + s1) + (s2 + s3)
-    return partials
+def add_runs(values, start, partials):  # type: ignore[no-untyped-def]
+    """Add a block's values, which begin at ``start``, to the partial sums ``[runs, 4]``."""
+    at, end = 0, values.shape[0]
+    while at < end:
+        run = (start + at) // RUN
+        stop = min(end, (run + 1) * RUN - start)
+        while at < stop and (start + at) % 4:
+            partials[run, (start + at) % 4] += np.float64(values[at])
+            at += 1
+        s0, s1, s2, s3 = partials[run, 0], partials[run, 1], partials[run, 2], partials[run, 3]
+        while at + 4 <= stop:
+            s0 += np.float64(values[at])
+            s1 += np.float64(values[at + 1])
+            s2 += np.float64(values[at + 2])
+            s3 += np.float64(values[at + 3])
+            at += 4
+        partials[run, 0], partials[run, 1], partials[run, 2], partials[run, 3] = s0, s1, s2, s3
+        while at < stop:
+            partials[run, (start + at) % 4] += np.float64(values[at])
+            at += 1
+
+
+@numba.njit(nogil=True, cache=True)
+def add_dot_runs(a, b, start, partials):  # type: ignore[no-untyped-def]
+    """Add the products of two blocks, which begin at ``start``, to the partial sums ``[runs, 4]``."""
+    at, end = 0, a.shape[0]
+    while at < end:
+        run = (start + at) // RUN
+        stop = min(end, (run + 1) * RUN - start)
+        while at < stop and (start + at) % 4:
+            partials[run, (start + at) % 4] += np.float64(a[at]) * np.float64(b[at])
+            at += 1
+        s0, s1, s2, s3 = partials[run, 0], partials[run, 1], partials[run, 2], partials[run, 3]
+        while at + 4 <= stop:
+            s0 += np.float64(a[at]) * np.float64(b[at])
+            s1 += np.float64(a[at + 1]) * np.float64(b[at + 1])
+            s2 += np.float64(a[at + 2]) * np.float64(b[at + 2])
+            s3 += np.float64(a[at + 3]) * np.float64(b[at + 3])
+            at += 4
+        partials[run, 0], partials[run, 1], partials[run, 2], partials[run, 3] = s0, s1, s2, s3
+        while at < stop:
+            partials[run, (start + at) % 4] += np.float64(a[at]) * np.float64(b[at])
+            at += 1
+
+
+@numba.njit(nogil=True, cache=True)
+def add_groups(values, start, stride, totals):  # type: ignore[no-untyped-def]
+    """Add a block's values, in order, to ``totals[position // stride % len(totals)]``."""
+    for i in range(values.shape[0]):
+        totals[(start + i) // stride % totals.shape[0]] += np.float64(values[i])
+
+
+@numba.njit(nogil=True, cache=True)
+def max_groups(values, start, stride, maxima):  # type: ignore[no-untyped-def]
+    """Raise ``maxima[position // stride % len(maxima)]`` to a block's values where those are larger."""
+    for i in range(values.shape[0]):
+        group = (start + i) // stride % maxima.shape[0]
+        maxima[group] = max(maxima[group], np.float64(values[i]))
 
 
 @numba.njit(nogil=True, cache=True)
@@ -127,10 +162,10 @@ def digit_histogram(bits, shift, prefix, counts):  # type: ignore[no-untyped-def
 
 @numba.njit(nogil=True, cache=True)
 def find_equal(row, value, count):  # type: ignore[no-untyped-def]
-    """The position of the ``count``-th entry (from 1) with ``|entry| == value`` or -1, and how many were seen."""
+    """The position of the ``count``-th entry (from 1) equal to ``value`` or -1, and how many were seen."""
     seen = 0
     for i in range(row.shape[0]):
-        if abs(row[i]) == value:
+        if row[i] == value:
             seen += 1
             if seen == count:
                 return i, seen

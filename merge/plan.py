@@ -202,7 +202,7 @@ class _Planner:
         for i, part in enumerate(slices):
             where = f"slices[{i}]" if self.recipe.slices else "models"
             refs = [x.ref for x in part.inputs]
-            if method.base != "ignored":
+            if method.base in ("required", "input"):
                 if part.base is None:
                     self.faults.append(
                         f"base_model: {method.name} needs one; name the model that the others are compared to"
@@ -213,8 +213,8 @@ class _Planner:
                         f"{where}: {method.name} needs the base model {part.base} among the sources; list it"
                     )
                     continue
-            count = len(refs) - (method.base == "required")
-            if not (low if method.base != "required" else 0) <= count <= (high if high is not None else count):
+            count = len(refs) - (method.takes_deltas and part.base in refs)
+            if not low <= count <= (high if high is not None else count):
                 wanted = f"exactly {low}" if low == high else f"at least {low}"
                 hint = " (a base_model that is not listed counts as one)" if method.base == "ignored" else ""
                 self.faults.append(f"{where}: {method.name} takes {wanted} models, but got {count}{hint}")
@@ -328,7 +328,7 @@ class _Planner:
         if not compute.is_floating_point:
             return TensorOp(name, sources[0].shape, dtype, compute, None, tuple(sources), None, {}, ())
         order = self._roles(part, refs_in)
-        base = sources[refs_in.index(part.base)] if self.method.base == "required" and part.base else None
+        base = sources[refs_in.index(part.base)] if self.method.takes_deltas and part.base else None
         inputs = tuple(sources[k] for k in order)
         if base is not None and all(s.identity == base.identity for s in inputs):
             return TensorOp(name, base.shape, dtype, compute, None, (base,), None, {}, ())
@@ -352,7 +352,7 @@ class _Planner:
             return order
         at = refs.index(part.base)
         rest = [k for k in order if k != at]
-        return rest if self.method.base == "required" else [at, *rest]
+        return rest if self.method.takes_deltas else [at, *rest]
 
     def _dtypes(self, sources: Sequence[TensorSource]) -> tuple[torch.dtype, torch.dtype]:
         """The dtype of the arithmetic's inputs and that of the output."""
@@ -386,8 +386,8 @@ class _Planner:
             value = lookup(levels, parameter.name, name, t, parameter.kind)
             if value is None and parameter.required:
                 raise ValueError(f"{self.method.name} needs '{parameter.name}', but no setting applies")
-            if value is not None and parameter.name == "density" and not 0.0 <= float(value) <= 1.0:
-                raise ValueError(f"`0 <= density <= 1` must hold, but got density={value}")
+            if isinstance(value, int | float):
+                parameter.within.check(parameter.name, value)
         except ValueError as error:
             place = (ref, parameter.name)
             if place not in self.faulty:  # the first tensor stands for all that it concerns

@@ -3,94 +3,44 @@
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainValidator, ValidationError, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainValidator,
+    PrivateAttr,
+    StrictBool,
+    ValidationError,
+    model_validator,
+)
 
 from heterosis.errors import InputError, did_you_mean
 
+from .faults import Fault, dotted, faults_of, validation_error
 from .parameters import Place, Setting, setting_faults
-from .yaml_file import parse_mapping, read_text
+from .reference import ModelRef
+from .yaml_file import parse_documents, read_text
+
+__all__ = ["CHAT_TEMPLATES", "DTYPE_NAMES", "InputModel", "ModelRef", "ModelToken", "Module", "Recipe"]
+__all__ += ["Slice", "Source", "TokenRow", "Tokenizer", "ZeroRow"]
 
 DTYPE_NAMES = ("bfloat16", "float16", "float32", "float64")
+# Chat templates that a recipe may name; `heterosis.merge.chat_template` has them.
+CHAT_TEMPLATES = ("alpaca", "chatml", "exaone", "llama3", "mistral")
 
 
-@dataclass(frozen=True)
-class ModelRef:
-    """Which model: a local folder or a Hub id, at a revision, with a LoRA adapter applied.
-
-    ``str(ref)`` is ``path[@revision][+adapter[@revision]]``, and `parse` reads it back.
-    """
-
-    path: str
-    revision: str | None = None
-    adapter: str | None = None
-    adapter_revision: str | None = None
-
-    def __post_init__(self) -> None:
-        for part in (self.path, self.revision, self.adapter, self.adapter_revision):
-            if part is not None and (not part.strip() or "+" in part or "@" in part):
-                raise ValueError(
-                    f"must be path, path@revision or path+adapter, with at most one '+' and one '@' each, "
-                    f"but got {str(self)!r}"
-                )
-        assert self.adapter is not None or self.adapter_revision is None
-
-    def __str__(self) -> str:
-        revision = "" if self.revision is None else f"@{self.revision}"
-        adapter = "" if self.adapter is None else f"+{self.adapter}"
-        adapter_revision = "" if self.adapter_revision is None else f"@{self.adapter_revision}"
-        return f"{self.path}{revision}{adapter}{adapter_revision}"
-
-    @classmethod
-    def parse(cls, value: object) -> "ModelRef":
-        """Read ``path[@revision][+adapter[@revision]]`` or ``{"model": ..., "lora": ...}``.
-
-        Raises:
-            ValueError: If it is neither; one line with the rule and what was got.
-        """
-        if isinstance(value, ModelRef):
-            return value
-        if isinstance(value, str):
-            path, plus, adapter = value.partition("+")
-            return cls(*_path_and_revision(path), *(_path_and_revision(adapter) if plus else ()))
-        if not isinstance(value, dict):
-            raise ValueError(f"must be a model: a folder or an id such as org/name, but got {value!r}")
-        for key in value:
-            if key == "override_architecture":
-                raise ValueError(
-                    "override_architecture is not needed: planning reads the tensors' names; remove it"
-                )
-            if key not in ("model", "lora"):
-                raise ValueError(f"unknown key {key!r}{did_you_mean(str(key), ('model', 'lora'))}")
-        if value.get("model") is None:
-            raise ValueError("must name a model under the key 'model'")
-        adapter_part = () if value.get("lora") is None else _path_and_revision(value["lora"])
-        return cls(*_path_and_revision(value["model"]), *adapter_part)
-
-
-def _path_and_revision(value: object) -> tuple[str, str | None]:
-    if isinstance(value, str):
-        path, at, suffix = value.partition("@")
-        return path, suffix if at else None
-    if isinstance(value, dict) and value.keys() <= {"path", "revision"}:
-        name, commit = value.get("path"), value.get("revision")
-        if isinstance(name, str) and (commit is None or isinstance(commit, str)):
-            return name, commit
-    raise ValueError(
-        f"must be a path, or a mapping with 'path' and perhaps 'revision' as texts, but got {value!r}"
-    )
+# --- values -----------------------------------------------------------------------------------------------------
 
 
 def _check_setting(setting: object) -> object:
     faults = list(setting_faults(setting))
     if faults:
-        raise _validation_error(faults, setting)
+        raise validation_error(faults, setting)
     return setting
 
 
@@ -98,8 +48,8 @@ def _check_range(value: object) -> tuple[int, int]:
     if not (isinstance(value, list | tuple) and len(value) == 2 and all(type(end) is int for end in value)):
         raise ValueError(f"must be two layer numbers [from, to), such as [0, 12], but got {value!r}")
     start, stop = value
-    if start < 0 or stop <= start:
-        raise ValueError(f"must satisfy `0 <= from < to`, but got [{start}, {stop}]; the end is not included")
+    if start < 0 or stop < start:
+        raise ValueError(f"must satisfy `0 <= from <= to`, but got [{start}, {stop}]; the end is not included")
     return start, stop
 
 
@@ -111,9 +61,33 @@ def _check_dtype(value: object) -> object:
 
 
 def _check_tokenizer_source(value: object) -> object:
-    if value is not None and not isinstance(value, str):
-        raise ValueError(f"must be 'union', 'base' or a model, but got {value!r}")
-    return value if value is None else str(ModelRef.parse(value))
+    return value if value in (None, "union", "base") else str(ModelRef.parse(value))
+
+
+def _check_chat_template(value: object) -> object:
+    """``auto``, a built-in name, or Jinja, which has braces: what is neither is a misspelt name."""
+    if value is None or value == "auto" or value in CHAT_TEMPLATES:
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"must be 'auto', a built-in name or a Jinja template, but got {value!r}")
+    if "{" not in value or len(value) < 20:
+        raise ValueError(
+            f"must be 'auto', a built-in name or a Jinja template (with braces, at least 20 characters), but got "
+            f"{value!r}{did_you_mean(value, ('auto', *CHAT_TEMPLATES))}"
+        )
+    return value
+
+
+def _check_multiple(value: object) -> object:
+    if value is not None and (type(value) is not int or not 1 <= value <= 2**20):
+        raise ValueError(f"must be a whole number in [1, 2**20], but got {value!r}")
+    return value
+
+
+def _check_name(value: object) -> object:
+    if value is not None and str(ModelRef.parse(value)) != value:
+        raise ValueError(f"must be a plain text, but got {value!r}")
+    return value
 
 
 def _check_heterosis(value: object) -> object:
@@ -121,16 +95,24 @@ def _check_heterosis(value: object) -> object:
         raise ValueError(f"must be a mapping with texts as keys, but got {value!r}")
     seed = value.get("seed", 0)
     if type(seed) is not int or not 0 <= seed < 2**64:
-        raise _validation_error([(("seed",), f"must be a whole number in [0, 2**64), but got {seed!r}")], value)
+        raise validation_error([(("seed",), f"must be a whole number in [0, 2**64), but got {seed!r}")], value)
     return value
+
+
+def _empty(value: object) -> object:
+    """A key without a value is an empty section."""
+    return {} if value is None else value
 
 
 Ref: TypeAlias = Annotated[ModelRef, BeforeValidator(ModelRef.parse)]
 Parameters: TypeAlias = Annotated[
-    dict[str, Annotated[Setting, PlainValidator(_check_setting)]],
-    BeforeValidator(lambda value: {} if value is None else value),
+    dict[str, Annotated[Setting, PlainValidator(_check_setting)]], BeforeValidator(_empty)
 ]
 Dtype: TypeAlias = Annotated[str | None, BeforeValidator(_check_dtype)]
+TokenizerSource: TypeAlias = Annotated[str | None, BeforeValidator(_check_tokenizer_source)]
+
+
+# --- sections ---------------------------------------------------------------------------------------------------
 
 
 class _Section(BaseModel):
@@ -160,72 +142,162 @@ class InputModel(_Section):
     parameters: Parameters = {}
 
 
+class Module(_Section):
+    """A part of a model with layers of its own, such as the text decoder of a vision-language model."""
+
+    models: list[InputModel] | None = None
+    slices: list[Slice] | None = None
+    parameters: Parameters = {}
+
+
+class ModelToken(_Section):
+    """The row of one model's token, given as text or as number."""
+
+    model: Ref
+    token: str | None = None
+    token_id: int | None = None
+
+
+class ZeroRow(_Section):
+    """A row of zeros."""
+
+
+def _check_row(value: object) -> object:
+    if not isinstance(value, dict) or "kind" not in value:
+        return value if value is None else ModelRef.parse(value)
+    rest = {key: entry for key, entry in value.items() if key != "kind"}
+    match value["kind"]:
+        case "zero":
+            return ZeroRow.model_validate(rest)
+        case "model_token":
+            row = ModelToken.model_validate(rest)
+            if (row.token is None) == (row.token_id is None):
+                raise ValueError("must have either 'token' or 'token_id'")
+            return row
+    kinds = ("model_token", "zero")
+    raise ValueError(f"unknown kind {value['kind']!r}{did_you_mean(str(value['kind']), kinds)}")
+
+
+class TokenRow(_Section):
+    """Which row of the embeddings a token gets in models without it, or with ``force`` in all models."""
+
+    source: Annotated[ModelRef | ModelToken | ZeroRow | None, PlainValidator(_check_row)] = None
+    force: StrictBool = False
+
+
+class Tokenizer(_Section):
+    """Whose tokenizer the output gets: ``union``, ``base`` or a model, and rows for single tokens."""
+
+    source: Annotated[str, BeforeValidator(_check_tokenizer_source)] = "union"
+    tokens: Annotated[dict[str, TokenRow], BeforeValidator(_empty)] = {}
+    pad_to_multiple_of: Annotated[int | None, PlainValidator(_check_multiple)] = None
+
+
 class Recipe(_Section):
     """What to merge, and how. Build one from YAML with `load` or `parse`, or from Python objects.
 
     Names of parameters are not checked here: which ones there are is the method's knowledge.
     """
 
+    # Of a document among several: what other documents call its result.
+    name: Annotated[str | None, BeforeValidator(_check_name)] = None
     merge_method: str
     base_model: Ref | None = None
     models: list[InputModel] | None = None
     slices: list[Slice] | None = None
+    modules: dict[str, Module] | None = None
     parameters: Parameters = {}
     dtype: Dtype = None
     out_dtype: Dtype = None
-    tokenizer_source: Annotated[str | None, BeforeValidator(_check_tokenizer_source)] = None
+    tokenizer_source: TokenizerSource = None
+    tokenizer: Tokenizer | None = None
+    chat_template: Annotated[str | None, BeforeValidator(_check_chat_template)] = None
     # Ours alone (mergekit ignores it): the seed, and where the recipe came from.
     heterosis: Annotated[dict[str, Any], BeforeValidator(_check_heterosis)] = {}
+
+    _stages: tuple["Recipe", ...] = PrivateAttr(default=())
 
     @model_validator(mode="after")
     def _check_relations(self) -> "Recipe":
         faults = list(_relation_faults(self._plain()))
         if faults:
-            raise _validation_error(faults, None)
+            raise validation_error(faults, None)
         return self
 
+    # ------------------------------------------------------------------ YAML
+
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Recipe":
-        """Read a recipe file.
+    def load(cls, path: str | os.PathLike[str], stage: str | None = None) -> "Recipe":
+        """Read a recipe file (see `parse`).
 
         Raises:
             InputError: With a line for every fault.
         """
-        return cls.parse(read_text(path, "recipe"), os.fspath(path))
+        return cls.parse(read_text(path, "recipe"), os.fspath(path), stage)
 
     @classmethod
-    def parse(cls, yaml_text: str, origin: str = "recipe.yaml") -> "Recipe":
+    def parse(cls, yaml_text: str, origin: str = "recipe.yaml", stage: str | None = None) -> "Recipe":
         """Read a recipe from YAML; ``origin`` is the name that error messages give it.
 
+        Of several documents, the one without a name is the recipe, or the last if all have names; those that
+        it uses by name, in whatever order they stand, become its stages.
+
+        Args:
+            yaml_text: One document or several.
+            origin: The file's name.
+            stage: The name of the document to return instead.
+
         Raises:
             InputError: With a line for every fault.
         """
-        data = parse_mapping(yaml_text, origin)
-        faults = list(_unsupported_faults(data))
-        known = {key: value for key, value in data.items() if key not in _UNSUPPORTED}
-        try:
-            recipe = cls.model_validate(known)
-        except ValidationError as error:
-            faults += [_fault_of(detail) for detail in error.errors(include_url=False)]
-            # Pydantic leaves out the checks across keys as soon as one key is wrong; we report all at once.
-            faults += [fault for fault in _relation_faults(known) if fault not in faults]
-        if "modules" in data:  # what is missing without them would only confuse
-            faults = [(place, text) for place, text in faults if place]
+        documents = parse_documents(yaml_text, origin)
+        several = len(documents) > 1
+        recipes: list[Recipe] = []
+        faults: list[str] = []
+        for i, data in enumerate(documents):
+            where = f"{origin}: " + (f"document {i + 1}: " if several else "")
+            try:
+                recipes.append(cls.model_validate(data))
+            except ValidationError as error:
+                found = faults_of(error, _section_of)
+                # Pydantic leaves out the checks across keys as soon as one key is wrong; we report all at once.
+                found += [fault for fault in _relation_faults(data) if fault not in found]
+                faults += [f"{where}{dotted(place)}{': ' if place else ''}{text}" for place, text in found]
+        if not faults:
+            faults = [f"{origin}: {fault}" for fault in _document_faults(recipes, stage)]
         if faults:
-            raise InputError(
-                *(f"{origin}: {_dotted(place)}{': ' if place else ''}{text}" for place, text in faults)
-            )
-        return recipe
+            raise InputError(*faults)
+        wanted = [recipe for recipe in recipes if recipe.name == stage] or recipes[-1:]
+        return wanted[0].with_stages(recipe for recipe in recipes if recipe is not wanted[0])
+
+    def with_stages(self, others: Iterable["Recipe"]) -> "Recipe":
+        """The recipe with those of the named recipes that it uses, directly or through others, as stages."""
+        by_name = {recipe.name: recipe for recipe in others}
+        needed: dict[str, Recipe] = {}
+
+        def visit(recipe: Recipe) -> None:
+            for ref in recipe.referenced_models():
+                if ref.path in by_name and ref.path not in needed:
+                    visit(by_name[ref.path])
+                    needed[ref.path] = by_name[ref.path]
+
+        visit(self)
+        copy = self.model_copy()
+        copy._stages = tuple(needed.values())
+        return copy
 
     def to_yaml(self) -> str:
         """The recipe as YAML that mergekit accepts too: keys in a fixed order, defaults left out."""
-        return yaml.dump(
-            self._plain(),
-            Dumper=_Dumper,
-            sort_keys=False,
-            allow_unicode=True,
-            default_flow_style=False,
-            width=2**31,
+        return "---\n".join(
+            yaml.dump(
+                recipe._plain(),
+                Dumper=_Dumper,
+                sort_keys=False,
+                allow_unicode=True,
+                default_flow_style=False,
+                width=2**31,
+            )
+            for recipe in (*self.stages, self)
         )
 
     def dump(self, path: str | os.PathLike[str], header_comment: str = "") -> None:
@@ -245,14 +317,37 @@ class Recipe(_Section):
             Path(file.name).unlink()
             raise
 
+    # ------------------------------------------------------------- questions
+
+    @property
+    def stages(self) -> tuple["Recipe", ...]:
+        """The named recipes whose results this one uses, each after those that it uses itself."""
+        return self._stages
+
+    def parts(self) -> Iterator[tuple[str | None, "Module | Recipe"]]:
+        """What has ``models`` or ``slices``: every module with its name, or else the recipe itself."""
+        yield from self.modules.items() if self.modules else ((None, self),)
+
     def referenced_models(self) -> list[ModelRef]:
-        """Every model once, the base first if there is one, then as first mentioned."""
+        """Every model once, the base first if there is one, then as first mentioned; stages by their names."""
         mentions = [] if self.base_model is None else [self.base_model]
-        mentions += [entry.model for entry in self.models or []]
-        for slice_ in self.slices or []:
-            mentions += [source.model for source in slice_.sources]
-            mentions += [] if slice_.base_model is None else [slice_.base_model]
+        for _, part in self.parts():
+            mentions += [entry.model for entry in part.models or []]
+            for slice_ in part.slices or []:
+                mentions += [source.model for source in slice_.sources]
+                mentions += [] if slice_.base_model is None else [slice_.base_model]
         return list(dict.fromkeys(mentions))
+
+    def original_models(self) -> list[ModelRef]:
+        """Every model of the recipe and its stages that is not a stage itself."""
+        names = {stage.name for stage in self.stages}
+        mentions = [ref for recipe in (*self.stages, self) for ref in recipe.referenced_models()]
+        return [ref for ref in dict.fromkeys(mentions) if ref.path not in names]
+
+    @property
+    def vocabulary(self) -> Tokenizer | None:
+        """The tokenizer section, also where it is spelt ``tokenizer_source``; None for the donor's as it is."""
+        return Tokenizer(source=self.tokenizer_source) if self.tokenizer_source else self.tokenizer
 
     @property
     def seed(self) -> int:
@@ -274,7 +369,9 @@ def _plain(value: object) -> Any:
     """Sections as dictionaries without their defaults, model references as strings."""
     if isinstance(value, _Section):
         fields = {name: _plain(getattr(value, name)) for name in type(value).model_fields}
-        return {name: plain for name, plain in fields.items() if plain is not None and plain != {}}
+        kind = {ModelToken: {"kind": "model_token"}, ZeroRow: {"kind": "zero"}}.get(type(value), {})
+        kept = {name: plain for name, plain in fields.items() if plain is not None and plain != {}}
+        return kind | {name: plain for name, plain in kept.items() if not (name == "force" and plain is False)}
     if isinstance(value, ModelRef):
         return str(value)
     if isinstance(value, list | tuple):
@@ -299,46 +396,71 @@ _Dumper.add_representer(list, _represent_list)
 
 # --- faults -----------------------------------------------------------------------------------------------------
 
-_UNSUPPORTED = {
-    "chat_template": "is not accepted by this version; the output gets that of the tokenizer's model",
-    "modules": "is not accepted by this version; merge one-module models with 'models' or 'slices'",
-    "tokenizer": "is not accepted by this version; use 'tokenizer_source' with 'union', 'base' or a model",
+_SECTIONS: dict[str, type[_Section]] = {
+    "models": InputModel,
+    "slices": Slice,
+    "sources": Source,
+    "tokenizer": Tokenizer,
 }
-_SECTIONS: dict[str, type[_Section]] = {"": Recipe, "models": InputModel, "slices": Slice, "sources": Source}
+_BY_NAME: dict[str, type[_Section]] = {"modules": Module, "tokens": TokenRow}
 
 
-def _unsupported_faults(data: Mapping[str, Any]) -> Iterator[tuple[Place, str]]:
-    for key, reason in _UNSUPPORTED.items():
-        if data.get(key) is not None:
-            yield (key,), reason
+def _section_of(place: Place) -> type[BaseModel] | None:
+    """The section that a place such as ``("slices", 0, "sources", 1)`` denotes, None for a plain value."""
+    match place:
+        case ():
+            return Recipe
+        case (*_, str() as key, str()) if key in _BY_NAME:
+            return _BY_NAME[key]
+        case (*_, "source"):
+            return ModelToken
+        case (*_, str() as key, int()) | (*_, str() as key):
+            section = _SECTIONS.get(key)
+            is_entry = isinstance(place[-1], int) or key == "tokenizer"
+            return section if is_entry else None
+    return None
 
 
-def _relation_faults(data: Mapping[str, Any]) -> Iterator[tuple[Place, str]]:
+def _relation_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
     """What is wrong between keys of a recipe in plain form; parts that are malformed are passed over."""
-    models, slices = data.get("models"), data.get("slices")
+    kinds = [key for key in ("models", "slices", "modules") if data.get(key)]
     # An empty list counts as absent, as in mergekit.
-    if models and slices:
-        yield (), "must have either 'models' or 'slices', but got both; keep one"
-    elif not models and not slices:
-        empty = [key for key in ("models", "slices") if data.get(key) == []]
+    if len(kinds) > 1:
+        yield (), f"must have one of 'models', 'slices' and 'modules', but got {_and(kinds)}; keep one"
+    elif not kinds:
+        empty = [key for key in ("models", "slices", "modules") if data.get(key) in ([], {})]
         if empty:
             yield (empty[0],), "must list at least one entry, but is empty"
         else:
             yield (), "must have 'models' or 'slices', but got neither; list the models to merge"
-    yield from _duplicate_faults(models, ("models",), "list it once, with the sum of the weights")
+    yield from _part_faults(data, ())
+    modules = data.get("modules")
+    for name, module in modules.items() if isinstance(modules, dict) else ():
+        if not isinstance(module, dict):
+            continue
+        if bool(module.get("models")) == bool(module.get("slices")):
+            yield ("modules", name), "must have either 'models' or 'slices'"
+        yield from _part_faults(module, ("modules", name))
+    if data.get("tokenizer_source") is not None and data.get("tokenizer") is not None:
+        yield ("tokenizer_source",), "must not stand beside 'tokenizer'; write it as the section's 'source'"
+
+
+def _part_faults(part: Mapping[str, Any], place: Place) -> Iterator[Fault]:
+    models, slices = part.get("models"), part.get("slices")
+    yield from _duplicate_faults(models, (*place, "models"), "list it once, with the sum of the weights")
     for i, slice_ in enumerate(slices if isinstance(slices, list) else []):
         sources = slice_.get("sources") if isinstance(slice_, dict) else None
-        place: Place = ("slices", i, "sources")
+        here: Place = (*place, "slices", i, "sources")
         if sources == []:
-            yield place, "must list at least one source, but is empty"
-        yield from _duplicate_faults(sources, place, "a slice takes each model once; use two slices")
+            yield here, "must list at least one source, but is empty"
+        yield from _duplicate_faults(sources, here, "a slice takes each model once; use two slices")
         counts = [_layer_count(source) for source in (sources if isinstance(sources, list) else [])]
         known = [count for count in counts if count is not None]
         if len(set(known)) > 1:
-            yield place, f"must all have equally many layers, but got {', '.join(map(str, known))}"
+            yield here, f"must all have equally many layers, but got {', '.join(map(str, known))}"
 
 
-def _duplicate_faults(entries: object, place: Place, remedy: str) -> Iterator[tuple[Place, str]]:
+def _duplicate_faults(entries: object, place: Place, remedy: str) -> Iterator[Fault]:
     refs = []
     for entry in entries if isinstance(entries, list) else []:
         try:
@@ -358,69 +480,41 @@ def _layer_count(source: object) -> int | None:
     return stop - start
 
 
-def _validation_error(faults: list[tuple[Place, str]], value: object) -> ValidationError:
-    """Faults as an error that pydantic takes over from a validator, with their places within the value."""
-    details = [
-        # The text is a context value and not the template, because a template may hold no braces.
-        InitErrorDetails(type=PydanticCustomError("fault", "{text}", {"text": text}), loc=place, input=value)
-        for place, text in faults
-    ]
-    return ValidationError.from_exception_data("recipe", details)
+def _document_faults(recipes: list[Recipe], stage: str | None) -> Iterator[str]:
+    """What is wrong between the documents of a file, or with the name asked for."""
+    names = [recipe.name for recipe in recipes]
+    for name, count in Counter(names).items():
+        if count > 1 and name is None:
+            yield f"must have one document without a 'name' at most, but got {count}; name the earlier ones"
+        elif count > 1:
+            yield f"names must differ, but {name!r} is given {count} times; rename one"
+    if stage is not None and stage not in names:
+        yield f"has no stage {stage!r}{did_you_mean(stage, [name for name in names if name])}"
+    by_name = {recipe.name: recipe for recipe in recipes if recipe.name}
+    for recipe in by_name.values():
+        for ref in recipe.referenced_models():
+            if ref.path in by_name and (ref.revision or ref.adapter):
+                yield f"{ref}: is a stage, which has neither revisions nor adapters; write {ref.path}"
+    if circle := _circle(by_name):
+        yield f"stages must not need each other in a circle, but got {' -> '.join(circle)}"
 
 
-def _fault_of(detail: Mapping[str, Any]) -> tuple[Place, str]:
-    """Pydantic's description of one error as (place, text) in our words."""
-    place, kind, got = tuple(detail["loc"]), detail["type"], detail["input"]
-    match kind:
-        case "fault":
-            return place, detail["ctx"]["text"]
-        case "value_error":
-            return place, str(detail["ctx"]["error"])
-        case "missing":
-            return place, "must be given"
-        case "extra_forbidden":
-            return place, _unknown_key(place)
-        case "model_type" | "model_attributes_type" | "dict_type":
-            section = _section_of(place)
-            keys = f" with {_listed(section.model_fields)}" if section is not None else ""
-            return place, f"must be a mapping{keys}, but got {_brief(got)}"
-        case "list_type":
-            return place, f"must be a list, but got {_brief(got)}"
-        case "string_type" if place and place[-1] == "[key]":
-            return place[:-2], f"keys must be texts, but got {_brief(got)}; quote it"
-        case "string_type":
-            return place, f"must be a text, but got {_brief(got)}; quote it"
-        case _:
-            return place, f"{detail['msg']}, but got {_brief(got)}"
+def _circle(by_name: Mapping[str, Recipe]) -> list[str]:
+    finished: set[str] = set()
+
+    def walk(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name in finished:
+            return []
+        for ref in by_name[name].referenced_models():
+            if ref.path in by_name and (found := walk(ref.path, [*path, name])):
+                return found
+        finished.add(name)
+        return []
+
+    return next((found for name in by_name if (found := walk(name, []))), [])
 
 
-def _section_of(place: Place) -> type[_Section] | None:
-    """The section that a place such as ``("slices", 0, "sources", 1)`` denotes."""
-    names = [key for key in place if isinstance(key, str)]
-    if place and isinstance(place[-1], str):
-        return None
-    return _SECTIONS.get(names[-1] if names else "")
-
-
-def _unknown_key(place: Place) -> str:
-    section, key = _section_of(place[:-1]), str(place[-1])
-    if key == "residual_weight":
-        return "has no effect in any method; remove it"
-    assert section is not None
-    suggestion = did_you_mean(key, section.model_fields)
-    hint = " (settings of the method go under 'parameters')" if "; valid" in suggestion else ""
-    return f"unknown key{suggestion}{hint}"
-
-
-def _listed(names: Mapping[str, Any]) -> str:
-    return ", ".join(f"'{name}'" for name in names)
-
-
-def _brief(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _dotted(place: Place) -> str:
-    path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in place)
-    return path.removeprefix(".")
+def _and(words: list[str]) -> str:
+    return " and ".join(f"'{word}'" for word in words)

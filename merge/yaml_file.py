@@ -15,6 +15,7 @@ MAX_BYTES = 1_000_000
 # Aliases are shared in memory but walked one by one, so what counts is the size of a file written out in full.
 MAX_NODES = 100_000
 MAX_DEPTH = 32
+MAX_DOCUMENTS = 100
 
 
 def read_text(path: str | os.PathLike[str], what: str) -> str:
@@ -44,7 +45,19 @@ def read_text(path: str | os.PathLike[str], what: str) -> str:
 
 
 def parse_mapping(text: str, origin: str) -> dict[str, Any]:
-    """Parse one document of plain YAML: no tags, no duplicate keys, no alias bombs.
+    """Parse one document of plain YAML (see `parse_documents`).
+
+    Raises:
+        InputError: With a line for every fault that can be told apart.
+    """
+    documents = parse_documents(text, origin)
+    if len(documents) > 1:
+        raise InputError(f"{origin}: must be one YAML document, but has {len(documents)}; keep one")
+    return documents[0]
+
+
+def parse_documents(text: str, origin: str) -> list[dict[str, Any]]:
+    """Parse plain YAML of one document or several: no tags, no duplicate keys, no alias bombs.
 
     Raises:
         InputError: With a line for every fault that can be told apart.
@@ -54,16 +67,23 @@ def parse_mapping(text: str, origin: str) -> dict[str, Any]:
     try:
         _check_events(text, origin)
         loader = yaml.SafeLoader(text)
-        node = loader.get_single_node()
-        if node is None:
+        nodes = []
+        while loader.check_node():
+            nodes.append(loader.get_node())
+        # A '---' at the very end or beginning gives an empty document, which says nothing.
+        nodes = [node for node in nodes if not _is_empty(node)]
+        if not nodes:
             raise InputError(f"{origin}: must hold a mapping, but is empty")
-        _measure(node, origin, {}, set())
-        faults = sorted(set(_duplicate_keys(node, set())))
+        if len(nodes) > MAX_DOCUMENTS:
+            raise InputError(f"{origin}: must have at most {MAX_DOCUMENTS} documents, but has {len(nodes)}")
+        for node in nodes:
+            _measure(node, origin, {}, set())
+        faults = sorted({fault for node in nodes for fault in _duplicate_keys(node, set())})
         if faults:
             raise InputError(
                 *(f"{origin}: line {line}: key {key!r} is given twice; keep one" for line, key in faults)
             )
-        data = loader.construct_document(node)
+        documents = [loader.construct_document(node) for node in nodes]
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -74,25 +94,23 @@ def parse_mapping(text: str, origin: str) -> dict[str, Any]:
         raise
     except ValueError as error:  # such as a number of 5000 digits, or a date that does not exist
         raise InputError(f"{origin}: not valid YAML: {error}") from None
-    if not isinstance(data, dict):
-        raise InputError(f"{origin}: must be a mapping, but got {reprlib.repr(data)}")
-    for key in data:
-        if not isinstance(key, str):
-            raise InputError(f"{origin}: keys must be texts, but got {key!r}; quote it")
-    return data
+    for data in documents:
+        if not isinstance(data, dict):
+            raise InputError(f"{origin}: must be a mapping, but got {reprlib.repr(data)}")
+        for key in data:
+            if not isinstance(key, str):
+                raise InputError(f"{origin}: keys must be texts, but got {key!r}; quote it")
+    return documents
+
+
+def _is_empty(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and node.value == ""
 
 
 def _check_events(text: str, origin: str) -> None:
-    depth = documents = 0
+    depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         line = event.start_mark.line + 1 if event.start_mark else 0
-        if isinstance(event, yaml.DocumentStartEvent):
-            documents += 1
-            if documents > 1:
-                raise InputError(
-                    f"{origin}: line {line}: files of several documents are not accepted by this version; "
-                    "put each recipe in a file of its own"
-                )
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:

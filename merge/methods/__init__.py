@@ -11,27 +11,33 @@ task_arithmetic.py, ties.py, dare.py                      merge task vectors and
 from heterosis.merge.methods.base import (
     Bound,
     Formula,
+    Fractions,
     Method,
     Parameter,
     PerInput,
     Program,
     Uniform,
+    Within,
     formula,
     get_method,
     merge_method,
     methods,
+    row_formula,
 )
 
 __all__ = [
     "Bound",
     "Formula",
+    "Fractions",
     "Method",
     "Parameter",
     "PerInput",
     "Program",
     "Uniform",
+    "Within",
     "formula",
     "get_method",
     "merge_method",
     "methods",
+    "row_formula",
 ]

@@ -9,9 +9,12 @@ It runs once per tensor. The formula, its *map*, then runs once per element over
 
 Keyword parameters are the recipe's: ``PerInput`` ones have a value for each model (``weight``, ``density``),
 the others one for the merge (``t``, ``normalize``). A trailing underscore avoids Python's keywords and is
-not part of the recipe's name: ``lambda_`` is ``lambda``. A method that needs more of the tensor than its
-elements one by one takes a positional :class:`~heterosis.merge.statistics.Statistics` first, and asks it
-for thresholds, dot products or sums.
+not part of the recipe's name: ``lambda_`` is ``lambda``. A range stands in the annotation:
+``density: Annotated[PerInput, Within(0, 1)]``. A method that needs more of the tensor than its elements one by
+one takes a positional :class:`~heterosis.merge.statistics.Statistics` first, and asks it for thresholds, dot
+products or sums.
+
+The first sentence of the docstring is the method's formula; the table of methods in the docs quotes it.
 
 Every module of this package is imported on first use of the registry, so a new method is one new file.
 """
@@ -24,13 +27,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 
 from heterosis.errors import InputError, did_you_mean
 
-PerInput = tuple[float, ...]
+PerInput: TypeAlias = tuple[float, ...]
+BaseRole: TypeAlias = Literal["required", "optional", "input", "ignored"]
 
 # Constants of formulas: as float32 they do not widen float32 arithmetic, and they join float64 unchanged.
 ZERO = np.float32(0)
@@ -46,28 +50,66 @@ class Uniform:
 
 
 @dataclass(frozen=True)
-class Formula:
-    """A per-element function ``f(i, x, *numbers)``; call it as plain Python, or bind numbers to be compiled.
+class Within:
+    """The range of a parameter, both ends included; None for no bound."""
 
-    For a map, ``x`` is a tuple with one value per model; for a step applied to each model, one value.
-    ``i`` is the element's position in the flattened tensor.
+    low: float | None = None
+    high: float | None = None
+
+    def check(self, name: str, value: float) -> None:
+        """Check a value.
+
+        Raises:
+            ValueError: If it is outside.
+        """
+        below = self.low is not None and not value >= self.low
+        above = self.high is not None and not value <= self.high
+        if below or above:
+            raise ValueError(f"`{self.rule(name)}` must hold, but got {name}={value}")
+
+    def rule(self, name: str) -> str:
+        """The range as an inequality."""
+        low = "" if self.low is None else f"{self.low:g} <= "
+        high = "" if self.high is None else f" <= {self.high:g}"
+        return f"{low}{name}{high}"
+
+
+Fractions: TypeAlias = Annotated[PerInput, Within(0.0, 1.0)]
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A function of elements; call it as plain Python, or bind numbers to be compiled.
+
+    Per element it is ``f(i, x, *numbers)``. For a map, ``x`` is a tuple with one value per model; for a step
+    applied to each model, one value. ``i`` is the element's position in the flattened tensor.
+
+    Per row it is ``f(i, row, *numbers)`` and changes a row of the tensor in place; ``i`` is the row's start.
     """
 
     function: Callable[..., Any]
+    per_row: bool = False
 
     def __call__(self, *args: Any) -> Any:
         return self.function(*args)
 
-    def bind(self, *numbers: Any) -> "Bound":
-        return Bound(self, numbers)
+    def bind(self, *numbers: Any, row_length: int = 1) -> "Bound":
+        return Bound(self, numbers, row_length)
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A formula and its numbers: scalars, or tuples with one entry per model."""
+    """A formula and its numbers.
+
+    Attributes:
+        formula: The function.
+        numbers: Scalars, or tuples with one entry per model, or arrays.
+        row_length: Elements of a row, for a formula per row.
+    """
 
     formula: Formula
     numbers: tuple[Any, ...]
+    row_length: int = 1
 
 
 @dataclass(frozen=True)
@@ -89,10 +131,11 @@ class Parameter:
 
     Attributes:
         name: As a recipe spells it.
-        kind: ``float`` or ``bool``.
+        kind: ``float``, ``int`` or ``bool``.
         per_input: Whether each model has a value of its own.
         required: Whether the recipe must give it.
         default: Otherwise, what it is.
+        within: Which values it may have.
     """
 
     name: str
@@ -100,6 +143,7 @@ class Parameter:
     per_input: bool
     required: bool
     default: Any = None
+    within: Within = Within()
 
     @property
     def argument(self) -> str:
@@ -114,9 +158,10 @@ class Method:
         name: As in ``merge_method:``.
         function: The method itself.
         paper: Where it was published.
-        base: ``required``: works on task vectors and needs ``base_model``. ``input``: one of the inputs, in
-            the role of the first. ``ignored``: the base model has no role.
-        inputs: The smallest and largest number of inputs (without the base where it is ``required``).
+        base: ``required``: works on task vectors and needs ``base_model``. ``optional``: works on task vectors
+            if there is a ``base_model``, else on the models. ``input``: one of the inputs, in the role of the
+            first. ``ignored``: the base model has no role.
+        inputs: The smallest and largest number of inputs (without the base where they are task vectors).
         parameters: By name.
         search: Ranges that a search takes unless told otherwise, by parameter.
         reduces: Whether it needs statistics of the whole tensor.
@@ -125,7 +170,7 @@ class Method:
     name: str
     function: Callable[..., Program]
     paper: str
-    base: Literal["required", "input", "ignored"]
+    base: BaseRole
     inputs: tuple[int, int | None]
     parameters: Mapping[str, Parameter]
     search: Mapping[str, Uniform]
@@ -134,6 +179,16 @@ class Method:
     @property
     def per_input(self) -> Mapping[str, Parameter]:
         return {name: p for name, p in self.parameters.items() if p.per_input}
+
+    @property
+    def takes_deltas(self) -> bool:
+        """Whether it works on task vectors, of a base model that is not among its inputs."""
+        return self.base in ("required", "optional")
+
+    @property
+    def summary(self) -> str:
+        """The first paragraph of its docstring: the formula."""
+        return " ".join((inspect.getdoc(self.function) or "").split("\n\n")[0].split())
 
     @property
     def per_merge(self) -> Mapping[str, Parameter]:
@@ -148,11 +203,16 @@ def formula(function: Callable[..., Any]) -> Formula:
     return Formula(function)
 
 
+def row_formula(function: Callable[..., Any]) -> Formula:
+    """Mark a function of a whole row, a numpy array that it changes in place; numba must compile it."""
+    return Formula(function, per_row=True)
+
+
 def merge_method(
     name: str,
     *,
     paper: str,
-    base: Literal["required", "input", "ignored"],
+    base: BaseRole,
     inputs: tuple[int, int | None] = (1, None),
     search: Mapping[str, Uniform] | None = None,
 ) -> Callable[[Callable[..., Program]], Callable[..., Program]]:
@@ -179,18 +239,22 @@ def merge_method(
 
 
 def _read_signature(function: Callable[..., Program]) -> tuple[dict[str, Parameter], bool]:
-    hints = typing.get_type_hints(function)
+    hints = typing.get_type_hints(function, include_extras=True)
     parameters: dict[str, Parameter] = {}
     reduces = False
     for p in inspect.signature(function).parameters.values():
         if p.kind is not inspect.Parameter.KEYWORD_ONLY:
             reduces = True
             continue
-        per_input = hints[p.name] == PerInput
+        hint, within = hints[p.name], Within()
+        if typing.get_origin(hint) is Annotated:
+            hint, within = typing.get_args(hint)
+        per_input = hint == PerInput
         required = p.default is inspect.Parameter.empty
-        kind = float if per_input else hints[p.name]
         name = p.name.removesuffix("_")
-        parameters[name] = Parameter(name, kind, per_input, required, None if required else p.default)
+        parameters[name] = Parameter(
+            name, float if per_input else hint, per_input, required, None if required else p.default, within
+        )
     return parameters, reduces
 
 

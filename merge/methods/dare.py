@@ -1,6 +1,6 @@
 """DARE: drop entries of the task vectors at random and rescale the rest."""
 
-from heterosis.merge.methods.base import Bound, PerInput, Program, Uniform, merge_method
+from heterosis.merge.methods.base import Bound, Fractions, PerInput, Program, Uniform, merge_method
 from heterosis.merge.methods.combine import combine, scaling
 from heterosis.merge.methods.elect import elect
 from heterosis.merge.methods.random_mask import drop
@@ -12,9 +12,6 @@ SEARCH = {"weight": Uniform(0.0, 1.5), "density": Uniform(0.05, 1.0)}
 
 def _dropping(deltas: Statistics, density: PerInput, rescale: bool) -> Bound:
     """The random mask, with factors that restore each task vector's L1 norm (1 without ``rescale``)."""
-    for d in density:
-        if not 0.0 <= d <= 1.0:
-            raise ValueError(f"`0 <= density <= 1` must hold, but got density={d}")
     low, high = zip(*deltas.keys, strict=True)
     ones = (1.0,) * len(density)
     dropping = drop.bind(density, ones, low, high)
@@ -30,7 +27,7 @@ def dare_linear(
     deltas: Statistics,
     *,
     weight: PerInput,
-    density: PerInput = (1.0,),
+    density: Fractions = (1.0,),
     normalize: bool = False,
     rescale: bool = True,
     lambda_: float = 1.0,
@@ -55,7 +52,7 @@ def dare_ties(
     deltas: Statistics,
     *,
     weight: PerInput,
-    density: PerInput = (1.0,),
+    density: Fractions = (1.0,),
     normalize: bool = False,
     rescale: bool = True,
     lambda_: float = 1.0,

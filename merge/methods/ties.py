@@ -1,8 +1,19 @@
 """TIES-Merging: trim, elect sign, disjoint mean."""
 
-from heterosis.merge.methods.base import ZERO, PerInput, Program, Uniform, formula, merge_method
+import math
+
+from heterosis.merge.methods.base import (
+    ZERO,
+    Bound,
+    Fractions,
+    PerInput,
+    Program,
+    Uniform,
+    formula,
+    merge_method,
+)
 from heterosis.merge.methods.elect import elect
-from heterosis.merge.statistics import Statistics
+from heterosis.merge.statistics import Statistics, magnitude
 
 
 @formula
@@ -10,6 +21,14 @@ def trim(i, d, cut, last):  # type: ignore[no-untyped-def]
     """Keep ``d`` above the cut, and at the cut up to position ``last``. NaN stays, to be found at the end."""
     size = abs(d)
     return ZERO if (size < cut) | ((size == cut) & (i > last)) else d
+
+
+def trimming(deltas: Statistics, density: PerInput) -> Bound:
+    """Keep the ``max(1, floor(density n))`` largest entries of every task vector; none where it is 0."""
+    n = deltas.numel
+    keep = [max(1, math.floor(fraction * n)) if fraction > 0 else 0 for fraction in density]
+    cuts = [deltas.cut(magnitude.bind(j), count) for j, count in enumerate(keep)]
+    return trim.bind(tuple(cut.value for cut in cuts), tuple(cut.last for cut in cuts))
 
 
 @merge_method(
@@ -22,7 +41,7 @@ def ties(
     deltas: Statistics,
     *,
     weight: PerInput,
-    density: PerInput = (1.0,),
+    density: Fractions = (1.0,),
     normalize: bool = True,
     lambda_: float = 1.0,
 ) -> Program:
@@ -39,8 +58,4 @@ def ties(
     Differs from the paper: trimming is per tensor, because we stream; equal magnitudes at the cut are kept
     by position; a tied election is positive.
     """
-    cuts = [deltas.cut(j, fraction) for j, fraction in enumerate(density)]
-    return Program(
-        elect.bind(weight, normalize, lambda_),
-        each=trim.bind(tuple(c.value for c in cuts), tuple(c.last for c in cuts)),
-    )
+    return Program(elect.bind(weight, normalize, lambda_), each=trimming(deltas, density))

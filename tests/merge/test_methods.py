@@ -33,8 +33,8 @@ def middle(method: Method, name: str, fraction: float) -> float:
 def make_recipe(method: Method, folders: Sequence[Path], *, optional: bool = True, **keys: Any) -> Recipe:
     """A recipe over as many of the folders as the method takes, the first being the base if it has a role."""
     low, high = method.inputs
-    count = max(low, min(high or len(folders), len(folders) - (method.base == "required")))
-    first = int(method.base == "required")
+    first = int(method.takes_deltas)
+    count = max(low, min(high or len(folders), len(folders) - first))
     models = []
     for j, folder in enumerate(folders[first : first + count]):
         chosen = {
@@ -99,7 +99,7 @@ def test_identical_models_are_a_fixed_point(name: str, dtype: str, family: list[
     copies = [Path(shutil.copytree(family[0], tmp_path / str(i))) for i in range(2)]
     merged = run(make_recipe(get_method(name), [family[0], *copies], optional=False, dtype=dtype))
     for key, tensor in stored(family[0]).items():
-        if get_method(name).base == "required":
+        if get_method(name).takes_deltas:
             assert torch.equal(merged[key].float(), tensor.float()), key
         else:  # coefficients that sum to one, up to rounding
             torch.testing.assert_close(merged[key].float(), tensor.float(), rtol=3e-7, atol=0)
@@ -129,7 +129,8 @@ def program_of(method: Method, rows: tuple[Any, ...]) -> Program:
     if not method.reduces:
         return method.function(**arguments)
     keys = tuple((7 + j, 11 * j) for j in range(m))
-    return method.function(Statistics(lambda: [(0, rows)], rows[0].dtype, m, len(rows[0]), keys), **arguments)
+    shape = (20, len(rows[0]) // 20)
+    return method.function(Statistics(lambda _: [(0, rows)], rows[0].dtype, m, shape, keys), **arguments)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -146,7 +147,11 @@ def test_compiled_loops_equal_the_formulas_as_plain_python(name: str, dtype: typ
     if program.each is not None:
         for j, row in enumerate(rows):
             numbers = typed(tuple(n[j] for n in program.each.numbers), row.dtype)
-            expected[j] = [program.each.formula(start + i, x, *numbers) for i, x in enumerate(row)]
+            if program.each.formula.per_row:
+                for i in range(0, len(row), program.each.row_length):
+                    program.each.formula(start + i, expected[j, i : i + program.each.row_length], *numbers)
+            else:
+                expected[j] = [program.each.formula(start + i, x, *numbers) for i, x in enumerate(row)]
             apply_each(program.each, j, start, row)
             assert row.tobytes() == expected[j].tobytes()
         assert each_loop(program.each.formula.function) is each_loop(program.each.formula.function)

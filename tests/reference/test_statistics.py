@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from heterosis.merge.kernels import RUN
 from heterosis.merge.methods.base import ONE
 from heterosis.merge.methods.random_mask import drop, mask_key
-from heterosis.merge.statistics import Cut, Statistics, apply_each
+from heterosis.merge.statistics import Cut, Statistics, apply_each, magnitude, product
 
 Row = np.ndarray[tuple[int], np.dtype[Any]]
 # Few magnitudes, so that most are equal; and the extremes of the format.
@@ -21,21 +21,21 @@ VALUES = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1.0000001, 0.5, -0.5, 1e-45, -1e
 
 
 def statistics(
-    rows: Sequence[Row], ends: Sequence[int] = (), keys: tuple[tuple[int, int], ...] = ()
+    rows: Sequence[Row], ends: Sequence[int] = (), keys: tuple[tuple[int, int], ...] = (), width: int = 1
 ) -> Statistics:
     """Of rows that are read in blocks which end at ``ends`` and which the next block overwrites."""
     n = len(rows[0])
-    edges = sorted({0, n, *(end for end in ends if end < n)})
 
-    def blocks() -> Iterator[tuple[int, tuple[Row, ...]]]:
+    def blocks(row_length: int) -> Iterator[tuple[int, tuple[Row, ...]]]:
         buffers = [np.empty_like(row) for row in rows]
+        edges = sorted({0, n, *(end // row_length * row_length for end in ends if end < n)})
         for start, stop in pairwise(edges):
             for buffer, row in zip(buffers, rows, strict=True):
                 buffer[:] = np.nan
                 buffer[: stop - start] = row[start:stop]
             yield start, tuple(buffer[: stop - start] for buffer in buffers)
 
-    return Statistics(blocks, rows[0].dtype, len(rows), n, keys)
+    return Statistics(blocks, rows[0].dtype, len(rows), (n // width, width), keys)
 
 
 def kept(cut: Cut, row: Row) -> list[int]:
@@ -55,15 +55,9 @@ def test_cut_keeps_what_a_stable_sort_keeps(
     row = np.array(values, dtype=dtype)
     count = 0 if density == 0 else max(1, math.floor(density * len(row)))
     expected = sorted(np.argsort(-abs(row), kind="stable")[:count].tolist())
-    whole = statistics([row]).cut(0, density)
+    whole = statistics([row]).cut(magnitude.bind(0), count)
     assert kept(whole, row) == expected
-    assert statistics([row], ends).cut(0, density) == whole
-
-
-@pytest.mark.parametrize("density", [-0.1, 1.1, math.nan])
-def test_cut_refuses_other_densities(density: float) -> None:
-    with pytest.raises(ValueError, match="0 <= density <= 1"):
-        statistics([np.ones(3, np.float32)]).cut(0, density)
+    assert statistics([row], ends).cut(magnitude.bind(0), count) == whole
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -75,10 +69,31 @@ def test_sums_depend_on_no_blocks_and_are_right(dtype: type, n: int) -> None:
     exact = [[math.fsum((a.astype(float) * b.astype(float)).tolist()) for b in rows] for a in rows]
     np.testing.assert_allclose(whole.gram(), exact, rtol=1e-11, atol=1e-9 * np.max(exact))
     np.testing.assert_allclose(whole.absolute_sums(), [math.fsum(abs(r).tolist()) for r in rows], rtol=1e-6)
-    for ends in ([RUN], [RUN, 2 * RUN], [3 * RUN], range(0, n, RUN)):
+    squares = [product.bind(j, j) for j in range(3)]
+    np.testing.assert_allclose(whole.totals(*squares), np.diag(exact), rtol=1e-11)
+    for ends in ([RUN], [RUN, 2 * RUN], [3 * RUN], range(0, n, RUN), [1, 2, 7, RUN - 1, RUN + 6, 3 * RUN + 2]):
         parts = statistics(rows, ends)
         assert parts.gram() == whole.gram()
         assert parts.absolute_sums() == whole.absolute_sums()
+        assert parts.totals(*squares) == whole.totals(*squares)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("width", [1, 5, 40])
+def test_sums_and_maxima_along_rows_and_columns(dtype: type, width: int) -> None:
+    rng = np.random.default_rng(width)
+    a, b = (rng.normal(size=200).astype(dtype) for _ in range(2))
+    whole, parts = statistics([a, b], width=width), statistics([a, b], [3, 41, 130], width=width)
+    products = (a.astype(float) * b.astype(float)).reshape(-1, width)
+    for dim in (-1, 0):
+        np.testing.assert_allclose(whole.grouped_totals(product.bind(0, 1), dim), products.sum(dim), rtol=1e-9)
+        assert np.array_equal(
+            parts.grouped_totals(product.bind(0, 1), dim), whole.grouped_totals(product.bind(0, 1), dim)
+        )
+        np.testing.assert_allclose(whole.grams(dim)[1, 0], products.sum(dim), rtol=1e-9)
+    largest = abs(b).reshape(-1, width).max(-1)
+    assert np.array_equal(whole.row_maxima(magnitude.bind(1)), largest)
+    assert np.array_equal(parts.row_maxima(magnitude.bind(1)), largest)
 
 
 def test_sums_after_a_step_depend_on_no_blocks_and_leave_rows_alone() -> None:

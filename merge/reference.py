@@ -1,0 +1,72 @@
+"""Which model is meant: a folder or a Hub id, at a revision, with an adapter."""
+
+from dataclasses import dataclass
+
+from heterosis.errors import did_you_mean
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """Which model: a local folder or a Hub id, at a revision, with a LoRA adapter applied.
+
+    ``str(ref)`` is ``path[@revision][+adapter[@revision]]``, and `parse` reads it back.
+    """
+
+    path: str
+    revision: str | None = None
+    adapter: str | None = None
+    adapter_revision: str | None = None
+
+    def __post_init__(self) -> None:
+        for part in (self.path, self.revision, self.adapter, self.adapter_revision):
+            if part is not None and (not part.strip() or "+" in part or "@" in part):
+                raise ValueError(
+                    f"must be path, path@revision or path+adapter, with at most one '+' and one '@' each, "
+                    f"but got {str(self)!r}"
+                )
+        assert self.adapter is not None or self.adapter_revision is None
+
+    def __str__(self) -> str:
+        revision = "" if self.revision is None else f"@{self.revision}"
+        adapter = "" if self.adapter is None else f"+{self.adapter}"
+        adapter_revision = "" if self.adapter_revision is None else f"@{self.adapter_revision}"
+        return f"{self.path}{revision}{adapter}{adapter_revision}"
+
+    @classmethod
+    def parse(cls, value: object) -> "ModelRef":
+        """Read ``path[@revision][+adapter[@revision]]`` or ``{"model": ..., "lora": ...}``.
+
+        Raises:
+            ValueError: If it is neither; one line with the rule and what was got.
+        """
+        if isinstance(value, ModelRef):
+            return value
+        if isinstance(value, str):
+            path, plus, adapter = value.partition("+")
+            return cls(*_path_and_revision(path), *(_path_and_revision(adapter) if plus else ()))
+        if not isinstance(value, dict):
+            raise ValueError(f"must be a model: a folder or an id such as org/name, but got {value!r}")
+        for key in value:
+            if key == "override_architecture":
+                raise ValueError(
+                    "override_architecture is not needed: planning reads the tensors' names; remove it"
+                )
+            if key not in ("model", "lora"):
+                raise ValueError(f"unknown key {key!r}{did_you_mean(str(key), ('model', 'lora'))}")
+        if value.get("model") is None:
+            raise ValueError("must name a model under the key 'model'")
+        adapter_part = () if value.get("lora") is None else _path_and_revision(value["lora"])
+        return cls(*_path_and_revision(value["model"]), *adapter_part)
+
+
+def _path_and_revision(value: object) -> tuple[str, str | None]:
+    if isinstance(value, str):
+        path, at, suffix = value.partition("@")
+        return path, suffix if at else None
+    if isinstance(value, dict) and value.keys() <= {"path", "revision"}:
+        name, commit = value.get("path"), value.get("revision")
+        if isinstance(name, str) and (commit is None or isinstance(commit, str)):
+            return name, commit
+    raise ValueError(
+        f"must be a path, or a mapping with 'path' and perhaps 'revision' as texts, but got {value!r}"
+    )
