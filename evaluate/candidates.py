@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from heterosis.merge import (
     merge_models,
     open_checkpoint,
 )
-from heterosis.merge.companions import tokenizer_donor
 
 
 class CandidateLoader:
@@ -35,7 +35,7 @@ class CandidateLoader:
         self._checkpoints: dict[ModelRef, Checkpoint] = {}
         self._resident: ResidentModel | None = None
         self._sink: ModelSink | None = None
-        self._made_of: tuple[dict[str, Any], Path, Path] | None = None
+        self._made_of: tuple[dict[str, Any], Path, Hashable] | None = None
 
     def open(self, ref: ModelRef) -> Checkpoint:
         """A checkpoint, opened once."""
@@ -51,12 +51,15 @@ class CandidateLoader:
             MergeError: If a merged tensor has NaN or infinity.
         """
         plan = build_plan(recipe, self.open, origin=origin)
-        made_of = (plan.config, plan.donor.folder, tokenizer_donor(plan).folder)
+        made_of = (plan.config, plan.donor.folder, plan.tokenizer.identity)
         if self._resident is None or self._made_of != made_of:
             self._resident = self._sink = None
-            config, donor, tokenizer = made_of
             self._resident = ResidentModel(
-                config, donor, tokenizer_folder=tokenizer, device=self._device, threads=self._threads
+                plan.config,
+                plan.donor.folder,
+                tokenizer=plan.tokenizer.load(),
+                device=self._device,
+                threads=self._threads,
             )
             self._sink, self._made_of = ModelSink(self._resident.parameters), made_of
         assert self._sink is not None

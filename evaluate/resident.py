@@ -39,7 +39,7 @@ class ResidentModel:
         config: Mapping[str, Any],
         donor_folder: Path,
         *,
-        tokenizer_folder: Path | None = None,
+        tokenizer: Any = None,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
         threads: int | None = None,
@@ -49,7 +49,7 @@ class ResidentModel:
         Args:
             config: Of the merged model.
             donor_folder: Where the generation config comes from.
-            tokenizer_folder: Where the tokenizer comes from; None for the donor's.
+            tokenizer: Of transformers; None loads the donor's.
             device: Where to compute.
             dtype: What to compute in.
             threads: For all of torch in this process; None leaves that as it is.
@@ -76,7 +76,7 @@ class ResidentModel:
         model.tie_weights()
         if (donor_folder / "generation_config.json").is_file():
             model.generation_config = transformers.GenerationConfig.from_pretrained(donor_folder)
-        self._adopt(model, tokenizer_folder or donor_folder, dict(config))
+        self._adopt(model, tokenizer or _load_tokenizer(donor_folder), dict(config))
 
     @classmethod
     def from_folder(
@@ -92,18 +92,13 @@ class ResidentModel:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, trust_remote_code=trust_remote_code
         )
-        resident._adopt(model.to(device), folder, model.config.to_dict(), trust_remote_code)
+        resident._adopt(model.to(device), _load_tokenizer(folder, trust_remote_code), model.config.to_dict())
         return resident
 
-    def _adopt(self, model: Any, folder: Path, config: dict[str, Any], trust_remote_code: bool = False) -> None:
+    def _adopt(self, model: Any, tokenizer: Any, config: dict[str, Any]) -> None:
         self.config = config
         self.model = model.eval().requires_grad_(False)
-        try:
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(
-                folder, trust_remote_code=trust_remote_code
-            )
-        except (OSError, ValueError) as error:
-            raise InputError(f"{folder}: no usable tokenizer: {error}") from error
+        self.tokenizer = tokenizer
         self.parameters: dict[str, torch.Tensor] = dict(model.state_dict())
         self._lms: dict[tuple[int, int | None], Any] = {}
 
@@ -163,3 +158,10 @@ class ResidentModel:
         if key not in self._lms:
             self._lms[key] = make_lm(self.model, self.tokenizer, batch_size, max_length)
         return self._lms[key]
+
+
+def _load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: no usable tokenizer: {error}") from error

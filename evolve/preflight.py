@@ -1,8 +1,7 @@
 """What is found out before the night begins: models, space, tasks, documents; everything that can be refused."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from heterosis.errors import InputError
 from heterosis.evaluate.harness import TaskSet
@@ -12,7 +11,6 @@ from heterosis.evolve.objective import Objective
 from heterosis.evolve.space import SearchSpace
 from heterosis.evolve.worker import task_set
 from heterosis.merge import Checkpoint, ModelRef, build_plan, open_checkpoint
-from heterosis.merge.companions import tokenizer_donor
 from heterosis.merge.layout import main_stack, stack_sizes
 from heterosis.merge.methods import methods
 
@@ -59,7 +57,7 @@ def preflight(config: EvolveConfig) -> Preflight:
     names = [*asked.models, *([asked.base_model] if asked.base_model else [])]
     opened = {name: open_checkpoint(ModelRef.parse(name)) for name in dict.fromkeys(names)}
     # Recipes name the revision that is searched, so that they give the same model when the Hub's has moved on.
-    pinned = {name: _pinned(name, checkpoint) for name, checkpoint in opened.items()}
+    pinned = {name: checkpoint.pinned for name, checkpoint in opened.items()}
     genome = asked.model_copy(
         update={
             "models": tuple(str(pinned[name]) for name in asked.models),
@@ -77,34 +75,15 @@ def preflight(config: EvolveConfig) -> Preflight:
     recipes = [("the first candidate", space.decode(space.values(space.initial))), *space.baselines()]
     for name, recipe in recipes:
         plan = build_plan(recipe, checkpoints.__getitem__, origin=name)
-        tokenizer_donor(plan)  # refuses a tokenizer_source that cannot be had
-        if config.apply_chat_template:
-            _check_chat_template(tokenizer_donor(plan))
+        if config.apply_chat_template and plan.tokenizer.chat_template is None:
+            raise InputError(
+                f"apply_chat_template: the tokenizer of {plan.donor.ref} has no chat template; write "
+                "apply_chat_template: false"
+            )
     tasks = task_set(config)
     sizes = Sizes(config.documents.search, config.documents.selection, config.documents.holdout)
     split = split_documents(tasks.groups(), sizes, config.documents.seed, tasks.fingerprints())
     return Preflight(config, space, tasks, split, _objective(tasks), plan.parameters, checkpoints)
-
-
-def _pinned(name: str, checkpoint: Checkpoint) -> ModelRef:
-    """The reference with the commits that were resolved; local folders have none."""
-    ref = ModelRef.parse(name)
-    return replace(
-        ref,
-        revision=checkpoint.revision or ref.revision,
-        adapter_revision=checkpoint.adapter_revision or ref.adapter_revision,
-    )
-
-
-def _check_chat_template(checkpoint: Checkpoint) -> None:
-    """Refuse a chat that no worker could hold."""
-    folder = checkpoint.folder
-    settings = folder / "tokenizer_config.json"
-    told = settings.is_file() and "chat_template" in json.loads(settings.read_text(encoding="utf-8"))
-    if not told and not (folder / "chat_template.jinja").is_file():
-        raise InputError(
-            f"apply_chat_template: {checkpoint.ref} has no chat template; write apply_chat_template: false"
-        )
 
 
 def _objective(tasks: TaskSet) -> Objective:

@@ -57,9 +57,17 @@ def merge(
     memory_limit: Annotated[Any, typer.Option(parser=_size, metavar="SIZE", help="Bytes for buffers.")] = "512MiB",
     shard_size: Annotated[Any, typer.Option(parser=_size, metavar="SIZE", help="Bytes in a file.")] = "5GB",
     seed: Annotated[int | None, typer.Option(min=0, help="Replaces the recipe's random seed.")] = None,
+    tensor_union: Annotated[
+        bool, typer.Option("--tensor-union", "-u", help="Merge tensors that some models lack from those with them.")
+    ] = False,
+    tensor_intersection: Annotated[
+        bool, typer.Option("--tensor-intersection", "-i", help="Leave tensors out that some models lack.")
+    ] = False,
+    stage: Annotated[str | None, typer.Option(help="Of several recipes in the file, the one to run.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
 ) -> None:
     """Run a recipe: heterosis merge best.yaml merged-model"""
+    from heterosis.merge import Recipe
     from heterosis.merge.api import merge_models
     from heterosis.merge.plan import MergePlan
 
@@ -70,16 +78,20 @@ def merge(
             f"memory for buffers {memory_limit / 2**20:.0f} MiB, for adapters {plan.adapter_bytes / 2**20:.0f} MiB"
         )
 
+    if tensor_union and tensor_intersection:
+        raise InputError("--tensor-union and --tensor-intersection exclude each other; give one")
     begun = time.monotonic()
     merge_models(
-        recipe,
+        Recipe.load(recipe, stage),
         out,
         threads=threads,
         memory_limit=memory_limit,
         shard_size=shard_size,
         seed=seed,
+        names="union" if tensor_union else "intersection" if tensor_intersection else "same",
         overwrite=overwrite,
         announce=announce,
+        origin=str(recipe),
     )
     _say(f"merged in {time.monotonic() - begun:.1f} s")
     print(out)
@@ -204,7 +216,7 @@ def inspect(
     recipe: Annotated[Path, typer.Argument(help="A recipe.")],
 ) -> None:
     """Check a recipe and print its plan, a line for each tensor."""
-    from heterosis.merge.plan import build_plan
+    from heterosis.merge.planner import build_plan
     from heterosis.merge.recipe import Recipe
 
     plan = build_plan(Recipe.load(recipe), origin=str(recipe))
@@ -214,6 +226,20 @@ def inspect(
         f"{len(plan.ops)} tensors, {plan.parameters} parameters; reads {plan.bytes_read} bytes, "
         f"writes {plan.bytes_written} bytes"
     )
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="A merged model.")],
+    repo_id: Annotated[str, typer.Argument(help="Where to: user/name, or organisation/name.")],
+    private: Annotated[bool, typer.Option("--private", help="Create the repository private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="The branch; main by default.")] = None,
+    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+) -> None:
+    """Publish a merged model on the Hugging Face Hub: heterosis push merged-model user/name"""
+    from heterosis.merge.hub import push as publish
+
+    print(publish(folder, repo_id, private=private, revision=revision, message=message))
 
 
 def _print_summary(summary: Mapping[str, Any], run_dir: Path) -> None:

@@ -4,6 +4,7 @@ recipe.py            the recipe language (mergekit's YAML)
 yaml_file.py         strict YAML
 parameters.py        its settings: gradients and filters, resolved for one tensor
 checkpoint.py        a model as named lazy tensors, from a folder, the Hub, or with an adapter
+hub.py               fetching from the Hub, pinning to commits, publishing
 safetensors_file.py  safetensors headers and reads, defensively
 lora.py              adapters applied tensor by tensor while reading
 layout.py            which layer a tensor's name speaks of
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from heterosis.merge.api import merge_models
     from heterosis.merge.checkpoint import Checkpoint, open_checkpoint
     from heterosis.merge.executor import MergeError, execute
-    from heterosis.merge.plan import MergePlan, TensorOp, build_plan
+    from heterosis.merge.plan import MergePlan, TensorOp
+    from heterosis.merge.planner import build_plan
     from heterosis.merge.recipe import ModelRef, Recipe
     from heterosis.merge.sinks import ModelSink
 
@@ -35,7 +37,7 @@ _HOME = {
     "ModelSink": "sinks",
     "Recipe": "recipe",
     "TensorOp": "plan",
-    "build_plan": "plan",
+    "build_plan": "planner",
     "execute": "executor",
     "merge_models": "api",
     "open_checkpoint": "checkpoint",

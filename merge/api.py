@@ -7,11 +7,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from heterosis.errors import InputError
-from heterosis.merge.checkpoint import open_checkpoint
-from heterosis.merge.companions import tokenizer_donor, write_companions
+from heterosis.merge.checkpoint import Checkpoint, open_checkpoint
+from heterosis.merge.companions import write_companions
 from heterosis.merge.executor import DEFAULT_MEMORY_LIMIT, THREAD_MINIMUM, available_cores, execute
-from heterosis.merge.plan import MergePlan, build_plan
+from heterosis.merge.hub import pin
+from heterosis.merge.plan import MergePlan
+from heterosis.merge.planner import Names, build_plan
 from heterosis.merge.recipe import Recipe
+from heterosis.merge.reference import ModelRef
 from heterosis.merge.writer import DEFAULT_SHARD_SIZE, SafetensorsSink, check_free, published_folder
 
 
@@ -23,53 +26,73 @@ def merge_models(
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
     shard_size: int = DEFAULT_SHARD_SIZE,
     seed: int | None = None,
+    names: Names = "same",
     overwrite: bool = False,
     announce: Callable[[MergePlan], None] | None = None,
+    origin: str = "",
 ) -> Path:
     """Run a recipe and write the merged model as a Hugging Face model folder.
 
+    Where the recipe's models are files of weights, it is a folder of safetensors files without a config.
+
     Args:
         recipe: A recipe, or the path of one.
-        out: The folder to write; it appears complete or not at all.
+        out: The folder to write, or for files of weights also a file ``*.safetensors``; it appears complete or
+            not at all.
         threads: Tensors worked on at the same time; None takes one for each core.
         memory_limit: Bytes of buffers.
         shard_size: Bytes of a safetensors file at most.
         seed: Replaces the recipe's random seed.
+        names: ``same``: all models must have the same tensors. ``union``: tensors that some models lack are
+            merged from those that have them. ``intersection``: they are left out.
         overwrite: Replace ``out`` if it exists.
         announce: Called with the plan before anything is written.
+        origin: What messages call a recipe that is no path.
 
     Returns:
-        The folder.
+        ``out``.
 
     Raises:
         InputError: If the recipe cannot be run as given, or the folder cannot be written.
         MergeError: If a merged tensor has NaN or infinity.
     """
-    origin = "" if isinstance(recipe, Recipe) else str(recipe)
+    origin = origin if isinstance(recipe, Recipe) else str(recipe)
     loaded = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     if seed is not None:
-        loaded = loaded.model_copy(update={"heterosis": {**loaded.heterosis, "seed": seed}})
-    folder = Path(out).absolute()
-    check_free(folder, overwrite)
+        loaded = loaded.with_seed(seed)
+    target = Path(out).absolute()
+    check_free(target, overwrite)
     if memory_limit < THREAD_MINIMUM:
         least, got = (f"{size / 2**20:.0f} MiB" for size in (THREAD_MINIMUM, memory_limit))
         raise InputError(f"--memory-limit: must be at least {least}, but got {got}")
+    opened: dict[ModelRef, Checkpoint] = {}
     with ExitStack() as models:
-        plan = build_plan(loaded, lambda ref: models.enter_context(open_checkpoint(ref)), origin=origin)
-        tokenizer_donor(plan)
-        if any(folder.resolve() == checkpoint.folder.resolve() for checkpoint in plan.checkpoints.values()):
+
+        def open_model(ref: ModelRef) -> Checkpoint:
+            if ref not in opened:
+                opened[ref] = models.enter_context(open_checkpoint(ref))
+            return opened[ref]
+
+        plan = build_plan(loaded, open_model, names=names, origin=origin)
+        if any(target.resolve() in (c.folder.resolve(), *c.files) for c in opened.values()):
             raise InputError(f"{out}: is one of the models that are merged; choose another folder")
+        single = target.name if target.suffix == ".safetensors" else None
+        if single and plan.config:
+            raise InputError(f"{out}: must be a folder, as the models have configs; remove '.safetensors'")
+        # What is written names the commits that were merged: it gives the same model when the Hub has moved on.
+        pinned = pin(plan.recipe, opened.values())
         if announce:
             announce(plan)
-        _check_disk(plan, folder)
-        with published_folder(folder, overwrite=overwrite) as partial:
-            sink = SafetensorsSink(partial, plan.ops, shard_size)
+        _check_disk(plan, target)
+        with published_folder(target, overwrite=overwrite, file=single) as partial:
+            limit = plan.bytes_written + 1 if single else shard_size
+            sink = SafetensorsSink(partial, plan.ops, limit, single or "model.safetensors")
             try:
                 execute(plan, sink, threads=threads or available_cores(), memory_limit=memory_limit)
                 sink.finish()
             finally:
                 sink.close()
-            write_companions(plan, partial)
+            write_companions(plan, pinned, partial)
     return Path(out)
 
 

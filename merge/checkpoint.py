@@ -4,8 +4,9 @@ import hashlib
 import json
 import os
 import pickle
-import re
+import warnings
 from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -17,12 +18,16 @@ from torch import Tensor
 from heterosis.errors import InputError
 
 from . import lora
+from .hub import HUB_ID, fetch
+from .quantised import refuse_config, refuse_gguf, refuse_tensors
 from .reference import ModelRef
 from .safetensors_file import SafetensorsFile
+from .tokenizer import OutputTokenizer
 
-_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
-_COMPANIONS = ("*.json", "*.jinja", "*.model", "*.txt")
-_FLOAT8 = frozenset({torch.float8_e4m3fn, torch.float8_e5m2})
+# What a file of weights without a model folder may be called.
+WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+# Where training frameworks put the weights among other things that they save.
+_STATE_DICTS = ("state_dict", "model_state_dict", "model", "module")
 
 
 class TensorSource(Protocol):
@@ -48,13 +53,38 @@ class TensorSource(Protocol):
         """
 
 
+class Model(Protocol):
+    """Something to merge: a `Checkpoint`, or an earlier stage's result."""
+
+    @property
+    def ref(self) -> ModelRef: ...
+
+    @property
+    def folder(self) -> Path:
+        """Where companion files lie."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The content of config.json; empty for a file of weights."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorSource]: ...
+
+    @property
+    def tokenizer(self) -> OutputTokenizer: ...
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory that stays taken once everything was read."""
+
+
 class Checkpoint:
     """A model's tensors and config. Close it, or use it in a ``with`` statement.
 
     Attributes:
         ref: What was asked for.
         folder: Where config, tokenizer and weights lie.
-        config: The content of config.json.
+        config: The content of config.json; empty for a file of weights.
         tensors: Every tensor by name, sorted; a LoRA adapter is applied while they are read.
         revision: The Hub commit that the folder holds, None for a local folder.
         adapter_revision: The same for the adapter.
@@ -82,11 +112,30 @@ class Checkpoint:
             tensors.update(adapter.apply(tensors, config))
         self.tensors: Mapping[str, TensorSource] = dict(sorted(tensors.items()))
 
+    @property
+    def pinned(self) -> ModelRef:
+        """The reference with the commits that were found; local folders have none."""
+        return replace(
+            self.ref,
+            revision=self.revision or self.ref.revision,
+            adapter_revision=self.adapter_revision or self.ref.adapter_revision,
+        )
+
+    @cached_property
+    def tokenizer(self) -> OutputTokenizer:
+        """The tokenizer of its folder; a file of weights has none."""
+        return OutputTokenizer.of_folder(self.folder) if self.config else OutputTokenizer(None)
+
+    @property
+    def files(self) -> list[Path]:
+        """The weight files in name order, then the adapter's."""
+        return self._weights.paths + ([] if self._adapter is None else self._adapter.files)
+
     @cached_property
     def content_hash(self) -> str:
-        """``sha256:<hex>`` over names and contents of the weight files in name order, then the adapter's."""
+        """``sha256:<hex>`` over names and contents of `files`."""
         total = hashlib.sha256()
-        for path in self._weights.paths + ([] if self._adapter is None else self._adapter.files):
+        for path in self.files:
             stat = path.stat()
             digest = _file_digest(path.resolve(), stat.st_size, stat.st_mtime_ns)
             total.update(f"{digest}  {path.name}\n".encode())
@@ -114,7 +163,7 @@ class Checkpoint:
 
 
 def open_checkpoint(ref: ModelRef | str) -> Checkpoint:
-    """Open a local folder or a Hub id, with the adapter of ``path+adapter`` applied.
+    """Open a local folder, a Hub id or a single file of weights, with the adapter of ``path+adapter`` applied.
 
     Raises:
         InputError: If it is missing, malformed, quantised, or has an adapter that cannot be applied.
@@ -124,20 +173,28 @@ def open_checkpoint(ref: ModelRef | str) -> Checkpoint:
             ref = ModelRef.parse(ref)
         except ValueError as error:
             raise InputError(f"model: {error}") from None
-    folder, revision = _resolve(ref.path, ref.revision, "*.safetensors", "pytorch_model*.bin*", "model")
+    file = Path(ref.path).expanduser()
+    if file.suffix in WEIGHT_FILES and file.is_file() and ref.revision is None and ref.adapter is None:
+        alone = Weights(file.parent, [file.name])
+        try:
+            refuse_tensors(file, alone.tensors)
+        except InputError:
+            alone.close()
+            raise
+        return Checkpoint(ref, file.parent, {}, alone, None, None, None)
+    folder, revision = _resolve(ref.path, ref.revision, "model", ("model.safetensors", "pytorch_model.bin"))
+    if not (folder / "config.json").exists():
+        refuse_gguf(folder)  # such folders often have no config.json
     config = read_json(folder / "config.json", "is this a model folder?")
-    if any(section.get("quantization_config") for section in (config, config.get("text_config")) if section):
-        raise InputError(f"{folder}/config.json: the model is quantised; merge the original weights instead")
+    refuse_config(folder / "config.json", config)
     weights = _open_weights(folder, "model", "pytorch_model")
     adapter: lora.Adapter | None = None
     adapter_revision = None
     try:
-        for name, source in weights.tensors.items():
-            if source.dtype in _FLOAT8:
-                raise InputError(f"{folder}: {name}: the model is quantised to float8; merge the original weights")
+        refuse_tensors(folder, weights.tensors)
         if ref.adapter is not None:
             adapter_folder, adapter_revision = _resolve(
-                ref.adapter, ref.adapter_revision, "adapter_model.safetensors", "adapter_model.bin", "adapter"
+                ref.adapter, ref.adapter_revision, "adapter", ("adapter_model.safetensors", "adapter_model.bin")
             )
             adapter_config = read_json(adapter_folder / "adapter_config.json", "is this a PEFT adapter?")
             adapter = lora.Adapter(adapter_folder, adapter_config, _open_weights(adapter_folder, "adapter_model"))
@@ -217,9 +274,7 @@ def read_json(path: Path, hint: str) -> dict[str, Any]:
 # --- finding the folder -----------------------------------------------------------------------------------------
 
 
-def _resolve(
-    path: str, revision: str | None, safetensors: str, pickles: str, what: str
-) -> tuple[Path, str | None]:
+def _resolve(path: str, revision: str | None, what: str, weights: tuple[str, str]) -> tuple[Path, str | None]:
     """The local folder of a model or adapter, fetched from the Hub if need be, and its commit."""
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -229,28 +284,11 @@ def _resolve(
             )
         return folder, None
     if folder.exists():
+        refuse_gguf(folder)
         raise InputError(f"{path}: must be a {what} folder, but is a file; give the folder that holds it")
-    if not _HUB_ID.fullmatch(path):
+    if not HUB_ID.fullmatch(path):
         raise InputError(f"{path}: no such {what} folder; give a local folder, or a Hub id such as org/name")
-    # Not at the top: it is slow to import, and local folders need none of it.
-    from huggingface_hub import snapshot_download
-
-    def fetch(*patterns: str) -> Path:
-        # Weights in subfolders, and Mistral's consolidated file, are second copies in other formats.
-        skip = ["*/*.safetensors", "*/*.bin", "consolidated*"]
-        return Path(
-            snapshot_download(path, revision=revision, allow_patterns=list(patterns), ignore_patterns=skip)
-        )
-
-    try:
-        folder = fetch(safetensors, *_COMPANIONS)
-        if not any(folder.glob(safetensors)):
-            folder = fetch(pickles, *_COMPANIONS)
-    except Exception as error:  # the Hub's client raises its own, httpx's and the system's errors
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        where = path if revision is None else f"{path}@{revision}"
-        raise InputError(f"{where}: not a local folder, and cannot be fetched from the Hub: {reason}") from None
-    return folder, folder.name
+    return fetch(path, revision, weights)
 
 
 # --- opening weight files ---------------------------------------------------------------------------------------
@@ -266,6 +304,7 @@ def _open_weights(folder: Path, stem: str, pickle_stem: str | None = None) -> We
         if index.exists():
             return _open_sharded(folder, index)
         expected += [name, index.name]
+    refuse_gguf(folder)
     raise InputError(f"{folder}: has no weights; expected one of {', '.join(expected)}")
 
 
@@ -315,6 +354,12 @@ class _PickleFile:
             raise InputError(f"{path}: cannot be read as PyTorch weights: {reason}") from None
         if not isinstance(content, dict):
             raise InputError(f"{path}: must map names to tensors, but holds a {type(content).__name__}")
+        nested = next((key for key in _STATE_DICTS if isinstance(content.get(key), dict)), None)
+        if nested is not None:
+            others = ", ".join(str(key) for key in content if key != nested)
+            if others:
+                warnings.warn(f"{path}: only {nested!r} is merged; it also holds {others}", stacklevel=2)
+            content = content[nested]
         self._identity = (os.path.realpath(path), stat.st_size, stat.st_mtime_ns)
         self._tensors: dict[str, TensorSource] = {}
         for name, tensor in content.items():

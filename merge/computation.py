@@ -1,10 +1,12 @@
 """The arithmetic of one operation: inputs as rows, a program, merged blocks."""
 
+import math
 import threading
 from collections.abc import Iterator
 from functools import cached_property
 from typing import TypeGuard
 
+import numpy as np
 import torch
 
 from heterosis.merge.checkpoint import TensorSource
@@ -35,6 +37,34 @@ class Workspace(threading.local):
         if buffer is None or buffer.dtype != dtype or buffer.numel() < size:
             buffer = self._buffers[name] = torch.empty(size, dtype=dtype)
         return buffer[:size]
+
+
+def read_copy(op: TensorOp, start: int, out: torch.Tensor) -> None:
+    """Fill ``out`` with elements of the one input, from ``start`` on; further inputs must be equal to it.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    stop = start + out.numel()
+    op.inputs[0].read(start, stop, out)
+    for other in op.inputs[1:]:
+        compared = torch.empty_like(out)
+        other.read(start, stop, compared)
+        if not torch.equal(out, compared):
+            raise ValueError("a tensor of integers must be the same in all models, but it differs")
+
+
+def check_finite(block: torch.Tensor) -> None:
+    """Refuse merged elements that cannot be used. A finite sum, which is the cheaper to have, shows that all are.
+
+    Raises:
+        ValueError: If one is NaN or infinite.
+    """
+    if not block.dtype.is_floating_point:
+        return
+    wide = torch.promote_types(block.dtype, torch.float32)
+    if not math.isfinite(block.sum(dtype=wide)) and not bool(torch.isfinite(block).all()):
+        raise ValueError("the merged tensor has NaN or infinity; check the inputs, weights and dtype")
 
 
 class Computation:
@@ -70,7 +100,8 @@ class Computation:
         if not self._method.reduces:
             return self._method.function(**op.arguments)
         statistics = Statistics(self._blocks, self._numpy, len(op.inputs), op.shape, op.keys)
-        return self._method.function(statistics, **op.arguments)
+        with np.errstate(invalid="ignore"):  # infinite inputs are found in the merged values
+            return self._method.function(statistics, **op.arguments)
 
     def blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
         """The merged tensor, block after block: the start, and values that the next block overwrites."""

@@ -1,12 +1,11 @@
 """Run a plan: read blocks, compute, hand them to a sink, within a memory budget and on several threads."""
 
-import math
 import os
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 import torch
 
-from heterosis.merge.computation import STREAMING_BLOCK, Computation, Workspace
+from heterosis.merge.computation import STREAMING_BLOCK, Computation, Workspace, check_finite, read_copy
 from heterosis.merge.methods import Method
 from heterosis.merge.plan import MergePlan, TensorOp
 from heterosis.merge.sinks import Sink
@@ -86,28 +85,16 @@ class _Workers:
         return self._budget // ((len(op.inputs) + 4) * max(op.compute.itemsize, 4))
 
     def _copy(self, op: TensorOp) -> None:
-        """Copy one input; further inputs (of integer tensors) must be equal to it."""
+        """Copy the one input."""
         for start in range(0, op.numel, STREAMING_BLOCK):
             stop = min(start + STREAMING_BLOCK, op.numel)
             block = self._workspace.buffer("copied", stop - start, op.compute)
-            op.inputs[0].read(start, stop, block)
-            for other in op.inputs[1:]:
-                compared = self._workspace.buffer("compared", stop - start, op.compute)
-                other.read(start, stop, compared)
-                if not torch.equal(block, compared):
-                    raise ValueError("a tensor of integers must be the same in all models, but it differs")
+            read_copy(op, start, block)
             self._write(op, start, block)
 
     def _write(self, op: TensorOp, start: int, block: torch.Tensor) -> None:
         narrow = block
         if block.dtype != op.dtype:
             narrow = self._workspace.buffer("narrow", block.numel(), op.dtype).copy_(block)
-        if op.dtype.is_floating_point and not _is_finite(narrow):
-            raise ValueError("the merged tensor has NaN or infinity; check the inputs, weights and dtype")
+        check_finite(narrow)
         self._sink.write(op, start, narrow)
-
-
-def _is_finite(block: torch.Tensor) -> bool:
-    """Whether no element is NaN or infinite. A finite sum, which is the cheaper to have, shows it."""
-    wide = torch.promote_types(block.dtype, torch.float32)
-    return math.isfinite(block.sum(dtype=wide)) or bool(torch.isfinite(block).all())

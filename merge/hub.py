@@ -18,17 +18,18 @@ from .recipe import Recipe
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
-# huggingface_hub is imported in the functions that need it: it is slow to import, and local folders need none of it.
+# huggingface_hub is imported by the functions that need it: it is slow to import, and local folders need none.
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _COMPANIONS = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.spm")
 # Taken along where they can be had; without them a cached model is still complete.
 _PAPERS = ("README.md", "LICENSE*", "NOTICE*")
 _TOKENIZERS = ("*token*", "vocab*", "*.model", "*.spm", "*.tiktoken")
-_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
+_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "model*.index.json", "pytorch_model*.index.json")
 _HALF_WRITTEN = ("*.tmp", "*.part", "*.partial", "*.incomplete", "*.lock")
 _PARTIAL_FOLDER = re.compile(r"\..+\.(partial|replaced)-\d+")  # as `published_folder` names them
 _ASK_SECONDS = 10
+_BAR_SECONDS = 2
 
 
 def fetch(repo: str, revision: str | None, weights: Sequence[str]) -> tuple[Path, str]:
@@ -47,6 +48,13 @@ def fetch(repo: str, revision: str | None, weights: Sequence[str]) -> tuple[Path
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import OfflineModeIsEnabled, RevisionNotFoundError
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+
+    class LateBar(tqdm):
+        """Not shown where everything is in the cache."""
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **(options | {"delay": _BAR_SECONDS}))  # type: ignore[no-untyped-call]
 
     where = repo if revision is None else f"{repo}@{revision}"
     away: Exception | None = None  # why the Hub did not answer
@@ -67,40 +75,45 @@ def fetch(repo: str, revision: str | None, weights: Sequence[str]) -> tuple[Path
                 allow_patterns=list(patterns),
                 ignore_patterns=ignored,
                 local_files_only=away is not None,
+                tqdm_class=LateBar,
             )
         )
 
-    companions = _COMPANIONS if away else (*_COMPANIONS, *_PAPERS)
-    commit, missing = revision, list(weights)
-    try:
+    def complete() -> tuple[Path, list[str]]:
+        """The snapshot, and the weights that it still lacks."""
+        commit = revision
         for name in weights:
             folder = download((*companions, name), commit)
             commit = folder.name  # for the rest, whatever is pushed meanwhile
+            if (folder / name).is_file():
+                return folder, []
             index = folder / f"{name}.index.json"
-            missing = [name]
-            if not (folder / name).is_file() and index.is_file():
-                missing = _shards(index)
-                download(map(glob.escape, missing), commit, ignored=None)
-            missing = [file for file in missing if not (folder / file).is_file()]
-            if not missing or index.is_file():
-                break
-            missing = list(weights)
+            if index.is_file():
+                shards = _shards(index)
+                if shards:
+                    download(map(glob.escape, shards), commit, ignored=None)
+                return folder, [shard for shard in shards if not (folder / shard).is_file()]
+        return folder, list(weights)
+
+    companions = _COMPANIONS if away else (*_COMPANIONS, *_PAPERS)
+    try:
+        folder, missing = complete()
     except Exception as error:
         raise InputError(_not_fetched(where, away or error)) from None
     if missing and away:
         raise InputError(_not_fetched(where, away, f"; the cached copy lacks {missing[0]}"))
-    if missing == list(weights):
-        raise InputError(f"{where}: the repository has no weights; expected {' or '.join(weights)}, or their index")
+    if missing:
+        lacks = " or ".join(missing) if missing == list(weights) else missing[0]
+        raise InputError(f"{where}: the repository has no {lacks}; name another model or revision")
     if away:
-        if revision != commit and not isinstance(away, OfflineModeIsEnabled):
-            warnings.warn(f"{where}: using the cached commit {commit}: {_reason(away)}", stacklevel=2)
+        if revision != folder.name and not isinstance(away, OfflineModeIsEnabled):
+            warnings.warn(f"{where}: using the cached commit {folder.name}: {_reason(away)}", stacklevel=2)
         # A cache that was filled file by file does not know what else the repository holds.
         if (folder / "config.json").is_file() and not any(
             fnmatch(path.name, pattern) for path in folder.iterdir() for pattern in _TOKENIZERS
         ):
-            warnings.warn(f"{where}: the cached copy has no tokenizer; if the Hub's has one, fetch it", stacklevel=2)
-    assert commit is not None
-    return folder, commit
+            warnings.warn(f"{where}: the cached copy has no tokenizer; fetch it if the Hub has one", stacklevel=2)
+    return folder, folder.name
 
 
 def _shards(index: Path) -> list[str]:
@@ -183,7 +196,7 @@ def push(
     try:
         url = str(api.create_repo(repo_id, private=private or None, exist_ok=True))
         if private and not api.model_info(repo_id, timeout=_ASK_SECONDS).private:
-            raise InputError(f"{repo_id}: exists and is public; make it private on the Hub, or leave out --private")
+            raise InputError(f"{repo_id}: exists and is public; make it private there, or leave out --private")
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         stale = [
@@ -215,14 +228,14 @@ def _publishable(folder: Path) -> list[str]:
     # Not at the top: that module imports this one.
     from .checkpoint import open_checkpoint
 
+    if folder.is_file() and folder.suffix in (".yaml", ".yml"):
+        raise InputError(f"{folder}: is a recipe; merge it first (heterosis merge {folder} OUT), then push OUT")
     if folder.is_file():
-        recipe = folder.suffix in (".yaml", ".yml")
-        remedy = f"merge it first (heterosis merge {folder} OUT), then push OUT" if recipe else "push a model folder"
-        raise InputError(f"{folder}: is {'a recipe' if recipe else 'a file'}, not a model folder; {remedy}")
+        raise InputError(f"{folder}: must be a model folder, but is a file; give the folder that holds it")
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give one that heterosis merge wrote")
-    if not (folder / "config.json").exists() and (folder / "study.db").exists() | (folder / "best.yaml").exists():
-        best = folder / "best.yaml"
+    best = folder / "best.yaml"
+    if not (folder / "config.json").exists() and (best.exists() or (folder / "study.db").exists()):
         raise InputError(
             f"{folder}: is a run folder, not a model; merge its recipe first (heterosis merge {best} OUT), "
             "then push OUT"
@@ -288,10 +301,10 @@ def _reason(error: BaseException, doing: str = "read") -> str:
     )
 
     causes: list[BaseException] = [error]  # the client wraps what happened
-    while (cause := causes[-1].__cause__) is not None and cause not in causes:
-        causes.append(cause)
-    for error in reversed(causes):
-        match error:
+    while (inner := causes[-1].__cause__) is not None and inner not in causes:
+        causes.append(inner)
+    for cause in reversed(causes):
+        match cause:
             case OfflineModeIsEnabled():
                 return "HF_HUB_OFFLINE is set, and the cache has no complete copy; unset it to download"
             case GatedRepoError():
@@ -299,25 +312,26 @@ def _reason(error: BaseException, doing: str = "read") -> str:
             case RevisionNotFoundError():
                 return "the repository has no such revision; check the branch, tag or commit"
             case RepositoryNotFoundError():
-                return "there is no such repository, or it is private; check the name, or log in with `hf auth login`"
-            case HfHubHTTPError() if error.response.status_code in (401, 403):
+                return "no such repository, or it is private; check the name, or log in with `hf auth login`"
+            case HfHubHTTPError() if cause.response.status_code in (401, 403):
                 return f"access is refused; log in with `hf auth login` and a token that may {doing} it"
-            case HfHubHTTPError() if error.response.status_code == 429:
+            case HfHubHTTPError() if cause.response.status_code == 429:
                 return "the Hub asks for fewer requests; wait a few minutes, or log in with `hf auth login`"
-            case HfHubHTTPError() if error.response.status_code >= 500:
-                return f"the Hub has a fault of its own (HTTP {error.response.status_code}); try again later"
+            case HfHubHTTPError() if cause.response.status_code >= 500:
+                return f"the Hub has a fault of its own (HTTP {cause.response.status_code}); try again later"
             case HfHubHTTPError():
-                said = _without_secrets(error.server_message or "no reason given")
-                return f"the Hub refuses (HTTP {error.response.status_code}): {said}"
+                said = _without_secrets(cause.server_message or "no reason given")
+                return f"the Hub refuses (HTTP {cause.response.status_code}): {said}"
             case HFValidationError():
-                return _without_secrets(str(error))
-            case OSError() if error.strerror and not isinstance(error, ConnectionError | TimeoutError):
-                return error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
-    said = _without_secrets(str(error)) or type(error).__name__
+                return _without_secrets(str(cause))
+    root = causes[-1]
+    said = _without_secrets(str(root)) or type(root).__name__
     # The network's errors are httpx's, whose name depends on the version of the Hub's client.
     network = any(type(cause).__module__.partition(".")[0] in ("httpx", "httpx2") for cause in causes)
-    if network or isinstance(error, ConnectionError | TimeoutError):
+    if network or isinstance(root, ConnectionError | TimeoutError):
         return f"the Hub cannot be reached ({said}); check the network, and HF_ENDPOINT if it is set"
+    if isinstance(root, OSError) and root.strerror:  # of the cache, or of the folder
+        return root.strerror if root.filename is None else f"{root.strerror}: {root.filename}"
     return said
 
 
@@ -327,5 +341,5 @@ def _without_secrets(text: str) -> str:
 
     token = get_token()
     text = text.replace(token, "***") if token else text
-    text = re.sub(r"hf_\w+", "hf_***", text)
+    text = re.sub(r"hf_[A-Za-z0-9]{16,}", "hf_***", text)
     return "; ".join(line.strip() for line in re.sub(r"\?\S+", "", text).splitlines() if line.strip())

@@ -85,8 +85,8 @@ def _check_multiple(value: object) -> object:
 
 
 def _check_name(value: object) -> object:
-    if value is not None and str(ModelRef.parse(value)) != value:
-        raise ValueError(f"must be a plain text, but got {value!r}")
+    if value is not None and (not isinstance(value, str) or not value.strip() or set(value) & set("+@")):
+        raise ValueError(f"must be a text without '+' and '@', but got {value!r}")
     return value
 
 
@@ -163,6 +163,8 @@ class ZeroRow(_Section):
 
 
 def _check_row(value: object) -> object:
+    if isinstance(value, ModelToken | ZeroRow):
+        return value
     if not isinstance(value, dict) or "kind" not in value:
         return value if value is None else ModelRef.parse(value)
     rest = {key: entry for key, entry in value.items() if key != "kind"}
@@ -276,7 +278,7 @@ class Recipe(_Section):
         needed: dict[str, Recipe] = {}
 
         def visit(recipe: Recipe) -> None:
-            for ref in recipe.referenced_models():
+            for ref in recipe.needed_models():
                 if ref.path in by_name and ref.path not in needed:
                     visit(by_name[ref.path])
                     needed[ref.path] = by_name[ref.path]
@@ -284,6 +286,12 @@ class Recipe(_Section):
         visit(self)
         copy = self.model_copy()
         copy._stages = tuple(needed.values())
+        return copy
+
+    def with_seed(self, seed: int) -> "Recipe":
+        """The recipe with another random seed, in its stages too."""
+        copy = self.model_copy(update={"heterosis": {**self.heterosis, "seed": seed}})
+        copy._stages = tuple(stage.with_seed(seed) for stage in self._stages)
         return copy
 
     def to_yaml(self) -> str:
@@ -337,6 +345,12 @@ class Recipe(_Section):
                 mentions += [source.model for source in slice_.sources]
                 mentions += [] if slice_.base_model is None else [slice_.base_model]
         return list(dict.fromkeys(mentions))
+
+    def needed_models(self) -> list[ModelRef]:
+        """Every referenced model, and the one that only gives its tokenizer."""
+        section = self.vocabulary
+        named = [] if section is None or section.source in ("union", "base") else [ModelRef.parse(section.source)]
+        return list(dict.fromkeys((*self.referenced_models(), *named)))
 
     def original_models(self) -> list[ModelRef]:
         """Every model of the recipe and its stages that is not a stage itself."""
@@ -491,8 +505,8 @@ def _document_faults(recipes: list[Recipe], stage: str | None) -> Iterator[str]:
     if stage is not None and stage not in names:
         yield f"has no stage {stage!r}{did_you_mean(stage, [name for name in names if name])}"
     by_name = {recipe.name: recipe for recipe in recipes if recipe.name}
-    for recipe in by_name.values():
-        for ref in recipe.referenced_models():
+    for recipe in recipes:
+        for ref in recipe.needed_models():
             if ref.path in by_name and (ref.revision or ref.adapter):
                 yield f"{ref}: is a stage, which has neither revisions nor adapters; write {ref.path}"
     if circle := _circle(by_name):
@@ -507,7 +521,7 @@ def _circle(by_name: Mapping[str, Recipe]) -> list[str]:
             return [*path[path.index(name) :], name]
         if name in finished:
             return []
-        for ref in by_name[name].referenced_models():
+        for ref in by_name[name].needed_models():
             if ref.path in by_name and (found := walk(ref.path, [*path, name])):
                 return found
         finished.add(name)

@@ -105,9 +105,9 @@ class Statistics:
         return tuple(tuple(dots[min(a, b), max(a, b)] for b in range(m)) for a in range(m))
 
     def grams(self, dim: int) -> Vector:
-        """Dot products of the inputs along one dimension, ``[m, m, groups]`` (see `grouped_totals`)."""
+        """Dot products of the inputs along one dimension, ``[m, m, groups]`` (see `groups`)."""
         m = self.models
-        grams = np.empty((m, m, self._groups(dim)[1]))
+        grams = np.empty((m, m, self.groups(dim)[1]))
         for a in range(m):
             for b in range(a, m):
                 grams[a, b] = grams[b, a] = self.grouped_totals(product.bind(a, b), dim)
@@ -128,7 +128,7 @@ class Statistics:
             quantity: What is summed.
             dim: -1 sums along the last dimension, ``[rows]``; 0 along the first, one for each of what is left.
         """
-        stride, groups = self._groups(dim)
+        stride, groups = self.groups(dim)
         totals = np.zeros(groups)
         for start, rows in self._blocks(1):
             add_groups(self._values(quantity, start, rows, _WIDE), start, stride, totals)
@@ -136,14 +136,14 @@ class Statistics:
 
     def row_maxima(self, quantity: Bound) -> Vector:
         """The maxima of a quantity along the last dimension, ``[rows]``."""
-        stride, groups = self._groups(-1)
+        stride, groups = self.groups(-1)
         maxima = np.full(groups, -np.inf)
         for start, rows in self._blocks(1):
             max_groups(self._values(quantity, start, rows, _WIDE), start, stride, maxima)
         return maxima
 
-    def _groups(self, dim: int) -> tuple[int, int]:
-        """(stride, groups): element i is in group ``i // stride % groups``."""
+    def groups(self, dim: int) -> tuple[int, int]:
+        """The lines along a dimension, as (stride, groups): element i is in group ``i // stride % groups``."""
         assert dim in (-1, 0)
         if dim == 0 and len(self.shape) > 1:
             return 1, self.numel // self.shape[0]
@@ -175,6 +175,11 @@ class Statistics:
         if keep == 0:
             return Cut(math.inf, -1)
         return self._select(quantity, keep)
+
+    def ascending(self, quantity: Bound, index: int) -> float:
+        """The value at an index, from 0, of a quantity's sorted values; the quantity is never negative."""
+        assert 0 <= index < self.numel
+        return self._select(quantity, self.numel - index).value
 
     def _select(self, quantity: Bound, keep: int) -> Cut:
         """Radix selection over the bit patterns, which order as the values do, 16 bits in each pass."""
@@ -228,7 +233,8 @@ def apply_each(step: Bound, model: int, start: int, row: Row) -> None:
 
 def typed(numbers: tuple[object, ...], dtype: np.dtype[Any]) -> tuple[object, ...]:
     """Numbers of a formula with floats in the values' type, so that nothing is widened by accident."""
-    return tuple(_typed(number, dtype) for number in numbers)
+    with np.errstate(over="ignore"):  # what becomes infinite is found in the merged tensor
+        return tuple(_typed(number, dtype) for number in numbers)
 
 
 def _typed(number: object, dtype: np.dtype[Any]) -> object:

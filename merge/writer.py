@@ -37,9 +37,16 @@ class SafetensorsSink:
         folder: An existing folder.
         ops: Every tensor that will be written, in the order of the files.
         shard_size: Bytes of tensors in a shard at most, unless one tensor alone is larger.
+        file_name: What the file is called if there is only one.
     """
 
-    def __init__(self, folder: Path, ops: Sequence[TensorOp], shard_size: int = DEFAULT_SHARD_SIZE) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        ops: Sequence[TensorOp],
+        shard_size: int = DEFAULT_SHARD_SIZE,
+        file_name: str = "model.safetensors",
+    ) -> None:
         self._slots: dict[str, _Slot] = {}
         self._descriptors: list[int] = []
         self._missing = {op.name for op in ops}
@@ -47,9 +54,7 @@ class SafetensorsSink:
         shards = list(_shards(ops, shard_size))
         weight_map = {}
         for i, shard in enumerate(shards):
-            name = (
-                "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-            )
+            name = file_name if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
             self._create(folder / name, shard)
             weight_map.update({op.name: name for op in shard})
         if len(shards) > 1:
@@ -136,13 +141,26 @@ def check_free(out: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise InputError(f"{out}: exists already; choose another folder, or pass --overwrite")
-    if not out.is_dir() or (any(out.iterdir()) and not (out / "config.json").is_file()):
+    if out.suffix == ".safetensors":
+        if not out.is_file():
+            raise InputError(f"{out}: is not a file, so it is not overwritten; choose another name")
+    elif not out.is_dir() or not _is_merge(out):
         raise InputError(f"{out}: is not a model folder, so it is not overwritten; choose another")
 
 
+def _is_merge(folder: Path) -> bool:
+    """Whether a folder holds a model, or nothing but what a merge of files of weights wrote."""
+    if (folder / "config.json").is_file():
+        return True
+    written = ("model*.safetensors", "model.safetensors.index.json", "recipe.yaml", "README.md")
+    return all(any(path.match(pattern) for pattern in written) for path in folder.iterdir())
+
+
 @contextmanager
-def published_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def published_folder(out: Path, *, overwrite: bool = False, file: str | None = None) -> Iterator[Path]:
     """A folder to fill that appears at ``out`` complete or not at all.
+
+    With ``file``, what appears there is the one file of that name in the folder.
 
     Raises:
         InputError: If ``out`` exists and ``overwrite`` is not given, or cannot be created.
@@ -160,13 +178,13 @@ def published_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
         if out.exists():
             out.rename(replaced)
         try:
-            partial.rename(out)
+            (partial / file if file else partial).rename(out)
         except OSError:
             if replaced.exists():
                 replaced.rename(out)
             raise
         _sync_folder(out.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
+        replaced.unlink(missing_ok=True) if replaced.is_file() else shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -4,6 +4,7 @@ from heterosis.merge.methods.base import Bound, Fractions, PerInput, Program, Un
 from heterosis.merge.methods.combine import combine, scaling
 from heterosis.merge.methods.elect import elect
 from heterosis.merge.methods.random_mask import drop
+from heterosis.merge.methods.rescale import rescaled
 from heterosis.merge.statistics import Statistics
 
 PAPER = "https://arxiv.org/abs/2311.03099"
@@ -11,15 +12,8 @@ SEARCH = {"weight": Uniform(0.0, 1.5), "density": Uniform(0.05, 1.0)}
 
 
 def _dropping(deltas: Statistics, density: PerInput, rescale: bool) -> Bound:
-    """The random mask, with factors that restore each task vector's L1 norm (1 without ``rescale``)."""
     low, high = zip(*deltas.keys, strict=True)
-    ones = (1.0,) * len(density)
-    dropping = drop.bind(density, ones, low, high)
-    if not rescale or all(d == 1.0 for d in density):
-        return dropping
-    before, after = deltas.absolute_sums(), deltas.absolute_sums(dropping)
-    scale = tuple(b / a if min(a, b) >= 1e-7 else 1.0 for b, a in zip(before, after, strict=True))
-    return drop.bind(density, scale, low, high)
+    return rescaled(deltas, lambda scale: drop.bind(density, scale, low, high), density, rescale)
 
 
 @merge_method("dare_linear", paper=PAPER, base="required", search=SEARCH)

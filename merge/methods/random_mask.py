@@ -7,8 +7,9 @@ mask, and elements dropped at one density stay dropped at every lower one.
 import hashlib
 
 import numpy as np
+from numba.extending import register_jitable
 
-from heterosis.merge.methods.base import ZERO, formula
+from heterosis.merge.methods.base import ZERO, formula, row_formula
 
 # Multipliers of a 32-bit mixing function with low bias (C. Wellons, hash-prospector, 2018).
 _M1 = 0x7FEB352D
@@ -22,9 +23,9 @@ def mask_key(seed: int, tensor: str, position: int) -> tuple[int, int]:
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
 
 
-@formula
-def drop(i, d, density, scale, low, high):  # type: ignore[no-untyped-def]
-    """Keep ``d`` with probability ``density``, times ``scale``. ``low``, ``high``: a mask's key."""
+@register_jitable
+def uniform(i, low, high):  # type: ignore[no-untyped-def]
+    """The random number of element ``i``, in [0, 1). ``low``, ``high``: a mask's key."""
     x = (i + low) & _MASK
     x = ((x ^ (x >> 16)) * _M1) & _MASK
     x = ((x ^ (x >> 15)) * _M2) & _MASK
@@ -33,5 +34,23 @@ def drop(i, d, density, scale, low, high):  # type: ignore[no-untyped-def]
     x = ((x ^ (x >> 15)) * _M2) & _MASK
     x = x ^ (x >> 16)
     # The upper 24 bits, which float32 holds exactly.
-    uniform = np.float32(x >> 8) * np.float32(2.0**-24)
-    return d * scale if uniform < density else ZERO
+    return np.float32(x >> 8) * np.float32(2.0**-24)
+
+
+@formula
+def drop(i, d, density, scale, low, high):  # type: ignore[no-untyped-def]
+    """Keep ``d`` with probability ``density``, times ``scale``. ``low``, ``high``: a mask's key."""
+    return d * scale if uniform(i, low, high) < density else ZERO
+
+
+@row_formula
+def drop_by_rank(i, row, least, step, scale, low, high):  # type: ignore[no-untyped-def]
+    """Keep entries with probability ``least + step r``, times ``scale``; r = 0, 1, ... in order of magnitude.
+
+    Of equal magnitudes the first has the lowest rank. ``low``, ``high``: a mask's key.
+    """
+    order = np.argsort(np.abs(row), kind="mergesort")
+    for rank in range(len(order)):
+        at = int(order[rank])
+        kept = uniform(i + at, low, high) < np.float64(least) + np.float64(step) * rank
+        row[at] = row[at] * scale if kept else ZERO

@@ -3,7 +3,7 @@
 import math
 
 from heterosis.merge.methods.base import Program, Uniform, merge_method
-from heterosis.merge.methods.combine import combine
+from heterosis.merge.methods.combine import arc, combine
 from heterosis.merge.statistics import Statistics
 
 COLLINEAR = 0.9995
@@ -33,7 +33,4 @@ def slerp(tensor: Statistics, *, t: float) -> Program:
     norms = [math.sqrt(s) for s in (aa, bb)]
     norms = [n if n > 1e-8 else 1.0 for n in norms]
     cosine = min(1.0, max(-1.0, ab / (norms[0] * norms[1])))
-    if abs(cosine) > COLLINEAR:
-        return Program(combine.bind((1.0 - t, t)))
-    theta = math.acos(cosine)
-    return Program(combine.bind(tuple(math.sin(s * theta) / math.sin(theta) for s in (1.0 - t, t))))
+    return Program(combine.bind(tuple(arc(t, cosine, abs(cosine) > COLLINEAR).tolist())))

@@ -13,22 +13,27 @@ from heterosis.merge.methods.base import (
     merge_method,
 )
 from heterosis.merge.methods.elect import elect
+from heterosis.merge.methods.rescale import rescaled
 from heterosis.merge.statistics import Statistics, magnitude
 
 
 @formula
-def trim(i, d, cut, last):  # type: ignore[no-untyped-def]
-    """Keep ``d`` above the cut, and at the cut up to position ``last``. NaN stays, to be found at the end."""
+def trim(i, d, cut, last, scale):  # type: ignore[no-untyped-def]
+    """Keep ``d`` above the cut, and at the cut up to position ``last``, times ``scale``.
+
+    NaN stays, to be found at the end.
+    """
     size = abs(d)
-    return ZERO if (size < cut) | ((size == cut) & (i > last)) else d
+    return ZERO if (size < cut) | ((size == cut) & (i > last)) else d * scale
 
 
-def trimming(deltas: Statistics, density: PerInput) -> Bound:
+def trimming(deltas: Statistics, density: PerInput, rescale: bool) -> Bound:
     """Keep the ``max(1, floor(density n))`` largest entries of every task vector; none where it is 0."""
     n = deltas.numel
     keep = [max(1, math.floor(fraction * n)) if fraction > 0 else 0 for fraction in density]
     cuts = [deltas.cut(magnitude.bind(j), count) for j, count in enumerate(keep)]
-    return trim.bind(tuple(cut.value for cut in cuts), tuple(cut.last for cut in cuts))
+    values, lasts = tuple(cut.value for cut in cuts), tuple(cut.last for cut in cuts)
+    return rescaled(deltas, lambda scale: trim.bind(values, lasts, scale), density, rescale)
 
 
 @merge_method(
@@ -43,6 +48,7 @@ def ties(
     weight: PerInput,
     density: Fractions = (1.0,),
     normalize: bool = True,
+    rescale: bool = False,
     lambda_: float = 1.0,
 ) -> Program:
     """Merge task vectors, summing only entries that agree with the elected sign.
@@ -53,9 +59,10 @@ def ties(
         density: Fraction of each task vector's entries kept, the largest by magnitude, in [0, 1]; at least
             one is kept unless it is 0.
         normalize: Whether to divide each element by the weights of the entries kept.
+        rescale: Whether to restore each task vector's L1 norm per tensor after trimming.
         lambda_: Factor of the result.
 
     Differs from the paper: trimming is per tensor, because we stream; equal magnitudes at the cut are kept
     by position; a tied election is positive.
     """
-    return Program(elect.bind(weight, normalize, lambda_), each=trimming(deltas, density))
+    return Program(elect.bind(weight, normalize, lambda_), each=trimming(deltas, density, rescale))

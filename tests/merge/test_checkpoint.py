@@ -406,29 +406,6 @@ def test_a_hub_id_offline_is_one_line() -> None:
     )
 
 
-def test_a_hub_id_is_fetched_with_its_revision(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    snapshot = tmp_path / "snapshots" / "0123abc"
-    shutil.copytree(folder, snapshot)
-    calls = []
-
-    def fetch(repo: str, **options: Any) -> str:
-        calls.append((repo, options["revision"], "pytorch_model*.bin*" in options["allow_patterns"]))
-        return str(snapshot)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
-    with open_checkpoint("org/model@v2") as checkpoint:
-        assert checkpoint.revision == "0123abc"
-        assert checkpoint.folder == snapshot
-    assert calls == [("org/model", "v2", False)]
-    torch.save(load_file(snapshot / "model.safetensors"), snapshot / "pytorch_model.bin")
-    (snapshot / "model.safetensors").unlink()
-    with open_checkpoint("org/model") as checkpoint:
-        assert NORM in checkpoint.tensors
-    assert calls[1:] == [("org/model", None, False), ("org/model", None, True)]
-
-
 def test_weights_opened_before_a_fault_are_closed(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[SafetensorsFile] = []
 

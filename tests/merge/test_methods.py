@@ -15,7 +15,7 @@ from heterosis.merge import executor
 from heterosis.merge.executor import execute
 from heterosis.merge.kernels import each_loop, map_loop
 from heterosis.merge.methods import Method, PerInput, Program, Uniform, get_method, merge_method, methods
-from heterosis.merge.plan import build_plan
+from heterosis.merge.planner import build_plan
 from heterosis.merge.recipe import InputModel, ModelRef, Recipe
 from heterosis.merge.sinks import ModelSink
 from heterosis.merge.statistics import Statistics, apply_each, typed
@@ -142,6 +142,8 @@ def test_compiled_loops_equal_the_formulas_as_plain_python(name: str, dtype: typ
     drawn = np.random.default_rng(3).normal(size=(m, 300)).astype(dtype)
     drawn[:, :4] = [[0.0, -0.0, 1.0, -1.0]] * m
     program = program_of(method, tuple(drawn))
+    if start and any(isinstance(number, np.ndarray) for number in program.map.numbers):
+        pytest.skip("it has numbers for rows that this tensor does not have")
     expected = drawn.copy()
     rows = tuple(drawn)
     if program.each is not None:

@@ -12,7 +12,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from heterosis.errors import InputError
-from heterosis.merge.plan import MergePlan, TensorOp, build_plan
+from heterosis.merge.plan import MergePlan, TensorOp
+from heterosis.merge.planner import build_plan
 from heterosis.merge.recipe import Recipe
 
 MakeLlama = Callable[..., Path]
@@ -472,10 +473,10 @@ def test_all_faults_at_once_with_the_files_name(models: dict[str, str]) -> None:
     with pytest.raises(InputError) as caught:
         build_plan(recipe, origin="my.yaml")
     assert [fault.split(": ")[:2] for fault in caught.value.faults] == [
-        ["my.yaml", "slices[0].sources[0].layer_range"],
-        ["my.yaml", "base_model"],
         ["my.yaml", "parameters.wieght"],
         ["my.yaml", "slices[0].sources[0].parameters.desnity"],
+        ["my.yaml", "slices[0].sources[0].layer_range"],
+        ["my.yaml", "base_model"],
     ]
 
 

@@ -1,10 +1,7 @@
 """Parity with the installed mergekit 0.1.5: the same recipes over the same tiny models."""
 
-import importlib.metadata
 import json
 import math
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,70 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from heterosis.merge.api import merge_models
 from heterosis.merge.recipe import Recipe
 
+from .recipes import Mergekit, Tensors, located, ours, stack, ulp, whole
+
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-MakeLlama = Callable[..., Path]
-Tensors = dict[str, torch.Tensor]
-Mergekit = Callable[[dict[str, Any], Path], Tensors]
-
-
-@pytest.fixture(scope="session")
-def mergekit() -> Mergekit:
-    """Run a recipe with mergekit, in this process."""
-    pytest.importorskip("mergekit")
-    assert importlib.metadata.version("mergekit") == "0.1.5"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from mergekit.config import MergeConfiguration
-        from mergekit.merge import run_merge
-        from mergekit.options import MergeOptions
-
-    def run(recipe: dict[str, Any], out: Path) -> Tensors:
-        # The seed is no model's: its masks would be correlated with that model's noise.
-        options = MergeOptions(copy_tokenizer=False, quiet=True, write_model_card=False, random_seed=12345)
-        run_merge(MergeConfiguration.model_validate(recipe), str(out), options)
-        return load_file(out / "model.safetensors")
-
-    return run
-
-
-@pytest.fixture(scope="session")
-def models(make_llama: MakeLlama) -> dict[str, str]:
-    options: dict[str, Any] = {"layers": 3, "hidden": 32, "vocab": 96}
-    base = make_llama("parity-base", seed=0, **options)
-    made = {"base": base}
-    for seed, name in enumerate("ab", 1):
-        made[name] = make_llama(f"parity-{name}", seed=seed, noise_from=base, noise=0.1, **options)
-    made["far"] = make_llama("parity-far", seed=9, **options)
-    made["untied"] = make_llama("parity-untied", seed=8, tied=False, **options)
-    return {name: str(folder) for name, folder in made.items()}
-
-
-def ours(recipe: dict[str, Any], out: Path) -> Tensors:
-    return load_file(merge_models(Recipe.model_validate(recipe), out) / "model.safetensors")
-
-
-def whole(
-    method: str, *listed: tuple[str, dict[str, Any]], base: str | None = "base", **keys: Any
-) -> dict[str, Any]:
-    models = [{"model": name, "parameters": parameters} for name, parameters in listed]
-    return {"merge_method": method, "models": models, **({"base_model": base} if base else {}), **keys}
-
-
-def stack(*parts: tuple[str, list[int]], **parameters: Any) -> dict[str, Any]:
-    slices = [{"sources": [{"model": name, "layer_range": layers}]} for name, layers in parts]
-    return {"merge_method": "passthrough", "slices": slices, "parameters": parameters}
-
-
-def located(value: Any, models: dict[str, str]) -> Any:
-    """A recipe with folders for names."""
-    if isinstance(value, dict):
-        named = {"model", "base_model"}
-        return {k: models[v] if k in named and v in models else located(v, models) for k, v in value.items()}
-    return [located(entry, models) for entry in value] if isinstance(value, list) else value
 
 
 A, B = ("a", {"weight": 0.4}), ("b", {"weight": 0.7})
@@ -118,11 +56,6 @@ CASES: dict[str, dict[str, Any]] = {
         ],
     },
 }
-
-
-def ulp(at: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The distance of neighbours of a dtype at each value."""
-    return torch.finfo(dtype).eps * 2.0 ** torch.floor(torch.log2(at.abs().clamp_min(torch.finfo(dtype).tiny)))
 
 
 def at_a_cut(recipe: dict[str, Any], stored: dict[str, Tensors], name: str, dtype: torch.dtype) -> torch.Tensor:

@@ -1,22 +1,22 @@
 """Every method against a naive loop over the elements, in float64 and by the book."""
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast
 
-import numpy as np
 import pytest
 import torch
 
 from heterosis.merge.executor import execute
 from heterosis.merge.methods import get_method, methods
-from heterosis.merge.methods.random_mask import drop, mask_key
+from heterosis.merge.methods.random_mask import mask_key
 from heterosis.merge.plan import MergePlan, TensorOp
 from heterosis.merge.sinks import ModelSink
 
-Vector = list[float]
+from . import geometry, sparsity
+from .inputs import Inputs, Vector
 
 
 def linear(x: Sequence[Vector], *, weight: Sequence[float], normalize: bool = True) -> Vector:
@@ -43,54 +43,14 @@ def slerp(x: Sequence[Vector], *, t: float) -> Vector:
     ]
 
 
-def trimmed(d: Vector, density: float) -> Vector:
-    """The largest by magnitude; of equals, those that come first."""
-    if density == 0:
-        return [0.0] * len(d)
-    order = sorted(range(len(d)), key=lambda i: (-abs(d[i]), i))
-    kept = set(order[: max(1, math.floor(density * len(d)))])
-    return [v if i in kept else 0.0 for i, v in enumerate(d)]
-
-
-def dropped(d: Vector, density: float, key: tuple[int, int], rescale: bool) -> Vector:
-    """A random part, with the L1 norm of all."""
-    kept = [v if drop(i, 1.0, np.float32(density), 1.0, *key) else 0.0 for i, v in enumerate(d)]
-    before, after = sum(map(abs, d)), sum(map(abs, kept))
-    scale = before / after if rescale and density < 1 and min(before, after) >= 1e-7 else 1.0
-    return [scale * v for v in kept]
-
-
-def summed(d: Sequence[Vector], weight: Sequence[float], normalize: bool, lambda_: float) -> Vector:
-    return [lambda_ * v for v in linear(d, weight=weight, normalize=normalize)]
-
-
-def elected(d: Sequence[Vector], weight: Sequence[float], normalize: bool, lambda_: float) -> Vector:
-    result = []
-    for column in zip(*d, strict=True):
-        entries = [w * v for w, v in zip(weight, column, strict=True)]
-        positive = sum(entries) >= 0
-        kept = [(w, e) for w, e in zip(weight, entries, strict=True) if e != 0 and (e > 0) == positive]
-        mass = sum(w for w, _ in kept)
-        divisor = mass if normalize and mass != 0 else 1.0
-        result.append(lambda_ * sum(e for _, e in kept) / divisor)
-    return result
-
-
-def merge(method: str, x: Sequence[Vector], keys: Sequence[tuple[int, int]], arguments: dict[str, Any]) -> Vector:
-    """The naive result for inputs, or for task vectors where the method has a base."""
-    a = dict(arguments)
-    if method in ("linear", "slerp", "passthrough"):
-        return {"linear": linear, "slerp": slerp, "passthrough": passthrough}[method](x, **a)
-    weight, lambda_ = a["weight"], a.get("lambda_", 1.0)
-    density = a.get("density", (1.0,) * len(x))
-    if method == "task_arithmetic":
-        return summed(x, weight, a.get("normalize", False), lambda_)
-    if method == "ties":
-        x = [trimmed(d, k) for d, k in zip(x, density, strict=True)]
-        return elected(x, weight, a.get("normalize", True), lambda_)
-    x = [dropped(d, p, key, a.get("rescale", True)) for d, p, key in zip(x, density, keys, strict=True)]
-    combine = {"dare_linear": summed, "dare_ties": elected}[method]
-    return combine(x, weight, a.get("normalize", False), lambda_)
+# A reference takes `Inputs` and the method's arguments; methods of one family have theirs in a file of their own.
+REFERENCES: dict[str, Callable[..., Vector]] = {
+    "linear": linear,
+    "passthrough": passthrough,
+    "slerp": slerp,
+    **sparsity.REFERENCES,
+    **geometry.REFERENCES,
+}
 
 
 # fmt: off
@@ -103,17 +63,8 @@ CASES: list[tuple[str, int, dict[str, Any]]] = [
     ("slerp", 2, {"t": 0.3}),
     ("slerp", 2, {"t": 0.0}),
     ("slerp", 2, {"t": 1.4}),
-    ("task_arithmetic", 2, {"weight": (0.4, 0.7)}),
-    ("task_arithmetic", 3, {"weight": (0.4, 0.7, -0.2), "normalize": True, "lambda_": 1.3}),
-    ("ties", 2, {"weight": (0.5, 0.75)}),
-    ("ties", 3, {"weight": (0.5, 0.75, 0.5), "density": (0.3, 0.5, 1.0)}),
-    ("ties", 3, {"weight": (0.5, -0.75, 0.5), "density": (0.9, 0.5, 0.0), "normalize": False, "lambda_": 0.5}),
-    ("ties", 2, {"weight": (1.0, 1.0), "density": (1e-6, 0.01)}),
-    ("dare_linear", 2, {"weight": (0.4, 0.7), "density": (0.3, 0.8)}),
-    ("dare_linear", 2, {"weight": (0.4, 0.7), "density": (0.3, 1.0), "rescale": False, "normalize": True}),
-    ("dare_linear", 1, {"weight": (0.4,), "density": (0.0,)}),
-    ("dare_ties", 3, {"weight": (0.5, 0.75, 0.25), "density": (0.3, 0.8, 0.6), "lambda_": 0.8}),
-    ("dare_ties", 2, {"weight": (0.5, 0.75), "density": (0.5, 0.5), "normalize": True, "rescale": False}),
+    *sparsity.CASES,
+    *geometry.CASES,
 ]
 # fmt: on
 
@@ -148,6 +99,7 @@ def ours(
     arguments: dict[str, Any],
     compute: torch.dtype,
     keys: tuple[tuple[int, int], ...],
+    **options: Any,
 ) -> torch.Tensor:
     known = get_method(method).parameters.values()
     defaults = {p.argument: p.default * len(inputs) if p.per_input else p.default for p in known if not p.required}
@@ -164,7 +116,7 @@ def ours(
         keys,
     )
     out = torch.full(inputs[0].shape, torch.nan, dtype=torch.float64)
-    execute(cast(MergePlan, SimpleNamespace(ops=(op,))), ModelSink({"w": out}), threads=1)
+    execute(cast(MergePlan, SimpleNamespace(ops=(op,))), ModelSink({"w": out}), threads=1, **options)
     return out
 
 
@@ -176,14 +128,14 @@ def test_equals_the_naive_loop(method: str, m: int, arguments: dict[str, Any], c
     inputs = [torch.randn(37, 31, generator=generator).to(compute) for _ in range(m)]
     if get_method(method).base == "required":
         base = torch.randn(37, 31, generator=generator).to(compute)
-        if "ties" in method:
+        if method in sparsity.COMPARING:
             # Multiples of 1/8 are often equal in magnitude, at the cut and with opposite signs. They are exact
             # in every dtype, and so are their multiples by the weights: rounding decides no election.
             base, *inputs = ((x.double() * 8).round().div(8).to(compute) for x in (base, *inputs))
         inputs = [base + x for x in inputs]
     keys = tuple(mask_key(5, "w", j) for j in range(m))
     rows = [x if base is None else x - base for x in inputs]  # rounded to the compute dtype, as is ours
-    naive = merge(method, [r.double().flatten().tolist() for r in rows], keys, arguments)
+    naive = REFERENCES[method](Inputs((r.double().flatten().tolist() for r in rows), (37, 31), keys), **arguments)
     expected = torch.tensor(naive, dtype=torch.float64).view(37, 31) + (0 if base is None else base.double())
     got = ours(method, inputs, base, arguments, compute, keys)
     precision = torch.finfo(torch.float64 if compute == torch.float64 else torch.float32).eps

@@ -1,0 +1,83 @@
+"""Arcee Fusion: take over the most important changes of one model to another, whole."""
+
+import math
+
+import numpy as np
+
+from heterosis.merge.methods.base import Bound, Program, formula, merge_method
+from heterosis.merge.statistics import Statistics, Vector
+
+BASE, OTHER = 0, 1
+EPSILON = 1e-8
+
+
+@formula
+def value(i, x, model):  # type: ignore[no-untyped-def]
+    """``x_j``."""
+    return x[model]
+
+
+@formula
+def exponential(i, x, model, width, maximum):  # type: ignore[no-untyped-def]
+    """``exp(x_j - max x_j)``, the numerator of the softmax over a row of ``width``."""
+    return math.exp(np.float64(x[model]) - np.float64(maximum[i // width]))
+
+
+@formula
+def divergence(i, x, width, maximum, mass):  # type: ignore[no-untyped-def]
+    """An element's part ``p log(p / q) - p + q`` in the divergence of two rows, with softmaxes p of x, q of b.
+
+    The sum is that of ``p log(p / q)``, as p and q sum to the same. But no part is negative, so nothing cancels
+    where the rows are nearly equal, and the rounding of ``mass`` matters to second order only.
+    """
+    row = i // width
+    q = math.exp(np.float64(x[0]) - np.float64(maximum[0][row])) / np.float64(mass[0][row]) + EPSILON
+    p = math.exp(np.float64(x[1]) - np.float64(maximum[1][row])) / np.float64(mass[1][row]) + EPSILON
+    return p * math.log(p / q) - p + q
+
+
+@formula
+def importance(i, x, width, divergences):  # type: ignore[no-untyped-def]
+    """``|x - b|`` times the divergence of the row."""
+    return abs(x[1] - x[0]) * divergences[i // width]
+
+
+@formula
+def choose(i, x, width, divergences, threshold):  # type: ignore[no-untyped-def]
+    """x where its importance reaches the threshold, also if that is NaN, to be found at the end; else b."""
+    return x[0] if abs(x[1] - x[0]) * divergences[i // width] < threshold else x[1]
+
+
+def _divergences(models: Statistics) -> Vector:
+    """``KL(softmax(x) || softmax(b))`` of every row."""
+    width = models.width
+    maxima = tuple(models.row_maxima(value.bind(j)) for j in (BASE, OTHER))
+    masses = tuple(models.grouped_totals(exponential.bind(j, width, maxima[j])) for j in (BASE, OTHER))
+    # Rounding may leave equal rows a hair below zero.
+    return np.maximum(models.grouped_totals(divergence.bind(width, maxima, masses)), 0.0)
+
+
+def _threshold(models: Statistics, quantity: Bound) -> float:
+    """The median and one and a half interquartile ranges."""
+    q1, median, q3 = (models.ascending(quantity, k * (models.numel - 1) // 4) for k in (1, 2, 3))
+    return median + 1.5 * (q3 - q1)
+
+
+@merge_method("arcee_fusion", paper="https://arcee.ai", base="input", inputs=(2, 2))
+def arcee_fusion(models: Statistics) -> Program:
+    """x where ``|x - b| KL(softmax(x) || softmax(b)) >= median + 1.5 (q3 - q1)`` over the tensor, else b.
+
+    b is the base model and x the other one. Softmaxes are along the last dimension, with 1e-8 added to every
+    probability; so is the divergence, one number for a row. The quartiles of n sorted importances are those at
+    ``floor((n - 1) / 4)`` and so on.
+
+    Args:
+        models: The two inputs, base first.
+
+    Differs from mergekit: quartiles are exact, where it takes them from a random sample of tensors above a
+    million elements. Divergences are summed in float64, where its own in bfloat16 are mostly rounding; and the
+    result has the recipe's dtype, where it gives float32 for bfloat16 models. b or x is taken as it is.
+    """
+    width, divergences = models.width, _divergences(models)
+    threshold = _threshold(models, importance.bind(width, divergences))
+    return Program(choose.bind(width, divergences, threshold))

@@ -1,0 +1,91 @@
+"""Model Breadcrumbs: task vectors without their smallest and their very largest entries."""
+
+import math
+
+from heterosis.merge.methods.base import (
+    ZERO,
+    Bound,
+    Fractions,
+    PerInput,
+    Program,
+    Uniform,
+    formula,
+    merge_method,
+)
+from heterosis.merge.methods.combine import combine, scaling
+from heterosis.merge.methods.elect import elect
+from heterosis.merge.methods.rescale import rescaled
+from heterosis.merge.statistics import Cut, Statistics, magnitude
+
+PAPER = "https://arxiv.org/abs/2312.06795"
+SEARCH = {"weight": Uniform(0.0, 1.5), "density": Uniform(0.05, 1.0), "gamma": Uniform(0.0, 0.05)}
+
+
+@formula
+def keep_band(i, d, low, low_last, high, high_last, scale):  # type: ignore[no-untyped-def]
+    """Keep ``d`` at or above one cut and below another, times ``scale``. NaN stays, to be found at the end."""
+    size = abs(d)
+    small = (size < low) | ((size == low) & (i > low_last))
+    large = (size > high) | ((size == high) & (i <= high_last))
+    return ZERO if small | large else d * scale
+
+
+def _masking(deltas: Statistics, density: PerInput, gamma: PerInput, rescale: bool) -> Bound:
+    lows, highs = zip(*(_band(deltas, j, density[j], gamma[j]) for j in range(deltas.models)), strict=True)
+    cuts = [tuple(getattr(cut, field) for cut in side) for side in (lows, highs) for field in ("value", "last")]
+    return rescaled(deltas, lambda scale: keep_band.bind(*cuts, scale), density, rescale)
+
+
+def _band(deltas: Statistics, model: int, density: float, gamma: float) -> tuple[Cut, Cut]:
+    """The cut above which entries count, and that above which they are outliers."""
+    n = deltas.numel
+    keep = math.floor(density * n)
+    outliers = min(math.floor(gamma * n), n - keep)
+    size = magnitude.bind(model)
+    return deltas.cut(size, keep + outliers), deltas.cut(size, outliers)
+
+
+@merge_method("breadcrumbs", paper=PAPER, base="required", search=SEARCH)
+def breadcrumbs(
+    deltas: Statistics,
+    *,
+    weight: PerInput,
+    density: Fractions = (1.0,),
+    gamma: Fractions = (0.01,),
+    normalize: bool = False,
+    rescale: bool = False,
+    lambda_: float = 1.0,
+) -> Program:
+    """A weighted sum of task vectors without their ``gamma`` largest and then their smallest entries.
+
+    Args:
+        deltas: Task vectors.
+        weight: Factor of each task vector.
+        density: Fraction of each task vector's n entries kept, ``floor(density n)`` of them, in [0, 1].
+        gamma: Fraction of the largest entries by magnitude dropped, ``floor(gamma n)``, in [0, 1]; fewer where
+            not enough would be left to keep.
+        normalize: Whether to divide by the sum of the weights.
+        rescale: Whether to restore each task vector's L1 norm per tensor.
+        lambda_: Factor of the sum.
+
+    Differs from the paper: it gives both thresholds as fractions, here the kept one is given as in mergekit;
+    of equal magnitudes at a cut the first count as the larger ones.
+    """
+    return Program(
+        combine.bind(scaling(weight, normalize, lambda_)), each=_masking(deltas, density, gamma, rescale)
+    )
+
+
+@merge_method("breadcrumbs_ties", paper=PAPER, base="required", search=SEARCH)
+def breadcrumbs_ties(
+    deltas: Statistics,
+    *,
+    weight: PerInput,
+    density: Fractions = (1.0,),
+    gamma: Fractions = (0.01,),
+    normalize: bool = False,
+    rescale: bool = False,
+    lambda_: float = 1.0,
+) -> Program:
+    """The masks of Breadcrumbs, then the sign election of TIES. Arguments as of ``breadcrumbs``."""
+    return Program(elect.bind(weight, normalize, lambda_), each=_masking(deltas, density, gamma, rescale))

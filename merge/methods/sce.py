@@ -1,0 +1,104 @@
+"""SCE: select the positions where models differ, calculate weights, erase the minority's signs."""
+
+import math
+from typing import Annotated
+
+import numpy as np
+from numba.extending import register_jitable
+
+from heterosis.merge.methods.base import ONE, ZERO, Program, Uniform, Within, formula, merge_method
+from heterosis.merge.statistics import Cut, Statistics
+
+# Of the sum of mean squares, and of an element's weights, as in mergekit.
+NEGLIGIBLE = 1e-6
+LEAST_MASS = np.float32(NEGLIGIBLE)
+
+
+@register_jitable
+def spread(d):  # type: ignore[no-untyped-def]
+    """``sum_{j<k} (d_j - d_k)^2``: m^2 times the variance, and exactly zero where all are equal."""
+    total = ZERO
+    for k in range(1, len(d)):
+        for j in range(k):
+            total += (d[k] - d[j]) * (d[k] - d[j])
+    return total
+
+
+@register_jitable
+def is_selected(i, d, cut, last):  # type: ignore[no-untyped-def]
+    """Whether the models differ enough. NaN is selected, to be found at the end."""
+    size = spread(d)
+    return not ((size < cut) | ((size == cut) & (i > last)))
+
+
+@formula
+def variation(i, d):  # type: ignore[no-untyped-def]
+    """The models' variance, up to a factor."""
+    return spread(d)
+
+
+@formula
+def varies(i, d):  # type: ignore[no-untyped-def]
+    """1 where the models differ, else 0."""
+    return ONE if spread(d) > 0 else ZERO
+
+
+@formula
+def selected_square(i, d, model, cut, last):  # type: ignore[no-untyped-def]
+    """``d_j^2`` where selected."""
+    return np.float64(d[model]) * np.float64(d[model]) if is_selected(i, d, cut, last) else np.float64(0)
+
+
+@formula
+def fuse(i, d, weight, cut, last):  # type: ignore[no-untyped-def]
+    """The weighted mean of the entries whose sign is that of the plain sum, where selected, else zero.
+
+    A sum of zero counts as positive.
+    """
+    if not is_selected(i, d, cut, last):
+        return ZERO
+    total = ZERO
+    for j in range(len(d)):
+        total += d[j]
+    sign = ONE if total >= 0 else -ONE
+    merged, mass = ZERO, ZERO
+    for j in range(len(d)):
+        opposes = d[j] * sign <= 0  # false for NaN, which must not vanish
+        merged += ZERO if opposes else weight[j] * d[j]
+        mass += ZERO if opposes else weight[j]
+    return merged / max(mass, LEAST_MASS)
+
+
+def _select(deltas: Statistics, fraction: float) -> Cut:
+    """The cut that keeps a fraction of the positions where the models differ at all."""
+    keep = deltas.numel
+    if fraction < 1:
+        keep = math.floor(fraction * deltas.totals(varies.bind())[0])
+    return deltas.cut(variation.bind(), keep)
+
+
+@merge_method(
+    "sce",
+    paper="https://arxiv.org/abs/2408.07990",
+    base="required",
+    search={"select_topk": Uniform(0.05, 1.0)},
+)
+def sce(deltas: Statistics, *, select_topk: Annotated[float, Within(0.0, 1.0)] = 1.0) -> Program:
+    """Merge task vectors where they vary most, weighted by their mean squares there, summing only entries that
+    agree with the sign of the plain sum.
+
+    Args:
+        deltas: Task vectors.
+        select_topk: Fraction of the positions where the task vectors differ that counts, those with the largest
+            variance; of n, ``floor(select_topk n)``. 1 takes all positions, also those without variance. A
+            single task vector has no variance: below 1 it merges to the base.
+
+    Differs from the paper: weights are per tensor, as in mergekit; they are equal where the mean squares sum to
+    less than 1e-6, which is usual for lightly tuned models; of equal variances the first positions count.
+    """
+    cut = _select(deltas, select_topk)
+    squares = deltas.totals(*(selected_square.bind(j, cut.value, cut.last) for j in range(deltas.models)))
+    total = math.fsum(squares)
+    uniform = total / deltas.numel < NEGLIGIBLE
+    weight = tuple(1 / deltas.models if uniform else square / total for square in squares)
+    return Program(fuse.bind(weight, cut.value, cut.last))

@@ -1,0 +1,496 @@
+"""From a recipe to a plan.
+
+Planning reads headers only. It fails, naming every fault, when a tensor is missing, left over or of another
+shape, or when a parameter is missing or unknown, so that a plan that was built can be executed.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, reduce
+from typing import Any, Literal, TypeAlias
+
+import torch
+
+from heterosis.errors import InputError, did_you_mean
+from heterosis.merge.checkpoint import Model, TensorSource, open_checkpoint
+from heterosis.merge.layout import (
+    Place,
+    comes_first,
+    embedding_name,
+    is_head,
+    is_vocabulary,
+    main_stack,
+    place_of,
+    stack_sizes,
+)
+from heterosis.merge.methods import Method, Parameter, get_method, methods
+from heterosis.merge.methods.random_mask import mask_key
+from heterosis.merge.modules import candidates, module_of
+from heterosis.merge.output_config import Taken, output_config
+from heterosis.merge.parameters import Setting, lookup
+from heterosis.merge.plan import MergePlan, TensorOp
+from heterosis.merge.recipe import Module, Recipe
+from heterosis.merge.reference import ModelRef
+from heterosis.merge.stages import Stage
+from heterosis.merge.tokenizer import OutputTokenizer, output_tokenizer
+
+Settings: TypeAlias = Mapping[str, Setting]
+# What to do with a tensor that not all models have: refuse it, merge those that have it, or leave it out.
+Names: TypeAlias = Literal["same", "union", "intersection"]
+
+# Buffers that old checkpoints hold and that no current model reads; dropped where not all inputs have them.
+_OBSOLETE = ("rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias")
+
+
+def build_plan(
+    recipe: Recipe,
+    open_model: Callable[[ModelRef], Model] = open_checkpoint,
+    *,
+    names: Names = "same",
+    origin: str = "",
+) -> MergePlan:
+    """Plan a merge.
+
+    Args:
+        recipe: What to merge.
+        open_model: Opens a model; give one that caches to plan many recipes over the same models.
+        names: Whether all models must have the same tensors, or what to do with those that some lack.
+        origin: The recipe's file, for messages.
+
+    Raises:
+        InputError: If the recipe cannot be run, with every fault found.
+    """
+    stages: dict[str, Stage] = {}
+
+    def open_any(ref: ModelRef) -> Model:
+        return stages[ref.path] if ref.path in stages else open_model(ref)
+
+    where = ""
+    try:
+        for stage in recipe.stages:
+            assert stage.name is not None
+            where = f"{stage.name}: "
+            stages[stage.name] = Stage(ModelRef(stage.name), _build(stage, open_any, names))
+        where = ""
+        return _build(recipe, open_any, names)
+    except InputError as error:
+        prefix = f"{origin}: " if origin else ""
+        raise InputError(*(f"{prefix}{where}{fault}" for fault in error.faults)) from error
+
+
+def _build(recipe: Recipe, open_model: Callable[[ModelRef], Model], names: Names) -> MergePlan:
+    method = get_method(recipe.merge_method)
+    checkpoints = _open_all(recipe.referenced_models(), open_model)
+    tokenizer = output_tokenizer(recipe, checkpoints[recipe.donor], checkpoints, open_model)
+    return _Planner(recipe, checkpoints, method, names, tokenizer).plan()
+
+
+def _open_all(refs: Sequence[ModelRef], open_model: Callable[[ModelRef], Model]) -> dict[ModelRef, Model]:
+    checkpoints: dict[ModelRef, Model] = {}
+    faults: list[str] = []
+    for ref in refs:
+        try:
+            checkpoints[ref] = open_model(ref)
+        except InputError as error:
+            faults += error.faults
+    if faults:
+        raise InputError(*faults)
+    return checkpoints
+
+
+@dataclass(frozen=True)
+class _Input:
+    """A model's part in a slice."""
+
+    ref: ModelRef
+    tensors: Mapping[str, TensorSource]  # of the slice's module
+    start: int
+    stop: int
+    parameters: Settings
+
+
+@dataclass(frozen=True)
+class _Slice:
+    inputs: tuple[_Input, ...]
+    base: ModelRef | None
+    levels: tuple[Settings, ...]  # of parameters, below the inputs' own
+    where: str
+
+
+@dataclass(frozen=True)
+class _Group:
+    """One output tensor to be: each input's own name of it, and its position t."""
+
+    name: str
+    part: _Slice
+    own: tuple[str, ...]
+    t: float
+
+
+@dataclass
+class _Planner:
+    recipe: Recipe
+    checkpoints: dict[ModelRef, Model]
+    method: Method
+    names: Names
+    tokenizer: OutputTokenizer
+    faults: list[str] = field(default_factory=list)
+    faulty: set[tuple[str, str]] = field(default_factory=set)  # settings that a fault was noted for
+    layers: dict[str, tuple[int, Taken]] = field(default_factory=dict)  # of stacks that slices build
+
+    def plan(self) -> MergePlan:
+        donor = self.checkpoints[self.recipe.donor]
+        for where, settings in self._all_settings():
+            for name in settings:
+                self._check_parameter(where, name)
+        groups: list[_Group] = []
+        for name, part in self.recipe.parts():
+            slices, stack = self._slices(name, part)
+            self._check_contract(slices)
+            if not self.faults:
+                groups += self._groups(slices, stack)
+        self._raise_faults()
+        ops = {group.name: op for group in groups if (op := self._operation(group))}
+        ops |= {op.name: op for op in self._left_alone(donor)}
+        self._raise_faults()
+        if not ops:
+            raise InputError("the output would have no tensors; check the layer ranges")
+        vocabulary = self.tokenizer.vocabulary
+        config = output_config(
+            donor.config,
+            ops,
+            donor_has_head=any(is_head(name) for name in donor.tensors),
+            layers=self.layers,
+            vocabulary_size=vocabulary.size if vocabulary else None,
+        )
+        if not donor.config:  # a file of weights
+            config = {}
+        return MergePlan(self.recipe, tuple(ops.values()), config, donor, self.checkpoints, self.tokenizer)
+
+    def _raise_faults(self) -> None:
+        if self.faults:
+            shown = self.faults[:20]
+            more = [f"... and {len(self.faults) - 20} more faults"] if len(self.faults) > 20 else []
+            raise InputError(*shown, *more)
+
+    # ------------------------------------------------------------------ slices
+
+    def _slices(self, module: str | None, part: Module | Recipe) -> tuple[list[_Slice], str | None]:
+        """The slices of a module, or of the whole model, and the stack of layers that they take from."""
+        where = "" if module is None else f"modules.{module}."
+        tensors = {ref: self._tensors_of(ref, module) for ref in self.checkpoints}
+        donor = tensors[self.recipe.donor]
+        if not donor:
+            parts = ", ".join(candidates(self.checkpoints[self.recipe.donor].tensors))
+            self.faults.append(f"modules.{module}: {self.recipe.donor} has no such part; it has {parts}")
+        stack = main_stack(donor, self.checkpoints[self.recipe.donor].config)
+        sizes = {ref: stack_sizes(own).get(stack or "", 0) for ref, own in tensors.items()}
+        levels = (self.recipe.parameters,) if module is None else (part.parameters, self.recipe.parameters)
+        if part.models:
+            inputs = [_Input(m.model, tensors[m.model], 0, sizes[m.model], m.parameters) for m in part.models]
+            base = self.recipe.base_model
+            if base and base not in {i.ref for i in inputs}:
+                inputs.append(_Input(base, tensors[base], 0, sizes[base], {}))
+            return [_Slice(tuple(inputs), base, levels, f"{where}models")], None
+        slices = []
+        for i, slice_ in enumerate(part.slices or ()):
+            here = f"{where}slices[{i}]"
+            inputs = []
+            for j, source in enumerate(slice_.sources):
+                start, stop = source.layer_range
+                if stop > sizes[source.model]:
+                    self.faults.append(
+                        f"{here}.sources[{j}].layer_range: `stop <= layers` must hold, but got "
+                        f"[{start}, {stop}] of the {sizes[source.model]} layers of {source.model}"
+                    )
+                inputs.append(_Input(source.model, tensors[source.model], start, stop, source.parameters))
+            base = slice_.base_model or self.recipe.base_model
+            slices.append(_Slice(tuple(inputs), base, (slice_.parameters, *levels), here))
+        firsts = [part.inputs[0] for part in slices]
+        if stack is not None:
+            taken = [(self.checkpoints[x.ref].config, x.start, x.stop) for x in firsts]
+            self.layers[stack] = (sizes[self.recipe.donor], taken)
+            if all(x.start == x.stop for x in firsts):
+                self.faults.append(f"{where}slices: must take at least one layer, but all ranges are empty")
+        return slices, stack
+
+    def _tensors_of(self, ref: ModelRef, module: str | None) -> Mapping[str, TensorSource]:
+        tensors = self.checkpoints[ref].tensors
+        if module is None:
+            return tensors
+        modules = tuple(self.recipe.modules or ())
+        return {name: source for name, source in tensors.items() if module_of(name, modules) == module}
+
+    def _check_contract(self, slices: Sequence[_Slice]) -> None:
+        """Numbers of inputs, and the base's presence."""
+        method = self.method
+        low, high = method.inputs
+        for part in slices:
+            refs = [x.ref for x in part.inputs]
+            if method.base in ("required", "input"):
+                if part.base is None:
+                    self.faults.append(
+                        f"base_model: {method.name} needs one; name the model that the others are compared to"
+                    )
+                    continue
+                if part.base not in refs:
+                    self.faults.append(
+                        f"{part.where}: {method.name} needs the base model {part.base} among the sources; list it"
+                    )
+                    continue
+            count = len(refs) - (method.takes_deltas and part.base in refs)
+            only_base = method.base == "required" and count == 0 and low <= 1
+            if not only_base and not low <= count <= (high if high is not None else count):
+                wanted = f"exactly {low} models" if low == high else f"at least {low} models"
+                wanted += " beside the base" if method.takes_deltas and part.base else ""
+                hint = " (a base_model that is not listed counts as one)" if method.base == "ignored" else ""
+                self.faults.append(f"{part.where}: {method.name} takes {wanted}, but got {count}{hint}")
+
+    def _all_settings(self) -> Iterator[tuple[str, Settings]]:
+        yield "parameters", self.recipe.parameters
+        for module, part in self.recipe.parts():
+            prefix = "" if module is None else f"modules.{module}."
+            if module is not None:
+                yield f"{prefix}parameters", part.parameters
+            for i, model in enumerate(part.models or ()):
+                yield f"{prefix}models[{i}].parameters", model.parameters
+            for i, slice_ in enumerate(part.slices or ()):
+                yield f"{prefix}slices[{i}].parameters", slice_.parameters
+                for j, source in enumerate(slice_.sources):
+                    yield f"{prefix}slices[{i}].sources[{j}].parameters", source.parameters
+
+    def _check_parameter(self, where: str, name: str) -> None:
+        known = self.method.parameters
+        if name in known:
+            if not known[name].per_input and ("models[" in where or "sources[" in where):
+                self.faults.append(
+                    f"{where}.{name}: holds for the whole merge; write it under the slice or at top level"
+                )
+            return
+        elsewhere = {p for m in methods().values() for p in m.parameters} | {"int8_mask"}
+        if name in elsewhere:
+            if name != "int8_mask":
+                warnings.warn(f"{where}.{name}: has no effect with {self.method.name}", stacklevel=2)
+            return
+        hint = did_you_mean(name, known)
+        self.faults.append(f"{where}.{name}: unknown parameter of '{self.method.name}'{hint}")
+
+    # ----------------------------------------------------------------- groups
+
+    def _groups(self, slices: Sequence[_Slice], stack: str | None) -> Iterator[_Group]:
+        """Every output tensor of a module. ``stack`` is what slices take from; None merges models as they are."""
+        for part, first in ((slices[0], True), (slices[-1], False)):
+            for name in dict.fromkeys(name for x in part.inputs for name in x.tensors):
+                place = place_of(name)
+                outside = place is None or (stack is not None and place.stack != stack)
+                if outside and comes_first(name) == first:
+                    yield _Group(name, part, (name,) * len(part.inputs), 0.0)
+        offset = 0
+        for part in slices:
+            depth = part.inputs[0].stop - part.inputs[0].start
+            for name, place in _layer_names(part, stack):
+                k = place.index - (0 if stack is None else part.inputs[0].start)
+                size = self._stack_sizes[place.stack] if stack is None else depth
+                t = k / (size - 1) if size > 1 else 1.0
+                if stack is None:
+                    yield _Group(name, part, (name,) * len(part.inputs), t)
+                else:
+                    own = tuple(place.name_at(x.start + k) for x in part.inputs)
+                    yield _Group(place.name_at(offset + k), part, own, t)
+            offset += depth
+
+    @cached_property
+    def _stack_sizes(self) -> dict[str, int]:
+        sizes: dict[str, int] = {}
+        for checkpoint in self.checkpoints.values():
+            for stack, size in stack_sizes(checkpoint.tensors).items():
+                sizes[stack] = max(size, sizes.get(stack, 0))
+        return sizes
+
+    def _left_alone(self, donor: Model) -> Iterator[TensorOp]:
+        """Copies of the donor's tensors that no module of the recipe holds."""
+        modules = tuple(self.recipe.modules or ())
+        left = [name for name in donor.tensors if modules and module_of(name, modules) is None]
+        if left:
+            parts = ", ".join(candidates(left))
+            warnings.warn(
+                f"modules: {len(left)} tensors outside them ({parts}) are copied from {donor.ref}", stacklevel=2
+            )
+        for name in left:
+            source = donor.tensors[name]
+            compute, dtype = self._dtypes([source])
+            yield TensorOp(name, source.shape, dtype, compute, None, (source,), None, {}, ())
+
+    # ------------------------------------------------------------- operations
+
+    def _operation(self, group: _Group) -> TensorOp | None:
+        present = self._present(group)
+        if present is None:
+            return None
+        inputs, own, sources = present
+        name, part = group.name, group.part
+        sources = self._aligned(group, inputs, own, sources)
+        if not self._same_shape(name, inputs, sources):
+            return None
+        compute, dtype = self._dtypes(sources)
+        if not compute.is_floating_point:
+            return TensorOp(name, sources[0].shape, dtype, compute, None, tuple(sources), None, {}, ())
+        refs = [x.ref for x in inputs]
+        at = refs.index(part.base) if part.base in refs and self.method.base != "ignored" else None
+        if at is None and self.method.base in ("required", "input"):
+            self.faults.append(f"{name}: missing in the base model {part.base}, which {self.method.name} needs")
+            return None
+        rest = [k for k in range(len(refs)) if k != at]
+        order = rest if at is None or self.method.takes_deltas else [at, *rest]
+        base = sources[at] if at is not None and self.method.takes_deltas else None
+        if base is not None and all(sources[k].identity == base.identity for k in order):
+            return TensorOp(name, base.shape, dtype, compute, None, (base,), None, {}, ())
+        if len(inputs) < len(part.inputs) and len(order) < self.method.inputs[0]:  # of a union
+            return TensorOp(name, sources[0].shape, dtype, compute, None, (sources[0],), None, {}, ())
+        arguments = self._arguments(part, [(inputs[k], own[k]) for k in order], name, group.t)
+        if arguments is None:
+            return None
+        if not self.method.reduces:  # its numbers can be had now, so its objections too
+            try:
+                self.method.function(**arguments)
+            except ValueError as error:
+                if not self.faults:  # the first tensor stands for all
+                    self.faults.append(f"{name}: {error}")
+                return None
+        keys = tuple(self._mask_key(name, refs[k]) for k in order)
+        merged = tuple(sources[k] for k in order)
+        return TensorOp(name, merged[0].shape, dtype, compute, self.method, merged, base, arguments, keys)
+
+    def _present(self, group: _Group) -> tuple[list[_Input], list[str], list[TensorSource]] | None:
+        """The inputs that have a tensor, their names of it, and where it is; None to leave it out."""
+        inputs, own, sources = [], [], []
+        missing = []
+        for x, name in zip(group.part.inputs, group.own, strict=True):
+            source = x.tensors.get(name) or self._tied(x, name)
+            if source is None:
+                missing.append((x, name))
+                continue
+            inputs.append(x)
+            own.append(name)
+            sources.append(source)
+        if missing and (self.names == "intersection" or group.name.endswith(_OBSOLETE)):
+            return None
+        if not inputs or (missing and self.names == "same"):
+            x, name = missing[0]
+            has = inputs[0].ref if inputs else "another model"
+            self.faults.append(f"{name}: missing in {x.ref}, but {has} has it; merge one architecture only")
+            return None
+        return inputs, own, sources
+
+    def _tied(self, x: _Input, name: str) -> TensorSource | None:
+        """What stands in for a head that the model ties to its embedding."""
+        checkpoint = self.checkpoints[x.ref]
+        if not is_head(name) or not checkpoint.config.get("tie_word_embeddings", True):
+            return None
+        embedding = embedding_name(checkpoint.tensors)
+        return checkpoint.tensors[embedding] if embedding else None
+
+    def _aligned(
+        self, group: _Group, inputs: Sequence[_Input], own: Sequence[str], sources: list[TensorSource]
+    ) -> list[TensorSource]:
+        """Tensors with a row for each token, in the output's order of tokens."""
+        vocabulary = self.tokenizer.vocabulary
+        if vocabulary is None:
+            return sources
+        rows = [self._embedding_rows(x.ref) for x in inputs]
+        if not all(is_vocabulary(n, s.shape, r) for n, s, r in zip(own, sources, rows, strict=True)):
+            return sources
+        by_model = {x.ref: source for x, source in zip(inputs, sources, strict=True)}
+        return [vocabulary.align(x.ref, group.name, by_model, group.part.base) for x in inputs]
+
+    def _embedding_rows(self, ref: ModelRef) -> int:
+        embedding = embedding_name(self.checkpoints[ref].tensors)
+        return self.checkpoints[ref].tensors[embedding].shape[0] if embedding else 0
+
+    def _same_shape(self, name: str, inputs: Sequence[_Input], sources: Sequence[TensorSource]) -> bool:
+        first = sources[0]
+        other = next((k for k, source in enumerate(sources) if source.shape != first.shape), None)
+        if other is None:
+            return True
+        remedy = "merge one architecture only"
+        is_table = is_vocabulary(name, first.shape, self._embedding_rows(inputs[0].ref))
+        if is_table and all(source.shape[1:] == first.shape[1:] for source in sources):
+            remedy = "their vocabularies differ: add tokenizer_source: union (or base, or a model)"
+        self.faults.append(
+            f"{name}: shapes must match, but got {list(first.shape)} in {inputs[0].ref} and "
+            f"{list(sources[other].shape)} in {inputs[other].ref}; {remedy}"
+        )
+        return False
+
+    def _mask_key(self, name: str, ref: ModelRef) -> tuple[int, int]:
+        """The address of a random mask; a stage's masks are others than those of the stages it uses."""
+        stage = "" if self.recipe.name is None else f"{self.recipe.name}\0"
+        return mask_key(self.recipe.seed, f"{stage}{name}", list(self.checkpoints).index(ref))
+
+    def _dtypes(self, sources: Sequence[TensorSource]) -> tuple[torch.dtype, torch.dtype]:
+        """The dtype of the arithmetic's inputs and that of the output."""
+        stored = reduce(torch.promote_types, (s.dtype for s in sources))
+        if not stored.is_floating_point:
+            return stored, stored
+        compute = _dtype(self.recipe.dtype) or stored
+        return compute, _dtype(self.recipe.out_dtype) or compute
+
+    # -------------------------------------------------------------- arguments
+
+    def _arguments(
+        self, part: _Slice, inputs: Sequence[tuple[_Input, str]], name: str, t: float
+    ) -> dict[str, Any] | None:
+        arguments: dict[str, Any] = {}
+        for parameter in self.method.parameters.values():
+            if parameter.per_input:
+                arguments[parameter.argument] = tuple(
+                    self._value(parameter, (x.parameters, *part.levels), own, t, name, str(x.ref))
+                    for x, own in inputs
+                )
+            else:
+                arguments[parameter.argument] = self._value(parameter, part.levels, name, t, name)
+        return None if self.faults else arguments
+
+    def _value(
+        self, parameter: Parameter, levels: Sequence[Settings], name: str, t: float, where: str, ref: str = ""
+    ) -> float | bool | None:
+        try:
+            value = lookup(levels, parameter.name, name, t, parameter.kind)
+            if value is None and parameter.required:
+                raise ValueError(f"{self.method.name} needs '{parameter.name}', but no setting applies")
+            if isinstance(value, int | float):
+                parameter.within.check(parameter.name, value)
+        except ValueError as error:
+            place = (ref, parameter.name)
+            if place not in self.faulty:  # the first tensor stands for all that it concerns
+                self.faulty.add(place)
+                self.faults.append(f"{where}: {f'{ref}: ' if ref else ''}{error}")
+            return None
+        if value is None:
+            return parameter.default[0] if parameter.per_input else parameter.default  # type: ignore[no-any-return]
+        assert not isinstance(value, str)
+        return value
+
+
+def _layer_names(part: _Slice, stack: str | None) -> Iterator[tuple[str, Place]]:
+    """Layer tensors of a slice, as its first input names them; only of ``stack`` if given."""
+    first = part.inputs[0]
+    seen = set()
+    for x in part.inputs:
+        for name in x.tensors:
+            place = place_of(name)
+            if place is None or (stack is not None and place.stack != stack):
+                continue
+            if stack is not None:
+                if not x.start <= place.index < x.stop:
+                    continue
+                place = Place(place.stack, place.index - x.start + first.start, place.rest)
+                name = place.name_at(place.index)
+            if name not in seen:
+                seen.add(name)
+                yield name, place
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    return getattr(torch, name) if name else None
