@@ -19,6 +19,7 @@ from heterosis.merge import (
     merge_models,
     open_checkpoint,
 )
+from heterosis.merge.names import aligned
 
 
 class CandidateLoader:
@@ -35,7 +36,7 @@ class CandidateLoader:
         self._checkpoints: dict[ModelRef, Checkpoint] = {}
         self._resident: ResidentModel | None = None
         self._sink: ModelSink | None = None
-        self._made_of: tuple[dict[str, Any], Path, Hashable] | None = None
+        self._made_of: tuple[dict[str, Any], Path, Hashable, set[str]] | None = None
 
     def open(self, ref: ModelRef) -> Checkpoint:
         """A checkpoint, opened once."""
@@ -51,7 +52,7 @@ class CandidateLoader:
             MergeError: If a merged tensor has NaN or infinity.
         """
         plan = build_plan(recipe, self.open, origin=origin)
-        made_of = (plan.config, plan.donor.folder, plan.tokenizer.identity)
+        made_of = (plan.config, plan.donor.folder, plan.tokenizer.identity, {op.name for op in plan.ops})
         if self._resident is None or self._made_of != made_of:
             self._resident = self._sink = None
             self._resident = ResidentModel(
@@ -61,12 +62,14 @@ class CandidateLoader:
                 device=self._device,
                 threads=self._threads,
             )
-            self._sink, self._made_of = ModelSink(self._resident.parameters), made_of
-        assert self._sink is not None
+            self._made_of = made_of
+        live = aligned((op.name for op in plan.ops), self._resident.parameters)
         try:
-            self._resident.check_names({op.name: op.shape for op in plan.ops})
+            self._resident.check_names({live[op.name]: op.shape for op in plan.ops})
         except ModelMismatch:
             return self._load_from_folder(plan)
+        if self._sink is None:
+            self._sink = ModelSink({own: self._resident.parameters[name] for own, name in live.items()})
         execute(plan, self._sink, threads=self._threads)
         return self._resident
 

@@ -37,6 +37,13 @@ class Range(Protocol):
     def high(self) -> float: ...
 
 
+class Limits(Protocol):
+    """Which values a parameter may have."""
+
+    def check(self, name: str, value: float) -> None:
+        """Raise a ValueError for a value outside."""
+
+
 class ParameterSpec(Protocol):
     """What a search must know of a method's parameter."""
 
@@ -44,6 +51,8 @@ class ParameterSpec(Protocol):
     def kind(self) -> type: ...
     @property
     def default(self) -> Any: ...
+    @property
+    def within(self) -> Limits: ...
 
 
 class MethodSpec(Protocol):
@@ -206,9 +215,15 @@ class Genome(_Section):
             yield f"genome.models: {name!r} merges {wanted}, but got {len(counted)}{note}"
         parameters = {**method.per_input, **method.per_merge}
         numeric = [key for key, parameter in parameters.items() if parameter.kind is float]
-        for key in self.ranges:
+        for key, ends in self.ranges.items():
             if key not in numeric:
                 yield f"genome.ranges.{key}: unknown parameter of {name!r}{did_you_mean(key, numeric)}"
+                continue
+            try:
+                for end in ends:
+                    parameters[key].within.check(key, end)
+            except ValueError as fault:
+                yield f"genome.ranges.{key}: {fault}"
         if not method.search and not self.ranges:
             yield f"genome.merge_method: {name!r} has no parameters to search; choose another method"
 

@@ -260,15 +260,14 @@ class SearchSpace:
     @property
     def _constants(self) -> dict[str, Any]:
         """Parameters that are not searched, written out so that no reader has to know a default."""
-        genome, method = self.config.genome, self.method
-        constants: dict[str, Any] = {}
-        if "normalize" in method.per_merge:
-            normalize = genome.normalize
-            constants["normalize"] = method.name in _NORMALIZED if normalize is None else normalize
-        if "rescale" in method.per_merge:
-            constants["rescale"] = bool(method.per_merge["rescale"].default)
-        if "lambda" in method.per_merge and "lambda" not in self._ranges:
-            constants["lambda"] = 1.0
+        constants = {
+            name: parameter.default
+            for name, parameter in self.method.per_merge.items()
+            if parameter.default is not None and name not in self._ranges
+        }
+        if "normalize" in constants:
+            normalize = self.config.genome.normalize
+            constants["normalize"] = self.method.name in _NORMALIZED if normalize is None else normalize
         return constants
 
     def _name(self, parameter: str, owner: str | None, group: tuple[int, int], filter_: str) -> str:

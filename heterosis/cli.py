@@ -65,6 +65,9 @@ def merge(
     ] = False,
     stage: Annotated[str | None, typer.Option(help="Of several recipes in the file, the one to run.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Load the result with transformers and generate before OUT appears.")
+    ] = False,
 ) -> None:
     """Run a recipe: heterosis merge best.yaml merged-model"""
     from heterosis.merge import Recipe
@@ -90,6 +93,7 @@ def merge(
         seed=seed,
         names="union" if tensor_union else "intersection" if tensor_intersection else "same",
         overwrite=overwrite,
+        verify=verify,
         announce=announce,
         origin=str(recipe),
     )

@@ -28,6 +28,7 @@ def merge_models(
     seed: int | None = None,
     names: Names = "same",
     overwrite: bool = False,
+    verify: bool = False,
     announce: Callable[[MergePlan], None] | None = None,
     origin: str = "",
 ) -> Path:
@@ -46,6 +47,8 @@ def merge_models(
         names: ``same``: all models must have the same tensors. ``union``: tensors that some models lack are
             merged from those that have them. ``intersection``: they are left out.
         overwrite: Replace ``out`` if it exists.
+        verify: Load the result with transformers, run it and let it generate before ``out`` appears; this takes
+            memory for the whole model.
         announce: Called with the plan before anything is written.
         origin: What messages call a recipe that is no path.
 
@@ -54,7 +57,7 @@ def merge_models(
 
     Raises:
         InputError: If the recipe cannot be run as given, or the folder cannot be written.
-        MergeError: If a merged tensor has NaN or infinity.
+        MergeError: If a merged tensor has NaN or infinity, or the result cannot be verified.
     """
     origin = origin if isinstance(recipe, Recipe) else str(recipe)
     loaded = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
@@ -79,6 +82,8 @@ def merge_models(
         single = target.name if target.suffix == ".safetensors" else None
         if single and plan.config:
             raise InputError(f"{out}: must be a folder, as the models have configs; remove '.safetensors'")
+        if verify and not plan.config:
+            raise InputError("--verify: needs models with a config, but got files of weights; leave it out")
         # What is written names the commits that were merged: it gives the same model when the Hub has moved on.
         pinned = pin(plan.recipe, opened.values())
         if announce:
@@ -92,7 +97,11 @@ def merge_models(
                 sink.finish()
             finally:
                 sink.close()
-            write_companions(plan, pinned, partial)
+            write_companions(plan, pinned, opened.values(), partial)
+            if verify:
+                from heterosis.merge.verification import verify_folder  # imports transformers, which is slow
+
+                verify_folder(partial, str(out))
     return Path(out)
 
 

@@ -131,6 +131,10 @@ class Checkpoint:
         """The weight files in name order, then the adapter's."""
         return self._weights.paths + ([] if self._adapter is None else self._adapter.files)
 
+    @property
+    def adapter_folder(self) -> Path | None:
+        return None if self._adapter is None else self._adapter.files[0].parent
+
     @cached_property
     def content_hash(self) -> str:
         """``sha256:<hex>`` over names and contents of `files`."""
@@ -362,10 +366,13 @@ class _PickleFile:
             content = content[nested]
         self._identity = (os.path.realpath(path), stat.st_size, stat.st_mtime_ns)
         self._tensors: dict[str, TensorSource] = {}
+        first: dict[Hashable, str] = {}  # tied tensors are one under several names
         for name, tensor in content.items():
             if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized:
                 raise InputError(f"{path}: {name}: must be an ordinary dense tensor")
-            self._tensors[str(name)] = _LoadedTensor(str(name), tensor.detach(), (*self._identity, name))
+            place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+            same = first.setdefault(place, name) if tensor.numel() else name
+            self._tensors[str(name)] = _LoadedTensor(str(name), tensor.detach(), (*self._identity, same))
 
     def tensors(self) -> dict[str, TensorSource]:
         return self._tensors

@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
+from heterosis.merge.card import model_card
+from heterosis.merge.checkpoint import Checkpoint
 from heterosis.merge.plan import MergePlan
 from heterosis.merge.recipe import Recipe
 from heterosis.merge.tokenizer import is_tokenizer_file
@@ -25,12 +27,15 @@ def companion_files(folder: Path) -> list[Path]:
     )
 
 
-def write_companions(plan: MergePlan, recipe: Recipe, folder: Path) -> None:
+def write_companions(
+    plan: MergePlan, recipe: Recipe, checkpoints: Collection[Checkpoint], folder: Path
+) -> None:
     """Write config.json, tokenizer, companion files, ``recipe.yaml`` and the model card into ``folder``.
 
     Args:
         plan: What was merged.
         recipe: The plan's, with the commits of its models.
+        checkpoints: What was opened for it.
         folder: Where the weights are.
     """
     if plan.config:
@@ -38,35 +43,11 @@ def write_companions(plan: MergePlan, recipe: Recipe, folder: Path) -> None:
             if not is_tokenizer_file(path.name):
                 shutil.copyfile(path, folder / path.name)
         plan.tokenizer.write(folder)
+        generation = folder / "generation_config.json"
+        if generation.is_file() and plan.tokenizer.folder != plan.donor.folder:
+            ids = plan.tokenizer.ids_in(generation.name)
+            donated = json.loads(generation.read_text(encoding="utf-8"))
+            generation.write_text(json.dumps(donated | ids, indent=2) + "\n", encoding="utf-8")
         (folder / "config.json").write_text(json.dumps(plan.config, indent=2) + "\n", encoding="utf-8")
     (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-    (folder / "README.md").write_text(model_card(recipe), encoding="utf-8")
-
-
-def model_card(recipe: Recipe) -> str:
-    """The model card: what was merged, how, and the recipe to run it again."""
-    models = [str(ref) for ref in recipe.original_models()]
-    # Hub models alone have commits; the folders of this machine mean nothing to others.
-    refs = recipe.original_models()
-    parts = [*((ref.path, ref.revision) for ref in refs), *((ref.adapter, ref.adapter_revision) for ref in refs)]
-    hub_ids = dict.fromkeys(name for name, commit in parts if commit)
-    front: dict[str, Any] = {"library_name": "transformers", "tags": ["heterosis", "merge"]}
-    lines = ["---"]
-    if hub_ids:
-        lines += ["base_model:", *(f"- {name}" for name in hub_ids)]
-    lines += [f"library_name: {front['library_name']}", "tags:", *(f"- {tag}" for tag in front["tags"]), "---", ""]
-    lines += [
-        f"# Merge of {len(models)} models",
-        "",
-        f"Made by heterosis with the method `{recipe.merge_method}` from:",
-        "",
-        *(f"- {name}" for name in models),
-        "",
-        "The recipe; `heterosis merge recipe.yaml OUT` runs it again:",
-        "",
-        "```yaml",
-        recipe.to_yaml().rstrip(),
-        "```",
-        "",
-    ]
-    return "\n".join(lines)
+    (folder / "README.md").write_text(model_card(plan, recipe, checkpoints), encoding="utf-8")

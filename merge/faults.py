@@ -54,8 +54,12 @@ def _fault_of(detail: Mapping[str, Any], section_of: Callable[[Place], type[Base
             return place, f"must be a list, but got {brief(got)}"
         case "string_type" if place and place[-1] == "[key]":
             return place[:-2], f"keys must be texts, but got {brief(got)}; quote it"
+        case "string_type" if got is None:
+            return place, "must be given, but is empty"
         case "string_type":
             return place, f"must be a text, but got {brief(got)}; quote it"
+        case "int_type":
+            return place, f"must be a whole number, but got {brief(got)}"
         case "bool_type" | "bool_parsing":
             return place, f"must be true or false, but got {brief(got)}"
         case _:

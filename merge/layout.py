@@ -34,7 +34,9 @@ _HEAD_BIAS_NAMES = (
     "lm_head.decoder.bias",
     "predictions.decoder.bias",
 )
-_FIRST = re.compile(r"embed|\bwte\b|\bwpe\b|\bshared\b")
+_FIRST = re.compile(r"embed|\bwte\b|\bwpe\b|\bshared\b|\bconv\d?\b|pre_layrnorm|relative_attention_bias")
+# What the first layer holds for all layers of its stack: T5's relative positions.
+_OF_THE_STACK = "relative_attention_bias.weight"
 
 
 @dataclass(frozen=True)
@@ -74,16 +76,21 @@ def layer_count_key(
         stack: Which stack of layers is meant, the main one by default.
         count: How many layers it has, to tell one key from another.
     """
-    vision = any(word in stack for word in ("vision", "visual"))
-    sections = ("vision_config", "audio_config") if vision else ("", "text_config", "decoder", "encoder")
+    sections: tuple[str, ...] = ("", "text_config", "decoder", "encoder")
+    if any(word in stack for word in ("vision", "visual")):
+        sections = ("vision_config",)
+    elif "audio" in stack:
+        sections = ("audio_config",)
     keys = _LAYER_COUNT_KEYS
     if "decoder" in stack:
         keys = (*_DECODER_KEYS, *keys)
     elif "encoder" in stack:
         keys = (*_ENCODER_KEYS, *keys)
     for section in sections:
-        values = config if not section else config.get(section)
-        for key in keys if isinstance(values, Mapping) else ():
+        values = config.get(section) if section else config
+        if not isinstance(values, Mapping):
+            continue
+        for key in keys:
             if isinstance(values.get(key), int) and count in (None, values[key]):
                 return (section, key) if section else (key,)
     return None
@@ -101,6 +108,27 @@ def main_stack(names: Iterable[str], config: Mapping[str, Any]) -> str | None:
     return max(sizes, key=lambda stack: sizes[stack], default=None)
 
 
+def of_the_stack(names: Iterable[str]) -> set[str]:
+    """Tensors that stand in the first layer of a stack, but belong to all of it, and stay there."""
+    held = [(name, place) for name in names if name.endswith(_OF_THE_STACK) and (place := place_of(name))]
+    of_layers = {place.stack for _, place in held if place.index > 0}  # UMT5: each layer has its own
+    return {name for name, place in held if place.stack not in of_layers}
+
+
+def rivals(sizes: Mapping[str, int], stack: str | None) -> list[str]:
+    """Stacks that might be meant as well as ``stack``: no shorter ones, and the encoder of a decoder."""
+    if stack is None:
+        return []
+    least = max(2, sizes[stack])
+    pair = {"encoder", "decoder"}
+    kind = pair & set(stack.split("."))
+    return [
+        other
+        for other, size in sizes.items()
+        if other != stack and (size >= least or (kind and kind != pair & set(other.split(".")) != set()))
+    ]
+
+
 def comes_first(name: str) -> bool:
     """Whether a tensor outside the layers stands before them (embeddings) rather than behind (norm, head)."""
     return bool(_FIRST.search(name)) and not _is_one_of(name, _HEAD_NAMES + _HEAD_BIAS_NAMES)
@@ -114,6 +142,21 @@ def is_head(name: str) -> bool:
 def embedding_name(names: Iterable[str]) -> str | None:
     """The input embedding that a tied head repeats."""
     return next((name for name in names if _is_one_of(name, _EMBEDDING_NAMES)), None)
+
+
+def tied_to(name: str, names: Iterable[str]) -> str | None:
+    """Which of a model's tensors stands in for one that it lacks, since it was saved once for both, if any does.
+
+    A head repeats the embedding (where the config says so), encoder and decoder share theirs, and BERT's head has
+    its bias under two names.
+    """
+    held = set(names)
+    if _is_one_of(name, _HEAD_NAMES + _EMBEDDING_NAMES):
+        return embedding_name(sorted(held))
+    if _is_one_of(name, _HEAD_BIAS_NAMES):
+        outer = name.removesuffix(".bias").removesuffix(".decoder")
+        return next((twin for twin in (f"{outer}.bias", f"{outer}.decoder.bias") if twin in held), None)
+    return None
 
 
 def is_vocabulary(name: str, shape: Sequence[int], rows: int) -> bool:

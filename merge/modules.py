@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 
+from heterosis.merge.names import unwrapped
+
 # What models call the parts that recipes name. A part that is not here is called what it is: `encoder`.
 _PATHS = {
     "text_decoder": ("language_model", "text_model"),
     "vision_tower": ("vision_tower", "vision_model", "vision_encoder", "visual"),
     "vision_model": ("vision_model", "vision_tower", "visual"),
     "multi_modal_projector": ("multi_modal_projector", "mm_projector", "visual.merger", "connector", "projector"),
+    "audio_tower": ("audio_tower", "audio_encoder", "audio_model"),
 }
 # Modules that also hold what no other module claims, such as embeddings and heads outside every path.
 _REST = ("default", "shared", "text_decoder")
@@ -23,13 +26,13 @@ def module_of(name: str, modules: Sequence[str]) -> str | None:
 
     Returns:
         One of ``modules``; where the path names none, that of them which takes the rest (``default``, ``shared``
-        or ``text_decoder``), and None without such a one.
+        or ``text_decoder``), and None without such a one. What is of a vision tower or a projector is no rest.
     """
-    claims = {module: _claim(name, module) for module in modules}
-    best = max(modules, key=lambda module: claims[module], default=None)
-    if best is not None and claims[best] > (0, 0):
-        return best
-    return next((module for module in _REST if module in modules), None)
+    known = [*modules, *(module for module in _PATHS if module not in modules)]
+    best = max(known, key=lambda module: _claim(name, module))
+    if _claim(name, best) == (0, 0):
+        best = next((module for module in _REST if module in modules), "")
+    return best if best in modules else None
 
 
 def _claim(name: str, module: str) -> tuple[int, int]:
@@ -43,6 +46,16 @@ def _match(name: str, path: str) -> tuple[int, int]:
 
 
 def candidates(names: Iterable[str]) -> list[str]:
-    """First parts of tensors' paths that could be named as modules."""
-    parts = dict.fromkeys(part for name in names for part in name.split(".")[:2] if not part.isdigit())
-    return [part for part in parts if part not in ("weight", "bias", "model")][:12]
+    """What could be named as modules: those with names of mergekit's, then the parts of any other model."""
+    modules = tuple(module for module in _PATHS if module != "vision_model")  # another word for vision_tower
+    known: dict[str, None] = {}
+    parts: dict[str, None] = {}
+    for name in names:
+        module = module_of(name, modules)
+        if module is not None and _claim(name, module) > (0, 0):
+            known[module] = None
+        else:
+            parts[unwrapped(name)[1]] = None
+    if known:  # a multimodal model, where all else is text
+        return sorted({*known, *(["text_decoder"] if parts else [])})
+    return list(parts)[:12]

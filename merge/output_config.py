@@ -1,6 +1,7 @@
 """The output's config.json: the donor's, made to agree with the tensors that are written."""
 
 import copy
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,6 +9,10 @@ from typing import Any
 from heterosis.merge.layout import embedding_name, is_head, layer_count_key
 from heterosis.merge.plan import TensorOp
 
+# Lists of the indices of layers.
+_LISTS_OF_LAYERS = ("mlp_only_layers", "moe_layers", "full_attn_idxs", "hybrid_layer_ids")
+# Lists that may happen to be as long as the model is deep, but have no entry for each layer.
+_NOT_BY_LAYER = re.compile("token_id|architectures|limit|multipliers|image_size|patch_size")
 # (where the layers come from: the config of a model, from, to), for each slice
 Taken = Sequence[tuple[Mapping[str, Any], int, int]]
 
@@ -19,6 +24,7 @@ def output_config(
     donor_has_head: bool,
     layers: Mapping[str, tuple[int, Taken]],
     vocabulary_size: int | None,
+    token_ids: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The donor's config with dtype, tied flag, layer counts and vocabulary size as they are in the output.
 
@@ -28,6 +34,7 @@ def output_config(
         donor_has_head: Whether the donor has an output projection of its own.
         layers: For every stack of layers that slices built: the donor's own number of layers, and what was taken.
         vocabulary_size: Rows of the embeddings, None where the vocabulary was left as it is.
+        token_ids: Special tokens' ids, where the tokenizer is not the donor's.
     """
     config = copy.deepcopy(dict(donor))
     dtypes = {op.dtype for op in ops.values() if op.dtype.is_floating_point}
@@ -37,35 +44,84 @@ def output_config(
     _fix_tied(config, ops, donor_has_head)
     for stack, (count, taken) in layers.items():
         _fix_layers(config, stack, count, taken)
-    if vocabulary_size is not None:
-        for section in (config, config.get("text_config")):
-            if isinstance(section, dict) and "vocab_size" in section:
+    for section in (config, config.get("text_config")):
+        if isinstance(section, dict):
+            section.update({key: value for key, value in token_ids.items() if key in section})
+            if vocabulary_size is not None and "vocab_size" in section:
                 section["vocab_size"] = vocabulary_size
     return config
 
 
 def _fix_tied(config: dict[str, Any], ops: Mapping[str, TensorOp], donor_has_head: bool) -> None:
+    if "t5" in str(config.get("model_type")):  # there it says whether outputs are scaled
+        return
     heads = [name for name in ops if is_head(name)]
-    embedding = embedding_name(ops)
-    if heads and config.get("tie_word_embeddings", True) and embedding:
-        same = [s.identity for s in ops[embedding].inputs]
-        config["tie_word_embeddings"] = all([s.identity for s in ops[head].inputs] == same for head in heads)
-    elif not heads and donor_has_head:
-        config["tie_word_embeddings"] = True  # the last slice's models have no head of their own
+    sections = [config, *([config["text_config"]] if isinstance(config.get("text_config"), dict) else [])]
+    for section in sections:
+        if section is not config and "tie_word_embeddings" not in section:
+            continue
+        if heads and section.get("tie_word_embeddings", True) and embedding_name(ops):
+            section["tie_word_embeddings"] = False
+        elif not heads and donor_has_head:
+            section["tie_word_embeddings"] = True  # the last slice's models have no head of their own
 
 
 def _fix_layers(config: dict[str, Any], stack: str, count: int, taken: Taken) -> None:
-    """Set the layer count, and let per-layer lists follow the layers that were taken."""
+    """Set the layer count, and let lists with an entry for each layer follow the layers that were taken."""
     path = layer_count_key(config, stack, count)
     if path is None:
         warnings.warn(f"config.json has no layer count that could be set for the slices of {stack}", stacklevel=2)
         return
-    section = config if len(path) == 1 else config[path[0]]
-    before = section[path[-1]]
-    section[path[-1]] = sum(stop - start for _, start, stop in taken)
-    if isinstance(section.get("layer_types"), list) and len(section["layer_types"]) == before:
-        kinds: list[Any] = []
-        for source, start, stop in taken:
-            own = source if len(path) == 1 else source.get(path[0], {})
-            kinds += own.get("layer_types", section["layer_types"])[start:stop]  # older configs say nothing
-        section["layer_types"] = kinds
+    *outer, key = path
+    section = _section(config, outer)
+    if config.get("is_encoder_decoder") and "num_layers" in section:  # T5 may leave out that both are as long
+        section.setdefault("num_decoder_layers", section["num_layers"])
+        key = "num_decoder_layers" if "decoder" in stack else key
+    before, after = section[key], sum(stop - start for _, start, stop in taken)
+    section[key] = after
+    if "encoder" in stack and section.get("num_hidden_layers") == before:  # Whisper's second name for it
+        section["num_hidden_layers"] = after
+    own = [(_section(source, outer), start, stop) for source, start, stop in taken]
+    for name, values in list(section.items()):
+        if name in _LISTS_OF_LAYERS and isinstance(values, list):
+            section[name] = _renumbered(name, values, own)
+        elif isinstance(values, list) and len(values) == before and not _NOT_BY_LAYER.search(name):
+            section[name] = [x for s, start, stop in own for x in s.get(name, values)[start:stop]]
+    if section.get("sliding_window") and "layer_types" not in section:
+        _write_layer_types(section, own)
+
+
+def _section(config: Mapping[str, Any], path: Sequence[str]) -> Any:
+    return config.get(path[0], config) if path else config  # a text model may fit into a multimodal one
+
+
+def _renumbered(name: str, donors: Sequence[int], taken: Taken) -> list[int]:
+    """Indices of layers, as they are in the output."""
+    result: list[int] = []
+    offset = 0
+    for source, start, stop in taken:
+        result += [offset + i - start for i in source.get(name, donors) if start <= i < stop]
+        offset += stop - start
+    return result
+
+
+def _write_layer_types(section: dict[str, Any], taken: Taken) -> None:
+    """Say what older configs leave to a rule over indices, where the rule no longer gives it.
+
+    Every other layer of Gemma 2 slides its window, and five of six in Gemma 3: a layer that moves would change.
+    """
+    implied = _implied_layer_types(section)
+    parts = [(_implied_layer_types(source), start, stop) for source, start, stop in taken]
+    types = [kind for kinds, start, stop in parts for kind in kinds[start:stop]]
+    if len(types) == len(implied) and types != implied:
+        section["layer_types"] = types
+
+
+def _implied_layer_types(section: Mapping[str, Any]) -> list[str]:
+    """The types of attention that transformers gives the layers of a config; empty without such."""
+    import transformers  # seconds, and seldom needed
+
+    if section.get("model_type") not in transformers.CONFIG_MAPPING:
+        return []
+    config = transformers.CONFIG_MAPPING[section["model_type"]].from_dict(dict(section))
+    return list(getattr(config, "layer_types", None) or ())

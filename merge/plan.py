@@ -29,6 +29,7 @@ class TensorOp:
         base: The base tensor where the method works on task vectors.
         arguments: The method's parameters, per-input ones as tuples.
         keys: Addresses of random masks, one for each input.
+        models: Whose the inputs are, the base's at the end.
     """
 
     name: str
@@ -40,6 +41,7 @@ class TensorOp:
     base: TensorSource | None
     arguments: Mapping[str, Any]
     keys: tuple[tuple[int, int], ...]
+    models: tuple[ModelRef, ...] = ()
 
     @property
     def numel(self) -> int:

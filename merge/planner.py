@@ -5,7 +5,7 @@ shape, or when a parameter is missing or unknown, so that a plan that was built 
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from typing import Any, Literal, TypeAlias
@@ -21,12 +21,16 @@ from heterosis.merge.layout import (
     is_head,
     is_vocabulary,
     main_stack,
+    of_the_stack,
     place_of,
+    rivals,
     stack_sizes,
+    tied_to,
 )
 from heterosis.merge.methods import Method, Parameter, get_method, methods
 from heterosis.merge.methods.random_mask import mask_key
 from heterosis.merge.modules import candidates, module_of
+from heterosis.merge.names import align
 from heterosis.merge.output_config import Taken, output_config
 from heterosis.merge.parameters import Setting, lookup
 from heterosis.merge.plan import MergePlan, TensorOp
@@ -40,7 +44,10 @@ Settings: TypeAlias = Mapping[str, Setting]
 Names: TypeAlias = Literal["same", "union", "intersection"]
 
 # Buffers that old checkpoints hold and that no current model reads; dropped where not all inputs have them.
-_OBSOLETE = ("rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias")
+_OBSOLETE = (
+    *("rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias", ".attention.masked_bias", ".attention.bias"),
+    "embeddings.position_ids",
+)
 
 
 def build_plan(
@@ -82,6 +89,7 @@ def build_plan(
 def _build(recipe: Recipe, open_model: Callable[[ModelRef], Model], names: Names) -> MergePlan:
     method = get_method(recipe.merge_method)
     checkpoints = _open_all(recipe.referenced_models(), open_model)
+    checkpoints = {ref: align(model, checkpoints[recipe.donor]) for ref, model in checkpoints.items()}
     tokenizer = output_tokenizer(recipe, checkpoints[recipe.donor], checkpoints, open_model)
     return _Planner(recipe, checkpoints, method, names, tokenizer).plan()
 
@@ -154,6 +162,7 @@ class _Planner:
         ops = {group.name: op for group in groups if (op := self._operation(group))}
         ops |= {op.name: op for op in self._left_alone(donor)}
         self._raise_faults()
+        ops = _without_repeated_heads(ops)
         if not ops:
             raise InputError("the output would have no tensors; check the layer ranges")
         vocabulary = self.tokenizer.vocabulary
@@ -163,6 +172,7 @@ class _Planner:
             donor_has_head=any(is_head(name) for name in donor.tensors),
             layers=self.layers,
             vocabulary_size=vocabulary.size if vocabulary else None,
+            token_ids={} if self.tokenizer.folder == donor.folder else self.tokenizer.ids_in("config.json"),
         )
         if not donor.config:  # a file of weights
             config = {}
@@ -193,6 +203,14 @@ class _Planner:
             if base and base not in {i.ref for i in inputs}:
                 inputs.append(_Input(base, tensors[base], 0, sizes[base], {}))
             return [_Slice(tuple(inputs), base, levels, f"{where}models")], None
+        others = rivals(stack_sizes(donor), stack) if module is None else []
+        if others:
+            stacks = ", ".join(sorted([*others, stack or ""]))
+            parts = ", ".join(candidates(donor))
+            self.faults.append(
+                f"slices: {self.recipe.donor} has several stacks of layers ({stacks}); write the slices under "
+                f"modules, which can be {parts}"
+            )
         slices = []
         for i, slice_ in enumerate(part.slices or ()):
             here = f"{where}slices[{i}]"
@@ -280,16 +298,17 @@ class _Planner:
 
     def _groups(self, slices: Sequence[_Slice], stack: str | None) -> Iterator[_Group]:
         """Every output tensor of a module. ``stack`` is what slices take from; None merges models as they are."""
+        whole = {name for part in slices for x in part.inputs for name in of_the_stack(x.tensors)}
         for part, first in ((slices[0], True), (slices[-1], False)):
             for name in dict.fromkeys(name for x in part.inputs for name in x.tensors):
                 place = place_of(name)
-                outside = place is None or (stack is not None and place.stack != stack)
+                outside = place is None or (stack is not None and place.stack != stack) or name in whole
                 if outside and comes_first(name) == first:
                     yield _Group(name, part, (name,) * len(part.inputs), 0.0)
         offset = 0
         for part in slices:
             depth = part.inputs[0].stop - part.inputs[0].start
-            for name, place in _layer_names(part, stack):
+            for name, place in _layer_names(part, stack, whole):
                 k = place.index - (0 if stack is None else part.inputs[0].start)
                 size = self._stack_sizes[place.stack] if stack is None else depth
                 t = k / (size - 1) if size > 1 else 1.0
@@ -320,7 +339,7 @@ class _Planner:
         for name in left:
             source = donor.tensors[name]
             compute, dtype = self._dtypes([source])
-            yield TensorOp(name, source.shape, dtype, compute, None, (source,), None, {}, ())
+            yield TensorOp(name, source.shape, dtype, compute, None, (source,), None, {}, (), (donor.ref,))
 
     # ------------------------------------------------------------- operations
 
@@ -335,7 +354,8 @@ class _Planner:
             return None
         compute, dtype = self._dtypes(sources)
         if not compute.is_floating_point:
-            return TensorOp(name, sources[0].shape, dtype, compute, None, tuple(sources), None, {}, ())
+            models = tuple(x.ref for x in inputs)
+            return TensorOp(name, sources[0].shape, dtype, compute, None, tuple(sources), None, {}, (), models)
         refs = [x.ref for x in inputs]
         at = refs.index(part.base) if part.base in refs and self.method.base != "ignored" else None
         if at is None and self.method.base in ("required", "input"):
@@ -344,10 +364,10 @@ class _Planner:
         rest = [k for k in range(len(refs)) if k != at]
         order = rest if at is None or self.method.takes_deltas else [at, *rest]
         base = sources[at] if at is not None and self.method.takes_deltas else None
-        if base is not None and all(sources[k].identity == base.identity for k in order):
-            return TensorOp(name, base.shape, dtype, compute, None, (base,), None, {}, ())
+        if at is not None and base is not None and all(sources[k].identity == base.identity for k in order):
+            return TensorOp(name, base.shape, dtype, compute, None, (base,), None, {}, (), (refs[at],))
         if len(inputs) < len(part.inputs) and len(order) < self.method.inputs[0]:  # of a union
-            return TensorOp(name, sources[0].shape, dtype, compute, None, (sources[0],), None, {}, ())
+            return TensorOp(name, sources[0].shape, dtype, compute, None, (sources[0],), None, {}, (), (refs[0],))
         arguments = self._arguments(part, [(inputs[k], own[k]) for k in order], name, group.t)
         if arguments is None:
             return None
@@ -360,7 +380,8 @@ class _Planner:
                 return None
         keys = tuple(self._mask_key(name, refs[k]) for k in order)
         merged = tuple(sources[k] for k in order)
-        return TensorOp(name, merged[0].shape, dtype, compute, self.method, merged, base, arguments, keys)
+        models = tuple(refs[k] for k in (order if base is None else (*order, at)) if k is not None)
+        return TensorOp(name, merged[0].shape, dtype, compute, self.method, merged, base, arguments, keys, models)
 
     def _present(self, group: _Group) -> tuple[list[_Input], list[str], list[TensorSource]] | None:
         """The inputs that have a tensor, their names of it, and where it is; None to leave it out."""
@@ -384,12 +405,12 @@ class _Planner:
         return inputs, own, sources
 
     def _tied(self, x: _Input, name: str) -> TensorSource | None:
-        """What stands in for a head that the model ties to its embedding."""
+        """What stands in for a tensor that the model ties to another, such as a head to its embedding."""
         checkpoint = self.checkpoints[x.ref]
-        if not is_head(name) or not checkpoint.config.get("tie_word_embeddings", True):
+        if is_head(name) and not checkpoint.config.get("tie_word_embeddings", True):
             return None
-        embedding = embedding_name(checkpoint.tensors)
-        return checkpoint.tensors[embedding] if embedding else None
+        twin = tied_to(name, checkpoint.tensors)
+        return checkpoint.tensors[twin] if twin else None
 
     def _aligned(
         self, group: _Group, inputs: Sequence[_Input], own: Sequence[str], sources: list[TensorSource]
@@ -473,14 +494,14 @@ class _Planner:
         return value
 
 
-def _layer_names(part: _Slice, stack: str | None) -> Iterator[tuple[str, Place]]:
-    """Layer tensors of a slice, as its first input names them; only of ``stack`` if given."""
+def _layer_names(part: _Slice, stack: str | None, whole: Collection[str]) -> Iterator[tuple[str, Place]]:
+    """Layer tensors of a slice, as its first input names them; only of ``stack`` if given, and not ``whole``."""
     first = part.inputs[0]
     seen = set()
     for x in part.inputs:
         for name in x.tensors:
             place = place_of(name)
-            if place is None or (stack is not None and place.stack != stack):
+            if place is None or (stack is not None and place.stack != stack) or name in whole:
                 continue
             if stack is not None:
                 if not x.start <= place.index < x.stop:
@@ -490,6 +511,18 @@ def _layer_names(part: _Slice, stack: str | None) -> Iterator[tuple[str, Place]]
             if name not in seen:
                 seen.add(name)
                 yield name, place
+
+
+def _without_repeated_heads(ops: dict[str, TensorOp]) -> dict[str, TensorOp]:
+    """Leave out heads that are the embedding once more, as PyTorch files hold them."""
+    embedding = ops.get(embedding_name(ops) or "")
+    if embedding is None:
+        return ops
+    return {name: op for name, op in ops.items() if not is_head(name) or _identities(op) != _identities(embedding)}
+
+
+def _identities(op: TensorOp) -> list[Hashable]:
+    return [source.identity for source in (*op.inputs, *([op.base] if op.base else []))]
 
 
 def _dtype(name: str | None) -> torch.dtype | None:

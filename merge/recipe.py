@@ -15,6 +15,7 @@ from pydantic import (
     PlainValidator,
     PrivateAttr,
     StrictBool,
+    StrictInt,
     ValidationError,
     model_validator,
 )
@@ -155,7 +156,7 @@ class ModelToken(_Section):
 
     model: Ref
     token: str | None = None
-    token_id: int | None = None
+    token_id: StrictInt | None = None
 
 
 class ZeroRow(_Section):
@@ -384,7 +385,8 @@ def _plain(value: object) -> Any:
     if isinstance(value, _Section):
         fields = {name: _plain(getattr(value, name)) for name in type(value).model_fields}
         kind = {ModelToken: {"kind": "model_token"}, ZeroRow: {"kind": "zero"}}.get(type(value), {})
-        kept = {name: plain for name, plain in fields.items() if plain is not None and plain != {}}
+        # Modules have no default: none of them is a fault, which must not vanish.
+        kept = {n: plain for n, plain in fields.items() if plain is not None and (plain != {} or n == "modules")}
         return kind | {name: plain for name, plain in kept.items() if not (name == "force" and plain is False)}
     if isinstance(value, ModelRef):
         return str(value)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _PREFIXES = ("tokenizer", "special_tokens", "added_tokens", "chat_template", "vocab.", "merges.", "sentencepiece.")
 _NAMES = ("spiece.model", "tekken.json")
 _SUFFIXES = (".tiktoken", ".spm")
+_SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _MORE_TEMPLATES = "additional_chat_templates"
 # What stays right beside a tokenizer.json with more tokens; the others hold the vocabulary in older formats.
 _NO_VOCABULARY = (
@@ -94,6 +95,18 @@ class OutputTokenizer:
         if self.folder is None:
             return None
         return os.path.realpath(self.folder), _stamp(self.folder), self.added, self.new_template
+
+    def ids_in(self, file: str) -> dict[str, Any]:
+        """What a configuration beside the tokenizer says of its special tokens: ``eos_token_id`` and the like.
+
+        Args:
+            file: ``config.json`` or ``generation_config.json``.
+        """
+        path = None if self.folder is None else self.folder / file
+        if path is None or not path.is_file():
+            return {}
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return {key: data[key] for key in _SPECIAL_IDS if key in data}
 
     def tokens(self) -> Tokens:
         """Its tokens, as transformers finds them; read once for each state of the files.
@@ -230,7 +243,7 @@ def _vocabulary(
     rows = {ref: vocabulary_rows(model) for ref, model in models.items()}
     added: list[AddedToken] = []
     if section.source == "union":
-        added = _union(known, [(str(ref), tokens[ref], rows[ref]) for ref in models])
+        added = _union(known, [(tokens[ref], rows[ref]) for ref in models])
     ids = dict(known.ids) | {token.content: token.id for token in added}
     for content in section.tokens:
         if content not in ids:
@@ -257,36 +270,41 @@ def _model_tokens(model: "Model", fallback: "Model") -> Tokens:
     return fallback.tokenizer.tokens()
 
 
-def _union(known: Tokens, others: Iterable[tuple[str, Tokens, int]]) -> list[AddedToken]:
+def _union(known: Tokens, others: Iterable[tuple[Tokens, int]]) -> list[AddedToken]:
     """What other tokenizers have beyond one: tokens, or that a token is an added one.
 
     Args:
         known: That tokenizer's.
-        others: Name, tokens and rows of each model; tokens without a row are left out.
+        others: Tokens and rows of each model; tokens without a row are left out.
     """
-    settings = {content: ("", token) for content, token in known.added.items()}
+    settings = dict(known.added)
     contents: dict[str, None] = {}
     conflicts: dict[str, None] = {}
-    for name, tokens, rows in others:
+    for tokens, rows in others:
+        if tokens == known:
+            continue
         for content, i in sorted(tokens.ids.items(), key=itemgetter(1)):
             if i >= rows:
                 continue
             if content not in known.ids:
                 contents[content] = None
-            if (token := tokens.added.get(content)) is not None:
-                _, first = settings.setdefault(content, (name, token))
-                if first._replace(id=i) != token:
-                    conflicts[content] = None
+            token = tokens.added.get(content)
+            if token is not None and settings.setdefault(content, token)._replace(id=i) != token:
+                conflicts[content] = None
     if conflicts:
         shown = ", ".join(map(repr, list(conflicts)[:5])) + (", ..." if len(conflicts) > 5 else "")
         warnings.warn(
             f"tokenizer: models add {shown} with different settings; the first model's are kept", stacklevel=2
         )
-    marked = [t._replace(id=known.ids[c]) for c, (_, t) in settings.items() if c in known.ids.keys() - known.added]
     first_id = max(known.ids.values(), default=-1) + 1
     new = [
-        settings[content][1]._replace(id=i) if content in settings else AddedToken(i, content)
+        settings.get(content, AddedToken(i, content))._replace(id=i)
         for i, content in enumerate(contents, first_id)
+    ]
+    marked = [
+        token._replace(id=known.ids[content])
+        for content, token in settings.items()
+        if content in known.ids and content not in known.added
     ]
     return marked + new
 

@@ -272,7 +272,9 @@ def build_vocabulary(
             faults.append(f"tokenizer.tokens.{token}: {error}")
     if faults:
         raise InputError(*faults)
-    nowhere = [t for t, i in ids.items() if i not in named and all(own[i] < 0 for own in rows.values())]
+    empty = is_token & np.all([own < 0 for own in rows.values()], axis=0)
+    empty[list(named)] = False
+    nowhere = [token for token, i in ids.items() if empty[i]] if empty.any() else []
     if nowhere:
         shown = ", ".join(map(repr, nowhere[:5])) + (", ..." if len(nowhere) > 5 else "")
         warnings.warn(f"tokenizer: no model has a row for {shown}; {len(nowhere)} rows are zeros", stacklevel=2)
@@ -281,11 +283,12 @@ def build_vocabulary(
 
 def _own_rows(ids: Mapping[str, int], is_token: NDArray[np.bool_], model: ModelTokens) -> Rows:
     rows = np.full(len(is_token), -1, dtype=np.int64)
-    for token, i in ids.items():
-        rows[i] = model.row(token)
+    rows[list(ids.values())] = [model.ids.get(token, -1) for token in ids]
+    rows[rows >= model.rows] = -1
     common = min(len(is_token), model.rows)
+    used = np.fromiter(model.ids.values(), np.int64, len(model.ids))
     free = ~is_token[:common]
-    free[[i for i in model.ids.values() if i < common]] = False
+    free[used[used < common]] = False
     rows[:common][free] = np.flatnonzero(free)
     return rows
 

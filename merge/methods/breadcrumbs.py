@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 from heterosis.merge.methods.base import (
     ZERO,
     Bound,
@@ -17,17 +19,21 @@ from heterosis.merge.methods.elect import elect
 from heterosis.merge.methods.rescale import rescaled
 from heterosis.merge.statistics import Cut, Statistics, magnitude
 
+INFINITY = np.float32(np.inf)
 PAPER = "https://arxiv.org/abs/2312.06795"
 SEARCH = {"weight": Uniform(0.0, 1.5), "density": Uniform(0.05, 1.0), "gamma": Uniform(0.0, 0.05)}
 
 
 @formula
 def keep_band(i, d, low, low_last, high, high_last, scale):  # type: ignore[no-untyped-def]
-    """Keep ``d`` at or above one cut and below another, times ``scale``. NaN stays, to be found at the end."""
+    """Keep ``d`` at or above one cut and below another, times ``scale``.
+
+    NaN and infinity stay, to be found at the end.
+    """
     size = abs(d)
     small = (size < low) | ((size == low) & (i > low_last))
     large = (size > high) | ((size == high) & (i <= high_last))
-    return ZERO if small | large else d * scale
+    return ZERO if small | (large & (size < INFINITY)) else d * scale
 
 
 def _masking(deltas: Statistics, density: PerInput, gamma: PerInput, rescale: bool) -> Bound:
@@ -68,8 +74,8 @@ def breadcrumbs(
         rescale: Whether to restore each task vector's L1 norm per tensor.
         lambda_: Factor of the sum.
 
-    Differs from the paper: it gives both thresholds as fractions, here the kept one is given as in mergekit;
-    of equal magnitudes at a cut the first count as the larger ones.
+    Differs from the paper: it has the fractions dropped at either end, here are the fractions kept and dropped at
+    the top, as in mergekit; of equal magnitudes at a cut the first count as the larger ones.
     """
     return Program(
         combine.bind(scaling(weight, normalize, lambda_)), each=_masking(deltas, density, gamma, rescale)

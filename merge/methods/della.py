@@ -63,11 +63,11 @@ def della_linear(
     rescale: bool = True,
     lambda_: float = 1.0,
 ) -> Program:
-    """A weighted sum of task vectors of which a random fraction is kept, ``density - epsilon + 2 epsilon r/(n-1)``
-    at rank r = 0 ... n-1 by magnitude in its row.
+    """A weighted sum of task vectors whose entries are kept with probability ``density - epsilon + 2 epsilon r /
+    (n - 1)``, r = 0 ... n - 1 their rank by magnitude in a row of n.
 
-    A row is all that shares an index in the first dimension; a tensor of one dimension is one row. The entry of
-    a row of length one is kept with probability ``density``.
+    A row is all that shares an index in the first dimension; a tensor of one dimension is one row. In a row of
+    length one the probability is ``density``. Of equal magnitudes the first has the lowest rank.
 
     Args:
         deltas: Task vectors.

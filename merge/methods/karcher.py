@@ -55,7 +55,7 @@ def mean_direction(cosines: Vector, max_iter: int, tol: float) -> Vector:
     """
 
     def length(a: Vector) -> float:
-        return math.sqrt(max(0.0, a @ cosines @ a))
+        return math.sqrt(max(float(a @ cosines @ a), 0.0))
 
     n = len(cosines)
     mean = np.full(n, 1.0 / n)

@@ -15,8 +15,8 @@ SMALLEST = 1e-6  # products of norms, and denominators, below this count as this
 def model_stock(deltas: Statistics, *, filter_wise: bool = False) -> Program:
     """``b + t mean_j d_j`` with ``t = m c / (1 + (m - 1) c)``, c the mean cosine of all pairs of task vectors.
 
-    c is 0 between task vectors so short that their norms' product is far below 1e-6; where they are opposed so
-    that the denominator vanishes, t is 0.
+    The cosine of two task vectors counts for less if the product of their norms is below 1e-6, in proportion.
+    Where they are opposed so that the denominator vanishes, t is 0.
 
     Args:
         deltas: Task vectors, two or more.

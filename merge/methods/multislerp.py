@@ -30,7 +30,7 @@ def multislerp(
     """``(sum_j w_j |x_j|) m / |m|`` with the mean direction ``m = sum_j w_j u_j``, ``u_j = x_j / (|x_j| + eps)``.
 
     With a base model, the x_j are the task vectors ``d_j``, and the base is added. A single input is taken as
-    it is. Each tensor is one vector.
+    it is, with a base model up to its task vector's rounding. Each tensor is one vector.
 
     The method as published goes on from ``n = m / |m|``: it projects the directions onto the tangent space
     there, adds them up, ``T = sum_j w_j (u_j - (u_j . n) n)``, and follows T back onto the sphere. But

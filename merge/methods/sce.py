@@ -95,6 +95,7 @@ def sce(deltas: Statistics, *, select_topk: Annotated[float, Within(0.0, 1.0)] =
 
     Differs from the paper: weights are per tensor, as in mergekit; they are equal where the mean squares sum to
     less than 1e-6, which is usual for lightly tuned models; of equal variances the first positions count.
+    Differs from mergekit: variances are not rounded to the recipe's dtype.
     """
     cut = _select(deltas, select_topk)
     squares = deltas.totals(*(selected_square.bind(j, cut.value, cut.last) for j in range(deltas.models)))

@@ -1,9 +1,11 @@
 """The search space: its names, the recipes that its points stand for, and the baselines."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,11 +13,14 @@ from hypothesis import strategies as st
 from heterosis.errors import InputError
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.space import SearchSpace, short_names
+from heterosis.merge.executor import execute
 from heterosis.merge.methods import methods
+from heterosis.merge.planner import build_plan
 from heterosis.merge.recipe import Recipe
+from heterosis.merge.sinks import ModelSink
 
 METHODS = methods()
-SEARCHED = ("linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties")
+SEARCHED = tuple(name for name, method in METHODS.items() if method.search and method.inputs[1] != 1)
 
 
 def space(n_layers: int = 6, *, seed: int = 0, random_init: bool = False, **genome: Any) -> SearchSpace:
@@ -29,12 +34,15 @@ def space(n_layers: int = 6, *, seed: int = 0, random_init: bool = False, **geno
 
 
 def genome_of(method: str, **more: Any) -> dict[str, Any]:
-    base = "org/math" if method == "slerp" else "org/base"
+    base = "org/math" if METHODS[method].base == "input" else "org/base"
     return {"merge_method": method, "base_model": base} | more
 
 
 def recipe_at(subject: SearchSpace, unit: float | None = None) -> dict[str, Any]:
-    point = subject.initial if unit is None else np.full(len(subject), unit)
+    return recipe_of(subject, subject.initial if unit is None else np.full(len(subject), unit))
+
+
+def recipe_of(subject: SearchSpace, point: Any) -> dict[str, Any]:
     plain = yaml.safe_load(subject.decode(subject.values(point)).to_yaml())
     assert isinstance(plain, dict)
     return plain
@@ -127,10 +135,9 @@ def test_values_outside_their_range_are_refused(value: float) -> None:
 @pytest.mark.parametrize("method", SEARCHED)
 def test_a_search_starts_at_sensible_values_off_the_boundary(method: str) -> None:
     subject = space(**genome_of(method))
-    expected = {"weight": 0.5, "density": 0.5, "t": 0.5}
-    assert {d.name: d.initial for d in subject.parameters} == {
-        d.name: expected[d.parameter] for d in subject.parameters
-    }
+    for d in subject.parameters:
+        liked = d.parameter in ("weight", "density", "t") and d.low < 0.5 < d.high
+        assert d.initial == (0.5 if liked else pytest.approx((d.low + d.high) / 2)), d.name
     assert np.all((subject.initial > 0) & (subject.initial < 1))
 
 
@@ -220,6 +227,51 @@ def test_a_base_that_has_no_role_is_not_in_the_recipe() -> None:
 
 
 @pytest.mark.parametrize(
+    ("method", "constants"),
+    [
+        ("nuslerp", {"nuslerp_flatten": True, "nuslerp_row_wise": False}),
+        ("multislerp", {"normalize_weights": True, "eps": 1e-8}),
+    ],
+)
+def test_an_optional_base_is_in_the_recipe_if_there_is_one(method: str, constants: dict[str, Any]) -> None:
+    with_base = recipe_at(space(merge_method=method, layer_granularity=3))
+    assert with_base["base_model"] == "org/base"
+    for part in with_base["slices"]:
+        weights = {source["model"]: source.get("parameters", {}).get("weight") for source in part["sources"]}
+        assert weights == {"org/math": 0.5, "org/code": 0.5, "org/base": None}
+    without = recipe_at(space(merge_method=method, base_model=None))
+    assert "base_model" not in without
+    assert [m["parameters"] for m in without["models"]] == [{"weight": 0.5}] * 2
+    assert without["parameters"] == constants
+
+
+def test_parameters_of_the_merge_are_searched_beside_models_that_have_none() -> None:
+    subject = space(merge_method="ramplus_tl", layer_granularity=3)
+    assert [d.name for d in subject.parameters] == [
+        f"{name}/layers.{layers}" for name in ("epsilon", "r", "alpha") for layers in ("0-2", "3-5")
+    ]
+    recipe = recipe_at(subject, unit=1.0)
+    assert [s["parameters"] for s in recipe["slices"]] == [{"epsilon": 0.001, "r": 1.0, "alpha": 1.0}] * 2
+    assert "parameters" not in recipe
+    assert all("parameters" not in source for s in recipe["slices"] for source in s["sources"])
+
+
+@pytest.mark.parametrize("structure", [{}, {"layer_granularity": 1}])
+@pytest.mark.parametrize("method", SEARCHED)
+def test_where_a_search_starts_can_be_merged(
+    method: str, structure: dict[str, Any], toy_models: dict[str, Path]
+) -> None:
+    ann, bob, base = (str(toy_models[name]) for name in ("ann", "bob", "base"))
+    base = ann if METHODS[method].base == "input" else base
+    subject = space(2, merge_method=method, models=[ann, bob], base_model=base, **structure)
+    for point in (subject.initial, np.ones(len(subject))):
+        plan = build_plan(subject.decode(subject.values(point)))
+        merged = {op.name: torch.full(op.shape, torch.nan, dtype=op.dtype) for op in plan.ops}
+        execute(plan, ModelSink(merged), threads=1)
+        assert all(t.isfinite().all() for t in merged.values())
+
+
+@pytest.mark.parametrize(
     ("method", "normalize"),
     [("linear", True), ("ties", True), ("dare_ties", True), ("task_arithmetic", False), ("dare_linear", False)],
 )
@@ -260,6 +312,17 @@ def test_mergekit_accepts_every_recipe(method: str, filters: list[str], structur
         theirs = config.MergeConfiguration.model_validate(yaml.safe_load(text))
         assert theirs.merge_method == recipe.merge_method
         assert Recipe.parse(text) == recipe
+
+
+@pytest.mark.parametrize("method", ["della", "della_linear"])
+def test_probabilities_stay_inside_their_range_in_every_corner(method: str) -> None:
+    subject = space(**genome_of(method, layer_granularity=2, smooth=True), models=["a"])
+    for corner in np.ndindex(2, 2):
+        ends = dict(zip(("density", "epsilon"), corner, strict=True))
+        unit = [float(ends.get(d.parameter, 0)) for d in subject.parameters]
+        settings_ = recipe_of(subject, unit)["models"][0]["parameters"]
+        for density, epsilon in zip(settings_["density"], settings_["epsilon"], strict=True):
+            assert 0 < density - epsilon <= density + epsilon < 1
 
 
 def test_different_points_are_different_recipes() -> None:
@@ -360,3 +423,18 @@ def test_a_genome_that_the_method_cannot_use_is_refused_here_too() -> None:
         SearchSpace.from_config(config, 4, {})
     with pytest.raises(ValueError, match="`n_layers >= 1` must hold"):
         SearchSpace.from_config(config, 0, METHODS)
+
+
+@pytest.mark.parametrize("method", ["arcee_fusion", "karcher", "model_stock"])
+def test_a_method_without_numbers_to_search_is_refused(method: str) -> None:
+    with pytest.raises(InputError, match=f"{method!r} has no parameters to search; choose another method"):
+        space(**genome_of(method))
+
+
+def test_numbers_beside_a_method_are_searched_if_they_have_a_range() -> None:
+    recipe = recipe_at(space(merge_method="karcher", ranges={"tol": [0.0, 0.2]}), unit=0.5)
+    assert recipe["parameters"] == {"tol": 0.1, "max_iter": 10}
+    with pytest.raises(InputError, match="unknown parameter of 'karcher'"):
+        space(merge_method="karcher", ranges={"max_iter": [1, 5]})
+    with pytest.raises(InputError, match=r"genome\.ranges\.tol: `0 <= tol` must hold, but got tol=-0\.1"):
+        space(merge_method="karcher", ranges={"tol": [-0.1, 0.2]})

@@ -83,7 +83,7 @@ def test_the_folder_is_a_whole_model(family: list[Path], tmp_path: Path) -> None
     assert Recipe.load(out / "recipe.yaml") == recipe
     card = (out / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n")
-    assert recipe.to_yaml() in card
+    assert "merge_method: dare_ties\nbase_model: base\n" in card
 
 
 def test_shards_and_threads_change_no_tensor(family: list[Path], tmp_path: Path) -> None:
@@ -143,6 +143,13 @@ def test_the_tokenizer_comes_from_its_source(family: list[Path], tmp_path: Path)
     assert made("other", str(other)) == digests(other)["tokenizer.json"]
     same = merge_models(recipe_of(family, tokenizer_source="union"), tmp_path / "union")
     assert digests(same)["tokenizer.json"] == digests(family[0])["tokenizer.json"]
+    for name in ("config.json", "generation_config.json"):
+        data = json.loads((other / name).read_text()) | {"eos_token_id": 5}
+        (other / name).write_text(json.dumps(data))
+    theirs = merge_models(recipe_of(models, tokenizer_source=str(other)), tmp_path / "ids")
+    ours = merge_models(recipe_of(models, tokenizer_source="base"), tmp_path / "base-ids")
+    for name in ("config.json", "generation_config.json"):
+        assert [json.loads((out / name).read_text())["eos_token_id"] for out in (theirs, ours)] == [5, 2]
     union = merge_models(recipe_of(models, tokenizer_source="union"), tmp_path / "more")
     assert json.loads((union / "config.json").read_text())["vocab_size"] == 65
     assert load_file(union / "model.safetensors")["model.embed_tokens.weight"].shape[0] == 65

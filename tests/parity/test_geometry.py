@@ -40,10 +40,10 @@ CASES: dict[str, dict[str, Any]] = {
     "model_stock-rows": whole("model_stock", PLAIN_A, PLAIN_B, parameters={"filter_wise": True}),
     "nearswap": whole("nearswap", PLAIN_A, parameters={"t": 0.02}),
     "nearswap-gradient": whole("nearswap", FAR, parameters={"t": GRADIENT}),
-    "ram": whole("ram", PLAIN_A, PLAIN_B, parameters={"epsilon": 0.1}),
+    "ram": whole("ram", PLAIN_A, PLAIN_B, parameters={"epsilon": 0.125}),
     "ram-defaults": whole("ram", PLAIN_A, PLAIN_B, FAR),
-    "ramplus_tl": whole("ramplus_tl", PLAIN_A, PLAIN_B, FAR, parameters={"epsilon": 0.15, "r": 0.4, "alpha": 5}),
-    "ramplus_tl-bounded": whole("ramplus_tl", PLAIN_A, PLAIN_B, parameters={"epsilon": 0.1}),
+    "ramplus_tl": whole("ramplus_tl", PLAIN_A, PLAIN_B, FAR, parameters={"epsilon": 0.125, "r": 0.4, "alpha": 5}),
+    "ramplus_tl-bounded": whole("ramplus_tl", PLAIN_A, PLAIN_B, parameters={"epsilon": 0.125}),
 }
 
 
@@ -67,28 +67,31 @@ def test_agrees_within_rounding(case: str, models: dict[str, str], mergekit: Mer
         return theirs, mine
 
     true, exact = both("float64")
-    # In mergekit the ratio of counts is a float32 in every dtype, and so is the result in bfloat16.
+    # In mergekit ratios of counts are float32 in every dtype (as is what becomes of bfloat16): ours are finer.
     precision = 1e-6 if case.startswith("ramplus") else 1e-9
     for name, tensor in exact.items():
         torch.testing.assert_close(tensor, true[name], rtol=precision, atol=precision)
         assert tensor.shape == true[name].shape
+    true = exact if case.startswith("ramplus") else true
     folders = {entry["model"] for entry in recipe["models"]} | {recipe.get("base_model")} - {None}
     stored = [load_file(Path(folder) / "model.safetensors") for folder in folders]
     for dtype in ("float32", "bfloat16"):
         theirs, mine = both(dtype)
+        # Rounding takes entries of task vectors across the threshold: the same ones in both, but not in float64.
+        oracle = theirs if case.startswith("ram") and dtype == "bfloat16" else true
         distance = {"ours": 0.0, "theirs": 0.0}
         for name, tensor in mine.items():
-            wanted = true[name]
-            summands = [wanted, wanted.abs().mean().expand_as(wanted), *(t[name].double() for t in stored)]
+            wanted = oracle[name].double()
+            inputs = torch.stack([t[name].double() for t in stored])
+            summands = [wanted, wanted.abs().mean().expand_as(wanted), *inputs, inputs.amax(0) - inputs.amin(0)]
             step = ulp(torch.stack(summands).abs().amax(0), getattr(torch, dtype))
             few = 2 + 0.001 * tensor.numel()
             assert far(tensor, wanted, 2 * step) <= few, name
-            if dtype == "float32":
-                assert far(tensor, wanted, 16 * step) == 0, name
-                if not case.startswith(NOISY):
-                    assert far(tensor, theirs[name], 2 * step) <= few, name
+            assert far(tensor, wanted, 16 * step) == 0, name
+            if dtype == "float32" and not case.startswith(NOISY):  # its dot products are sums in float32
+                assert far(tensor, theirs[name], 4 * step) <= few, name
             distance["ours"] += float((tensor.double() - wanted).abs().sum())
             distance["theirs"] += float((theirs[name].double() - wanted).abs().sum())
         # One input comes back as it is in mergekit, and as the base plus the rounded difference in ours.
-        if case != "multislerp-one":
+        if oracle is true and case != "multislerp-one":
             assert distance["ours"] <= distance["theirs"], (dtype, distance)

@@ -81,16 +81,19 @@ def test_agrees_within_rounding_away_from_the_cuts(
     kind = getattr(torch, dtype)
     base, *listed = tensors_of(recipe)
     elects = recipe["merge_method"] != "breadcrumbs"
+    # The factor of rescaled task vectors is rounded too, as are they.
+    allowed = 4 if recipe.get("parameters", {}).get("rescale") else 2
     for name, tensor in mine.items():
         other, true = theirs[name].double(), exact[name]
         assert tensor.dtype == theirs[name].dtype == kind
         rows = [t[name].to(kind) - base[name].to(kind) for t in listed]
-        summands = [true, true.abs().mean().expand_as(true), *(t[name].double() for t in (base, *listed))]
+        used = [t[name].double() for t in (base, *listed)]
+        summands = [true, true - used[0], true.abs().mean().expand_as(true), *used]
         step = ulp(torch.stack(summands).abs().amax(0), kind)
         decided = ~at_a_cut(recipe, name, rows)
         assert decided.double().mean() > (0.9 if true.numel() > 1000 else 0.5), "else there is nothing to compare"
         for what in (other, true):
-            far = int((((tensor.double() - what).abs() > 2 * step) & decided).sum())
+            far = int((((tensor.double() - what).abs() > allowed * step) & decided).sum())
             # Rounded task vectors that almost cancel may elect another sign.
             assert far <= elects * (2 + 0.001 * tensor.numel()), f"{name}: {far} of {tensor.numel()}"
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
-from .recipes import Mergekit, Tensors, located, ours
+from .recipes import Mergekit, Tensors, ours
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -19,7 +20,7 @@ MakeLlama = Callable[..., Path]
 SPECIAL = ["<unk>", "<s>", "</s>"]
 CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
 CALL = AddedToken("<call>", special=True)
-TEMPLATES = {"base": "{{ messages }} of the base", "a": "{{ messages }} of a", "b": "{{ messages }} of a\n"}
+TEMPLATES = {"home": "{{ messages }} of home", "a": "{{ messages }} of a", "b": "{{ messages }} of a\n"}
 
 
 def words(text: str, *added: AddedToken) -> Tokenizer:
@@ -50,19 +51,19 @@ def unigram(text: str, *added: AddedToken) -> Tokenizer:
 
 TOKENIZERS: dict[str, dict[str, Tokenizer]] = {
     "words": {
-        "base": words("cat dog bee ant", AddedToken("<x>", lstrip=True)),
+        "home": words("cat dog bee ant", AddedToken("<x>", lstrip=True)),
         "a": words("dog zebra cat <s2>", AddedToken("<x>", rstrip=True), CALL),
         "b": words("ant cat fish zebra", CALL, AddedToken("<s2>", special=True)),
         "c": words("cat dog bee ant", AddedToken("<x>", lstrip=True)),
     },
     "bpe": {
-        "base": bpe("the cat sat on the mat"),
+        "home": bpe("the cat sat on the mat"),
         "a": bpe("a theme of cats and mats", CALL),
         "b": bpe("on the mattress sat a cat", AddedToken("<x>")),
         "c": bpe("the cat sat on the mat"),
     },
     "unigram": {
-        "base": unigram("▁ c a t ▁cat"),
+        "home": unigram("▁ c a t ▁cat"),
         "a": unigram("▁ o g d ▁dog t", CALL),
         "b": unigram("t a c ▁ ▁cat"),
         "c": unigram("▁ c a t ▁cat"),
@@ -77,16 +78,9 @@ def speakers(make_llama: MakeLlama) -> dict[str, dict[str, str]]:
     for kind, tokenizers in TOKENIZERS.items():
         made[kind] = {}
         for seed, (name, tokenizer) in enumerate(tokenizers.items()):
-            # c's embedding is padded; mergekit reads the rows of base and b as heads too.
-            rows = tokenizer.get_vocab_size() + (3 if name == "c" else 0)
-            options = {
-                "layers": 1,
-                "vocab": rows,
-                "seed": seed,
-                "dtype": torch.float32,
-                "tied": name in ("b", "c"),
-            }
-            folder = make_llama(f"{kind}-{name}", **options)
+            rows = tokenizer.get_vocab_size() + (3 if name == "c" else 0)  # c's are padded
+            options = {"layers": 1, "vocab": rows, "dtype": torch.float32, "tied": name in ("b", "c")}
+            folder = make_llama(f"{kind}-{name}", seed=seed, **options)
             tokenizer.save(str(folder / "tokenizer.json"))
             (folder / "tokenizer_config.json").write_text(json.dumps(CONFIG))
             (folder / "chat_template.jinja").write_text(TEMPLATES.get(name, "{{ 'of none other' }}"))
@@ -108,25 +102,45 @@ UNION = {"tokenizer_source": "union"}
 NAMED = {
     "<call>": {"source": "a"},
     "fish": {"source": "b", "force": True},
-    "zebra": row("base", token="cat") | {"force": True},
+    "zebra": row("home", token="cat") | {"force": True},
     "cat": row("a", token_id=1) | {"force": True},
     "<new>": row("b", token="fish"),
     "<none>": {"source": {"kind": "zero"}},
 }
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "union": ("words", linear("base a b", base="base", **UNION)),
-    "union-without-base": ("words", linear("base a b", **UNION) | {"base_model": None}),
-    "union-base-last": ("words", linear("a b base", base="base", **UNION)),
-    "union-bpe": ("bpe", linear("base a b", base="base", **UNION)),
-    "union-unigram": ("unigram", linear("base a b", base="base", **UNION)),
-    "base": ("words", linear("base a b", base="base", tokenizer_source="base")),
-    "base-bpe": ("bpe", linear("base a b", base="base", tokenizer={"source": "base"})),
-    "a-model": ("words", linear("base a b", base="base", tokenizer_source="a")),
-    "a-model-unigram": ("unigram", linear("base b", base="base", tokenizer={"source": "b"})),
-    "named": ("words", linear("base a b", base="base", tokenizer={"source": "union", "tokens": NAMED})),
-    "padded-to": ("words", linear("base a", base="base", tokenizer={"source": "base", "pad_to_multiple_of": 16})),
-    "task-vectors": ("words", linear("a b", base="base", **UNION) | {"merge_method": "ties"}),
+# Kind of tokenizers, recipe, and whose tokenizer keeps its ids (None: whichever mergekit takes).
+CASES: dict[str, tuple[str, dict[str, Any], str | None]] = {
+    "union": ("words", linear("home a b", "home", **UNION), "home"),
+    "union-base-last": ("words", linear("a b home", "home", **UNION), "home"),
+    "union-without-base": ("words", linear("home a b", **UNION), None),
+    "union-bpe": ("bpe", linear("home a b", "home", **UNION), "home"),
+    "union-unigram": ("unigram", linear("home a b", "home", **UNION), "home"),
+    "base": ("words", linear("home a b", "home", tokenizer_source="base"), "home"),
+    "base-bpe": ("bpe", linear("home a b", "home", tokenizer={"source": "base"}), "home"),
+    "a-model": ("words", linear("home a b", "home", tokenizer_source="a"), "a"),
+    "a-model-elsewhere": ("words", linear("home a", "home", tokenizer_source="b"), "b"),
+    "a-model-unigram": ("unigram", linear("home b", "home", tokenizer={"source": "b"}), "b"),
+    "named": ("words", linear("home a b", "home", tokenizer={"source": "union", "tokens": NAMED}), "home"),
+    "padded-to": (
+        "words",
+        linear("home a", "home", tokenizer={"source": "base", "pad_to_multiple_of": 16}),
+        "home",
+    ),
+    "task-vectors": ("words", linear("a b", "home", **UNION) | {"merge_method": "ties"}, "home"),
 }
+
+
+def located(value: Any, folders: dict[str, str]) -> Any:
+    """A recipe with folders for models' names."""
+    if isinstance(value, dict):
+        named = {"model", "base_model", "source", "tokenizer_source"}
+        return {
+            key: folders.get(entry, entry) if key in named and isinstance(entry, str) else located(entry, folders)
+            for key, entry in value.items()
+        }
+    return [located(entry, folders) for entry in value] if isinstance(value, list) else value
+
+
+TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 def table(tensors: Tensors, tokens: dict[str, int], name: str) -> torch.Tensor:
@@ -137,72 +151,45 @@ def table(tensors: Tensors, tokens: dict[str, int], name: str) -> torch.Tensor:
 def test_embeddings_agree_for_every_token(
     case: str, mergekit: Mergekit, speakers: dict[str, dict[str, str]], tmp_path: Path
 ) -> None:
-    kind, recipe = CASES[case]
-    found = located({k: v for k, v in recipe.items() if v is not None}, speakers[kind])
-    for key in ("tokenizer_source", "source"):
-        _locate_source(found, key, speakers[kind])
+    kind, recipe, keeper = CASES[case]
+    found = located(recipe, speakers[kind])
     theirs, mine = mergekit(found, tmp_path / "theirs"), ours(found, tmp_path / "ours")
     loaded = [AutoTokenizer.from_pretrained(tmp_path / side) for side in ("theirs", "ours")]
     tokens = [tokenizer.get_vocab() for tokenizer in loaded]
     assert tokens[0].keys() == tokens[1].keys()
-    donor = TOKENIZERS[kind][
-        "b" if case == "a-model-unigram" else "a" if case == "a-model" else "base"
-    ].get_vocab()
-    assert donor.items() <= tokens[1].items()
-    added = [{t.content: t for t in tokenizer.added_tokens_decoder.values()} for tokenizer in loaded]
-    assert added[0] == added[1]
-    assert mine.keys() == theirs.keys() >= {"lm_head.weight"}
-    for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        assert mine[name].shape == theirs[name].shape
-        torch.testing.assert_close(table(mine, tokens[1], name), table(theirs, tokens[0], name))
-        torch.testing.assert_close(mine[name][len(tokens[1]) :], theirs[name][len(tokens[0]) :])
-    for name in mine.keys() - {"model.embed_tokens.weight", "lm_head.weight"}:
-        torch.testing.assert_close(mine[name], theirs[name])
-    sizes = [
-        json.loads((tmp_path / side / "config.json").read_text())["vocab_size"] for side in ("theirs", "ours")
-    ]
-    assert sizes[0] == sizes[1] == len(mine["lm_head.weight"])
+    if keeper is not None:
+        assert TOKENIZERS[kind][keeper].get_vocab().items() <= tokens[1].items()
+        added = [{t.content: t for t in tokenizer.added_tokens_decoder.values()} for tokenizer in loaded]
+        assert added[0] == added[1]
+    assert mine.keys() == theirs.keys()
+    for name in mine:
+        if name in TABLES:
+            torch.testing.assert_close(table(mine, tokens[1], name), table(theirs, tokens[0], name))
+            torch.testing.assert_close(mine[name][len(tokens[1]) :], theirs[name][len(tokens[0]) :])
+        else:
+            torch.testing.assert_close(mine[name], theirs[name])
+    configs = [json.loads((tmp_path / side / "config.json").read_text()) for side in ("theirs", "ours")]
+    assert configs[0]["vocab_size"] == configs[1]["vocab_size"] == len(mine[TABLES[0]])
 
 
-def _locate_source(recipe: dict[str, Any], key: str, folders: dict[str, str]) -> None:
-    """Write the folder where a model's name stands as the source of a tokenizer or of a token."""
-    for value in [recipe, *filter(lambda v: isinstance(v, dict), recipe.values())]:
-        if value.get(key) in folders and value.get(key) != "base":
-            value[key] = folders[value[key]]
-        for token in value.get("tokens", {}).values():
-            if token.get("source") in folders if isinstance(token.get("source"), str) else False:
-                token["source"] = folders[token["source"]]
-
-
-@pytest.mark.parametrize("names", ["base a b", "a base", "base a"])
 def test_the_most_frequent_chat_template_is_the_same(
-    names: str, mergekit: Mergekit, speakers: dict[str, dict[str, str]], tmp_path: Path
+    mergekit: Mergekit, speakers: dict[str, dict[str, str]], tmp_path: Path
 ) -> None:
-    recipe = linear(names, base="base" if names != "base a b" else None, chat_template="auto", **UNION)
-    found = located(recipe, speakers["words"])
+    found = located(linear("home a b", "home", chat_template="auto", **UNION), speakers["words"])
     mergekit(found, tmp_path / "theirs")
     ours(found, tmp_path / "ours")
-    templates = [AutoTokenizer.from_pretrained(tmp_path / side).chat_template for side in ("theirs", "ours")]
-    if names == "base a b":
-        assert templates == ["{{ messages }} of a"] * 2
-    else:  # a tie, where mergekit's choice varies and ours is the base
-        assert templates[1] == TEMPLATES["base"]
+    for side in ("theirs", "ours"):
+        assert AutoTokenizer.from_pretrained(tmp_path / side).chat_template == "{{ messages }} of a"
 
 
 def test_padding_is_kept_where_mergekit_cuts_it_off(
     mergekit: Mergekit, speakers: dict[str, dict[str, str]], tmp_path: Path
 ) -> None:
-    found = located(linear("base c", base="c", tokenizer_source="base"), speakers["words"])
+    found = located(linear("home c", "c", tokenizer_source="base"), speakers["words"])
     theirs, mine = mergekit(found, tmp_path / "theirs"), ours(found, tmp_path / "ours")
-    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+    own = load_file(Path(speakers["words"]["c"], "model.safetensors"))[TABLES[0]]
+    for name in TABLES:
         cut = len(theirs[name])
-        assert len(mine[name]) == cut + 3
+        assert mine[name].shape == own.shape == (cut + 3, own.shape[1])
         torch.testing.assert_close(mine[name][:cut], theirs[name])
-    padding = mine["model.embed_tokens.weight"][-3:]
-    torch.testing.assert_close(padding, _rows(speakers["words"]["c"])[-3:])  # only c has any
-
-
-def _rows(folder: str) -> torch.Tensor:
-    from safetensors.torch import load_file
-
-    return load_file(Path(folder) / "model.safetensors")["model.embed_tokens.weight"]
+    torch.testing.assert_close(mine[TABLES[0]][-3:], own[-3:])  # only c has any

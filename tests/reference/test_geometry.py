@@ -248,6 +248,6 @@ def test_ramplus_reinforces_by_the_ratio_of_shared_to_unique_entries() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.filterwarnings("error")
 def test_bad_values_do_not_vanish(method: str, arguments: dict[str, Any], bad: float) -> None:
+    rows = [[[1.0, 2.0]] * 2, [[3.0, bad]] * 2, [[3.0, 1.0]] * 2]
     with pytest.raises(MergeError, match="NaN or infinity"):
-        rows = [[[1.0, 2.0]] * 2, [[3.0, bad]] * 2, [[3.0, 1.0]] * 2]
         run(method, rows[: len(arguments.get("weight", "ab"))], **arguments)

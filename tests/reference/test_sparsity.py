@@ -10,7 +10,7 @@ import torch
 from heterosis.merge.executor import MergeError
 from heterosis.merge.methods import get_method
 from heterosis.merge.methods.della import SEARCH, della
-from heterosis.merge.methods.random_mask import mask_key
+from heterosis.merge.methods.random_mask import ascending, mask_key
 from heterosis.merge.statistics import Statistics
 
 from .inputs import Inputs
@@ -155,6 +155,14 @@ def test_della_drops_independently_in_every_model_and_rank() -> None:
     assert abs(np.mean((one - one.mean(0))[1:] * (one - one.mean(0))[:-1])) < bound
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_ranks_are_those_of_a_stable_sort(dtype: type) -> None:
+    tiny, large = np.finfo(dtype).smallest_subnormal, np.finfo(dtype).max
+    few = np.array([0, 1, 2, 1 + np.finfo(dtype).eps, tiny, 2 * tiny, 0.5, large, np.inf, 1e-20], dtype)
+    sizes = np.random.default_rng(0).choice(few, 300)
+    assert ascending(sizes).tolist() == np.argsort(sizes, kind="stable").tolist()
+
+
 @pytest.mark.parametrize(("density", "epsilon"), [(0.9, 0.15), (0.1, 0.15), (0.85, 0.15), (1e-9, 0.5)])
 def test_della_names_a_probability_outside_its_range(density: float, epsilon: float) -> None:
     with pytest.raises(MergeError, match=r"w: .*`density \+ epsilon < 1` must hold, but got density=.*; give eps"):
@@ -204,22 +212,34 @@ def test_arcee_fusion_sees_small_changes(compute: torch.dtype) -> None:
     assert int((got != expected).sum()) <= 2
 
 
-# --- NaN --------------------------------------------------------------------------------------------------------
+# --- NaN and infinity -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("model", ["base", "a", "b"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(
     ("method", "arguments"),
     [
         ("ties", {**WEIGHTS, "density": (0.5, 0.5)}),
         ("breadcrumbs", {**WEIGHTS, "density": (0.5, 0.5), "gamma": (0.2, 0.2)}),
+        ("della", {**WEIGHTS, "density": (0.5, 0.5)}),
         ("sce", {"select_topk": 0.3}),
         ("sce", {}),
         ("arcee_fusion", {}),
     ],
 )
-def test_nan_is_found_and_not_dropped(method: str, arguments: dict[str, Any]) -> None:
-    rows = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
-    rows[1, 2, 3] = math.nan
-    base = torch.zeros(5, 8) if get_method(method).takes_deltas else None
+@pytest.mark.filterwarnings("error")
+def test_bad_values_are_found_and_not_dropped(
+    method: str, arguments: dict[str, Any], bad: float, model: str
+) -> None:
+    drawn = dict(
+        zip(("base", "a", "b"), torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0)), strict=True)
+    )
+    drawn[model][2, 3] = bad
+    if get_method(method).takes_deltas:
+        base, inputs = drawn["base"], [drawn["a"], drawn["b"]]
+    else:
+        base, inputs = None, [drawn["base"], drawn[model if model != "base" else "a"]]
+    keys = tuple(mask_key(5, "w", j) for j in range(2))
     with pytest.raises(MergeError, match="w: the merged tensor has NaN or infinity"):
-        ours(method, list(rows), base, arguments, torch.float32, ())
+        ours(method, inputs, base, arguments, torch.float32, keys)
