@@ -2,6 +2,7 @@
 
 errors.py  InputError: what the user gave is wrong
 cli.py     the command line, thin over this API
+inspection.py  what `heterosis inspect` prints
 
 The packages below it: ``heterosis.merge`` (tensors and files), ``heterosis.evaluate`` (scoring with lm-eval)
 and ``heterosis.evolve`` (the search). Importing heterosis loads neither torch, lm-eval nor ray.

@@ -217,19 +217,25 @@ def evaluate(
 
 @app.command()
 def inspect(
-    recipe: Annotated[Path, typer.Argument(help="A recipe.")],
+    targets: Annotated[
+        list[str], typer.Argument(metavar="RECIPE|CONFIG|MODEL...", help="A recipe, a search config, or models.")
+    ],
+    full: Annotated[bool, typer.Option("--full", help="A row for every tensor, layers not folded.")] = False,
+    base: Annotated[str | None, typer.Option(help="What the models were fine-tuned from.")] = None,
+    distances: Annotated[
+        bool, typer.Option("--distances", help="Read all weights: norms of task vectors and their angles.")
+    ] = False,
+    place: Annotated[Path, typer.Option("--out", help="Where the merge would be written.")] = Path(),
+    threads: Annotated[int | None, typer.Option(min=1, help="For --distances; one per core by default.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
 ) -> None:
-    """Check a recipe and print its plan, a line for each tensor."""
-    from heterosis.merge.planner import build_plan
-    from heterosis.merge.recipe import Recipe
+    """Check a recipe, a search config or models, without running anything: heterosis inspect org/a org/b"""
+    from heterosis.inspection import inspect_targets
 
-    plan = build_plan(Recipe.load(recipe), origin=str(recipe))
-    for op in plan.ops:
-        print(op.describe())
-    print(
-        f"{len(plan.ops)} tensors, {plan.parameters} parameters; reads {plan.bytes_read} bytes, "
-        f"writes {plan.bytes_written} bytes"
-    )
+    report = inspect_targets(targets, full=full, base=base, distances=distances, place=place, threads=threads)
+    print(report.to_json() if as_json else "\n".join(report.lines()))
+    if report.faults:
+        raise InputError(*report.faults)
 
 
 @app.command()

@@ -27,9 +27,7 @@ def companion_files(folder: Path) -> list[Path]:
     )
 
 
-def write_companions(
-    plan: MergePlan, recipe: Recipe, checkpoints: Collection[Checkpoint], folder: Path
-) -> None:
+def write_companions(plan: MergePlan, recipe: Recipe, checkpoints: Collection[Checkpoint], folder: Path) -> None:
     """Write config.json, tokenizer, companion files, ``recipe.yaml`` and the model card into ``folder``.
 
     Args:

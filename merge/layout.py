@@ -81,7 +81,7 @@ def layer_count_key(
         sections = ("vision_config",)
     elif "audio" in stack:
         sections = ("audio_config",)
-    keys = _LAYER_COUNT_KEYS
+    keys: tuple[str, ...] = _LAYER_COUNT_KEYS
     if "decoder" in stack:
         keys = (*_DECODER_KEYS, *keys)
     elif "encoder" in stack:
@@ -116,16 +116,16 @@ def of_the_stack(names: Iterable[str]) -> set[str]:
 
 
 def rivals(sizes: Mapping[str, int], stack: str | None) -> list[str]:
-    """Stacks that might be meant as well as ``stack``: no shorter ones, and the encoder of a decoder."""
+    """Stacks that might be meant as well as ``stack``: no shorter ones, and a decoder's encoder."""
     if stack is None:
         return []
+    parts = set(stack.split("."))
+    halves = {half for half, other in (("encoder", "decoder"), ("decoder", "encoder")) if other in parts}
     least = max(2, sizes[stack])
-    pair = {"encoder", "decoder"}
-    kind = pair & set(stack.split("."))
     return [
         other
         for other, size in sizes.items()
-        if other != stack and (size >= least or (kind and kind != pair & set(other.split(".")) != set()))
+        if other != stack and (size >= least or not halves.isdisjoint(other.split(".")))
     ]
 
 

@@ -44,7 +44,7 @@ Settings: TypeAlias = Mapping[str, Setting]
 Names: TypeAlias = Literal["same", "union", "intersection"]
 
 # Buffers that old checkpoints hold and that no current model reads; dropped where not all inputs have them.
-_OBSOLETE = (
+OBSOLETE = (
     *("rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias", ".attention.masked_bias", ".attention.bias"),
     "embeddings.position_ids",
 )
@@ -395,7 +395,7 @@ class _Planner:
             inputs.append(x)
             own.append(name)
             sources.append(source)
-        if missing and (self.names == "intersection" or group.name.endswith(_OBSOLETE)):
+        if missing and (self.names == "intersection" or group.name.endswith(OBSOLETE)):
             return None
         if not inputs or (missing and self.names == "same"):
             x, name = missing[0]

@@ -446,7 +446,9 @@ def of_slices(config: dict[str, Any], *taken: tuple[dict[str, Any], int, int], s
     count = layer_count_key(config, stack)
     assert count is not None
     layers = config[count[0]] if len(count) == 1 else config[count[0]][count[1]]
-    return output_config(config, {}, donor_has_head=False, layers={stack: (layers, taken)}, vocabulary_size=None)
+    return output_config(
+        config, {}, donor_has_head=False, layers={stack: (layers, taken)}, vocabulary_size=None, token_ids={}
+    )
 
 
 def test_lists_with_an_entry_for_each_layer_follow_the_layers() -> None:
@@ -534,7 +536,12 @@ def test_the_layer_count_that_is_set(config: dict[str, Any], stack: str, expecte
 def test_a_layer_count_that_is_nowhere_is_warned_of() -> None:
     with pytest.warns(UserWarning, match="has no layer count that could be set for the slices of s"):
         output_config(
-            {"hidden_size": 4}, {}, donor_has_head=False, layers={"s": (2, [({}, 0, 1)])}, vocabulary_size=None
+            {"hidden_size": 4},
+            {},
+            donor_has_head=False,
+            layers={"s": (2, [({}, 0, 1)])},
+            vocabulary_size=None,
+            token_ids={},
         )
 
 

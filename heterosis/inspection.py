@@ -1,0 +1,321 @@
+"""What ``heterosis inspect`` finds out, put together: a recipe, a search config, or models; as text or as JSON."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from heterosis.errors import InputError
+
+if TYPE_CHECKING:
+    from heterosis.evolve.inspection import SearchReport
+    from heterosis.merge.checkpoint import Checkpoint
+    from heterosis.merge.compatibility import Compatibility
+    from heterosis.merge.distances import Distances, Geometry
+    from heterosis.merge.inspection import PlanRow, RecipeReport
+    from heterosis.merge.reference import ModelRef
+
+_PAIRS_SHOWN = 3  # columns of cosines beside the norms of a layer; with more models, the least of them
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What was asked for; the rest is None.
+
+    Attributes:
+        recipe: What running it would do.
+        models: Whether they can be merged.
+        search: What running it would do.
+        distances: Of task vectors.
+    """
+
+    recipe: "RecipeReport | None" = None
+    models: "Compatibility | None" = None
+    search: "SearchReport | None" = None
+    distances: "Distances | None" = None
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Why the models cannot be merged."""
+        return self.models.reasons if self.models is not None else ()
+
+    def lines(self) -> Iterator[str]:
+        """Plain text."""
+        sections = [
+            recipe_lines(self.recipe) if self.recipe else (),
+            model_lines(self.models) if self.models else (),
+            search_lines(self.search) if self.search else (),
+            distance_lines(self.distances) if self.distances else (),
+        ]
+        for i, section in enumerate(lines for lines in sections if lines):
+            if i:
+                yield ""
+            yield from section
+
+    def to_json(self) -> str:
+        data = {name: entry for name, entry in dataclasses.asdict(self).items() if entry is not None}
+        return json.dumps(data, indent=2, ensure_ascii=False)
+
+
+def inspect_targets(
+    targets: Sequence[str],
+    *,
+    full: bool = False,
+    base: str | None = None,
+    distances: bool = False,
+    place: Path = Path(),
+    threads: int | None = None,
+) -> Report:
+    """Find out what can be told without running anything.
+
+    Args:
+        targets: A recipe file, a search config, or models.
+        full: Give every tensor a row of its own.
+        base: What the models were fine-tuned from; a recipe's or config's own unless given.
+        distances: Measure task vectors, which reads all weights.
+        place: Where a merge would be written.
+        threads: For ``distances``; None takes one for each core.
+
+    Raises:
+        InputError: If a file or model cannot be read, or a recipe or search not be run.
+    """
+    from heterosis.merge.checkpoint import WEIGHT_FILES, open_checkpoint
+    from heterosis.merge.compatibility import compare
+    from heterosis.merge.distances import task_vector_distances
+    from heterosis.merge.executor import available_cores
+    from heterosis.merge.inspection import inspect_recipe, short_names
+    from heterosis.merge.recipe import Recipe
+    from heterosis.merge.reference import ModelRef
+    from heterosis.merge.yaml_file import parse_documents, read_text
+
+    files = [target for target in targets if _is_text_file(target, (*WEIGHT_FILES, ".gguf"))]
+    if files and len(targets) > 1:
+        raise InputError(f"{files[0]}: must stand alone; name one recipe or config, or else models")
+    recipe = config = None
+    if files:
+        text = read_text(files[0], "recipe")
+        if "genome" in parse_documents(text, files[0])[0]:
+            from heterosis.evolve.config import EvolveConfig
+
+            config = EvolveConfig.load(files[0])
+            names = list(config.genome.models)
+            base = base or config.genome.base_model
+        else:
+            recipe = Recipe.parse(text, files[0])
+            names = [str(ref) for ref in recipe.original_models()]
+            stages = {stage.name for stage in recipe.stages}
+            if recipe.base_model is not None and recipe.base_model.path not in stages:
+                base = base or str(recipe.base_model)
+    else:
+        names = list(targets)
+    if distances and base is None:
+        raise InputError("--distances: needs to know what the models were fine-tuned from; add --base MODEL")
+    found = None if recipe is None else inspect_recipe(recipe, origin=files[0], full=full, place=place)
+    if recipe is not None and not distances:
+        return Report(recipe=found)
+    with ExitStack() as stack:
+        opened = _open_all([*([base] if base else []), *names], stack, open_checkpoint)
+        models = None if recipe is not None else compare(list(opened.values()))
+        search = None
+        if config is not None and models is not None and models.mergeable:
+            from heterosis.evolve.inspection import inspect_search
+
+            search = inspect_search(config, opened)
+        measured = None
+        if distances and base is not None and (models is None or models.mergeable):
+            short = short_names(opened)
+            rest = {short[ref]: model for ref, model in opened.items() if ref != ModelRef.parse(base)}
+            measured = task_vector_distances(
+                opened[ModelRef.parse(base)], rest, threads=threads or available_cores()
+            )
+    return Report(recipe=found, models=models, search=search, distances=measured)
+
+
+def _is_text_file(target: str, weights: tuple[str, ...]) -> bool:
+    """Whether a target is a recipe or config; one that is named like that need not be there."""
+    path = Path(target).expanduser()
+    return path.suffix in (".yaml", ".yml") or (path.is_file() and path.suffix.lower() not in weights)
+
+
+def _open_all(
+    names: Iterable[str], stack: ExitStack, open_model: "Callable[[str], Checkpoint]"
+) -> "dict[ModelRef, Checkpoint]":
+    """The models, each once; every fault is told."""
+    opened: dict[ModelRef, Checkpoint] = {}
+    faults: list[str] = []
+    for name in dict.fromkeys(names):
+        try:
+            checkpoint = stack.enter_context(open_model(name))
+            opened[checkpoint.ref] = checkpoint
+        except InputError as error:
+            faults += error.faults
+    if faults:
+        raise InputError(*faults)
+    return opened
+
+
+# --- text -------------------------------------------------------------------------------------------------------
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Lines with columns aligned; columns that are empty below the header are left out."""
+    body = [tuple(row) for row in rows]
+    kept = [i for i in range(len(header)) if any(row[i] for row in body)]
+    widths = {i: max(len(row[i]) for row in (header, *body)) for i in kept}
+    for row in (header, *body):
+        yield "  ".join(row[i].ljust(widths[i]) for i in kept).rstrip()
+
+
+def recipe_lines(report: "RecipeReport") -> Iterator[str]:
+    for name, reference in report.models.items():
+        if name != reference:
+            yield f"{name}: {reference}"
+    for plan in report.plans:
+        yield ""
+        if plan.name is not None:
+            yield f"stage {plan.name}, computed while it is read: {plan.method}"
+        yield from table(
+            ("tensor", "shape", "dtype", "method", "inputs", "base", "numbers"), map(_cells, plan.rows)
+        )
+        yield f"{plan.tensors} tensors, {count(plan.parameters)} parameters"
+    last = report.plans[-1]
+    adapters = sum(plan.adapter_bytes for plan in report.plans)
+    yield ""
+    yield f"reads {size(sum(plan.bytes_read for plan in report.plans))}, writes {size(last.bytes_written)}"
+    yield f"memory: {size(report.buffer_bytes)} for buffers at most, {size(adapters)} for adapters"
+    fits = "" if report.disk_bytes <= report.free_bytes else ": TOO LITTLE, choose another place"
+    yield f"disk: {size(report.disk_bytes)} needed, {size(report.free_bytes)} free in {report.place}{fits}"
+    yield from (f"warning: {text}" for text in report.warnings)
+
+
+def model_lines(report: "Compatibility") -> Iterator[str]:
+    yield from table(
+        (
+            "model",
+            "type",
+            "layers",
+            "tensors",
+            "parameters",
+            "dtype",
+            "rows",
+            "unused",
+            "tokens",
+            "head",
+            "template",
+        ),
+        (
+            (
+                facts.name,
+                facts.model_type or "-",
+                ", ".join(
+                    str(n) if len(facts.layers) == 1 else f"{stack} {n}" for stack, n in facts.layers.items()
+                ),
+                str(facts.tensors),
+                count(facts.parameters),
+                ", ".join(facts.dtypes),
+                _or_dash(facts.rows),
+                _or_dash(facts.unused_rows),
+                _or_dash(facts.tokens),
+                facts.head,
+                "chat" if facts.chat_template else "-",
+            )
+            for facts in report.models
+        ),
+    )
+    if report.differences:
+        yield ""
+        yield from (f"{difference.weight:6}  {difference}" for difference in report.differences)
+    yield ""
+    yield report.verdict
+
+
+def distance_lines(report: "Distances") -> Iterator[str]:
+    names = report.models
+    yield f"task vectors from {report.base}: norms relative to it, and cosines"
+    yield from table(
+        ("", "norm", *names),
+        (
+            (name, _number(norm), *map(_number, cosines))
+            for name, norm, cosines in zip(names, report.overall.norms, report.overall.cosines, strict=True)
+        ),
+    )
+    yield ""
+    pairs = [(i, j) for i in range(len(names)) for j in range(i + 1, len(names))]
+    shown = pairs if len(pairs) <= _PAIRS_SHOWN else []
+    columns = [f"cos {names[i]}, {names[j]}" for i, j in shown] or ["least cosine"]
+    yield from table(
+        ("layer", *(f"norm {name}" for name in names), *columns),
+        (_layer_cells(name, layer, pairs, shown) for name, layer in report.layers.items()),
+    )
+    if report.skipped:
+        more = "" if len(report.skipped) == 1 else f" and {len(report.skipped) - 1} more"
+        yield f"left out, since not all have it in one shape: {report.skipped[0]}{more}"
+
+
+def search_lines(report: "SearchReport") -> Iterator[str]:
+    yield f"search of {report.method}: {report.dimensions} numbers, layers in {len(report.groups)} groups"
+    yield from table(
+        ("parameter", "low", "high", "dimensions"),
+        ((name, f"{low:g}", f"{high:g}", str(n)) for name, (low, high, n) in report.ranges.items()),
+    )
+    yield ""
+    yield f"first trials: {', '.join(report.baselines)}; {report.trials} in all"
+    yield f"tasks: {', '.join(report.tasks)}"
+    yield (
+        f"a candidate: {report.tensors} tensors, {count(report.parameters)} parameters, "
+        f"reads {size(report.bytes_read)}"
+    )
+    yield from (f"warning: {text}" for text in report.warnings)
+
+
+# --- cells ------------------------------------------------------------------------------------------------------
+
+
+def count(number: int) -> str:
+    """``64``, ``1.2 M``, ``7.2 B``."""
+    for unit, power in (("B", 9), ("M", 6), ("k", 3)):
+        if number >= 10**power:
+            return f"{number / 10**power:.3g} {unit}"
+    return str(number)
+
+
+def size(number: int) -> str:
+    """Bytes for people: ``512 MiB``."""
+    value = float(number)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.4g} {unit}"
+        value /= 1024
+    return f"{value:.4g} TiB"
+
+
+def _cells(row: "PlanRow") -> tuple[str, ...]:
+    numbers = " ".join(f"{name}={_setting(value)}" for name, value in row.numbers.items())
+    shape = "×".join(map(str, row.shape)) or "scalar"
+    return row.name, shape, row.dtype, row.method, ", ".join(row.inputs), row.base or "", numbers
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, list):
+        parts = list(map(_setting, value))
+        return parts[0] if len(set(parts)) == 1 else ",".join(parts)
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()
+
+
+def _layer_cells(
+    name: str, layer: "Geometry", pairs: Sequence[tuple[int, int]], shown: Sequence[tuple[int, int]]
+) -> tuple[str, ...]:
+    cosines = [layer.cosines[i][j] for i, j in pairs]
+    known = [cosine for cosine in cosines if cosine is not None]
+    last = cosines if shown else [min(known, default=None)]
+    return (name, *map(_number, layer.norms), *map(_number, last if pairs else [None]))
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _or_dash(value: int | None) -> str:
+    return "-" if value is None else str(value)
