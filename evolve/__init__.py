@@ -6,6 +6,7 @@ optimizers/    who proposes candidates, one file each
 objective.py   what is maximised, from per-document scores
 statistics.py  paired intervals
 preflight.py   what can be refused before anything starts
+inspection.py  a config's space and first candidate, without tasks
 worker.py      merges a candidate into a live model and scores it
 cluster.py     workers as Ray actors
 record.py      asks, scores and trials, durably

@@ -1,8 +1,8 @@
 """heterosis: the evolutionary merge-recipe optimizer for language models.
 
-errors.py  InputError: what the user gave is wrong
-cli.py     the command line, thin over this API
-inspection.py  what `heterosis inspect` prints
+errors.py      InputError: what the user gave is wrong
+cli.py         the command line, thin over this API
+inspection.py  what ``heterosis inspect`` finds out, as text or JSON
 
 The packages below it: ``heterosis.merge`` (tensors and files), ``heterosis.evaluate`` (scoring with lm-eval)
 and ``heterosis.evolve`` (the search). Importing heterosis loads neither torch, lm-eval nor ray.

@@ -58,7 +58,7 @@ def merge(
     shard_size: Annotated[Any, typer.Option(parser=_size, metavar="SIZE", help="Bytes in a file.")] = "5GB",
     seed: Annotated[int | None, typer.Option(min=0, help="Replaces the recipe's random seed.")] = None,
     tensor_union: Annotated[
-        bool, typer.Option("--tensor-union", "-u", help="Merge tensors that some models lack from those with them.")
+        bool, typer.Option("--tensor-union", "-u", help="Merge tensors that some models lack from the others.")
     ] = False,
     tensor_intersection: Annotated[
         bool, typer.Option("--tensor-intersection", "-i", help="Leave tensors out that some models lack.")
@@ -70,7 +70,7 @@ def merge(
     ] = False,
 ) -> None:
     """Run a recipe: heterosis merge best.yaml merged-model"""
-    from heterosis.merge import Recipe
+    from heterosis.merge import MergeError, Recipe
     from heterosis.merge.api import merge_models
     from heterosis.merge.plan import MergePlan
 
@@ -84,19 +84,22 @@ def merge(
     if tensor_union and tensor_intersection:
         raise InputError("--tensor-union and --tensor-intersection exclude each other; give one")
     begun = time.monotonic()
-    merge_models(
-        Recipe.load(recipe, stage),
-        out,
-        threads=threads,
-        memory_limit=memory_limit,
-        shard_size=shard_size,
-        seed=seed,
-        names="union" if tensor_union else "intersection" if tensor_intersection else "same",
-        overwrite=overwrite,
-        verify=verify,
-        announce=announce,
-        origin=str(recipe),
-    )
+    try:
+        merge_models(
+            Recipe.load(recipe, stage),
+            out,
+            threads=threads,
+            memory_limit=memory_limit,
+            shard_size=shard_size,
+            seed=seed,
+            names="union" if tensor_union else "intersection" if tensor_intersection else "same",
+            overwrite=overwrite,
+            verify=verify,
+            announce=announce,
+            origin=str(recipe),
+        )
+    except MergeError as error:  # the numbers of the models or of the recipe are at fault
+        raise InputError(str(error)) from error
     _say(f"merged in {time.monotonic() - begun:.1f} s")
     print(out)
 
@@ -234,6 +237,8 @@ def inspect(
 
     report = inspect_targets(targets, full=full, base=base, distances=distances, place=place, threads=threads)
     print(report.to_json() if as_json else "\n".join(report.lines()))
+    for text in report.warnings:
+        _say(f"warning: {text}")
     if report.faults:
         raise InputError(*report.faults)
 

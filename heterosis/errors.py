@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+_LONGEST = 5000  # characters of a line; what others' files hold can be any length
+
 
 class InputError(ValueError):
     """A recipe, config, model or option that cannot be used as given.
@@ -14,8 +16,14 @@ class InputError(ValueError):
     """
 
     def __init__(self, *faults: str) -> None:
-        super().__init__("\n".join(faults))
-        self.faults = faults
+        self.faults = tuple(map(_one_line, faults))
+        super().__init__("\n".join(self.faults))
+
+
+def _one_line(fault: str) -> str:
+    """A line without line breaks and terminal codes, which names in a file or recipe may have."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in fault[: _LONGEST + 1])
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +40,11 @@ class Report:
     def faults(self) -> tuple[str, ...]:
         """Why the models cannot be merged."""
         return self.models.reasons if self.models is not None else ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is odd, but no fault."""
+        return tuple(text for part in (self.recipe, self.search) if part is not None for text in part.warnings)
 
     def lines(self) -> Iterator[str]:
         """Plain text."""
@@ -169,16 +174,18 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]
 
 
 def recipe_lines(report: "RecipeReport") -> Iterator[str]:
-    for name, reference in report.models.items():
-        if name != reference:
-            yield f"{name}: {reference}"
-    for plan in report.plans:
-        yield ""
+    legend = [f"{name}: {reference}" for name, reference in report.models.items() if name != reference]
+    yield from legend
+    for i, plan in enumerate(report.plans):
+        if legend or i:
+            yield ""
         if plan.name is not None:
             yield f"stage {plan.name}, computed while it is read: {plan.method}"
-        yield from table(
-            ("tensor", "shape", "dtype", "method", "inputs", "base", "numbers"), map(_cells, plan.rows)
-        )
+        common = _common_numbers(plan.rows)
+        header = ("tensor", "shape", "dtype", "method", "inputs", "base", "numbers")
+        yield from table(header, (_cells(row, common) for row in plan.rows))
+        if common:
+            yield f"everywhere: {_numbers(common)}"
         yield f"{plan.tensors} tensors, {count(plan.parameters)} parameters"
     last = report.plans[-1]
     adapters = sum(plan.adapter_bytes for plan in report.plans)
@@ -187,7 +194,6 @@ def recipe_lines(report: "RecipeReport") -> Iterator[str]:
     yield f"memory: {size(report.buffer_bytes)} for buffers at most, {size(adapters)} for adapters"
     fits = "" if report.disk_bytes <= report.free_bytes else ": TOO LITTLE, choose another place"
     yield f"disk: {size(report.disk_bytes)} needed, {size(report.free_bytes)} free in {report.place}{fits}"
-    yield from (f"warning: {text}" for text in report.warnings)
 
 
 def model_lines(report: "Compatibility") -> Iterator[str]:
@@ -267,7 +273,6 @@ def search_lines(report: "SearchReport") -> Iterator[str]:
         f"a candidate: {report.tensors} tensors, {count(report.parameters)} parameters, "
         f"reads {size(report.bytes_read)}"
     )
-    yield from (f"warning: {text}" for text in report.warnings)
 
 
 # --- cells ------------------------------------------------------------------------------------------------------
@@ -291,10 +296,21 @@ def size(number: int) -> str:
     return f"{value:.4g} TiB"
 
 
-def _cells(row: "PlanRow") -> tuple[str, ...]:
-    numbers = " ".join(f"{name}={_setting(value)}" for name, value in row.numbers.items())
+def _cells(row: "PlanRow", common: Mapping[str, object]) -> tuple[str, ...]:
+    own = {name: value for name, value in row.numbers.items() if name not in common}
     shape = "×".join(map(str, row.shape)) or "scalar"
-    return row.name, shape, row.dtype, row.method, ", ".join(row.inputs), row.base or "", numbers
+    return row.name, shape, row.dtype, row.method, ", ".join(row.inputs), row.base or "", _numbers(own)
+
+
+def _common_numbers(rows: Sequence["PlanRow"]) -> dict[str, object]:
+    """What is the same wherever a method is used."""
+    using = [row.numbers for row in rows if row.numbers]
+    first = using[0] if using else {}
+    return {name: value for name, value in first.items() if all(row.get(name) == value for row in using)}
+
+
+def _numbers(numbers: Mapping[str, object]) -> str:
+    return " ".join(f"{name}={_setting(value)}" for name, value in numbers.items())
 
 
 def _setting(value: object) -> str:

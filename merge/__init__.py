@@ -8,13 +8,22 @@ hub.py               fetching from the Hub, pinning to commits, publishing
 safetensors_file.py  safetensors headers and reads, defensively
 lora.py              adapters applied tensor by tensor while reading
 layout.py            which layer a tensor's name speaks of
+names.py             one model's names for another's tensors
+modules.py           which tensors the modules of a recipe speak of
+output_config.py     the output's config.json
 plan.py              recipe -> one operation for each output tensor
 methods/             the merge methods, one file each
 statistics.py        what a method may ask of a whole tensor
 kernels.py           compiled loops over blocks
 executor.py          plan -> blocks, within a memory budget, on several threads
 sinks.py, writer.py  where blocks go: a live model, or safetensors shards
-companions.py        config, tokenizer, card
+companions.py        config, tokenizer
+card.py              the model card
+quantised.py         quantised weights, recognised and refused
+verification.py      a written model loaded, run and made to generate
+inspection.py        a recipe's plan as a table, and what it takes
+compatibility.py     whether models can be merged, and why not
+distances.py         norms of task vectors and their angles
 api.py               all of it: merge_models
 """
 

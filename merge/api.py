@@ -77,7 +77,8 @@ def merge_models(
             return opened[ref]
 
         plan = build_plan(loaded, open_model, names=names, origin=origin)
-        if any(target.resolve() in (c.folder.resolve(), *c.files) for c in opened.values()):
+        inputs = {os.path.realpath(path) for c in opened.values() for path in (c.folder, *c.files)}
+        if os.path.realpath(target) in inputs:
             raise InputError(f"{out}: is one of the models that are merged; choose another folder")
         single = target.name if target.suffix == ".safetensors" else None
         if single and plan.config:

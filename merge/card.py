@@ -261,8 +261,9 @@ def _front_matter(plan: MergePlan, parents: list[Parent]) -> Iterator[str]:
             data["license_link"] = licence.link
     if plan.config:
         data["library_name"] = "transformers"
-        tasks = {parent.task for parent in parents if parent.task} or {_kind(plan.config)[1]}
-        if len(tasks) == 1 and (task := tasks.pop()):
+        stated = {parent.task for parent in parents} - {None}
+        task = _kind(plan.config)[1] if not stated else stated.pop() if len(stated) == 1 else None
+        if task is not None:
             data["pipeline_tag"] = task
     data["tags"] = ["heterosis", "merge"]
     yield "---"

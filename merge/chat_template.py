@@ -4,12 +4,14 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from jinja2 import TemplateError, nodes
+from jinja2 import TemplateError, TemplateSyntaxError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from heterosis.errors import InputError
+
+from .files import read_ordinary
 
 # Where transformers 5 keeps the template; before, it was a key of tokenizer_config.json.
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
@@ -73,7 +75,7 @@ def chosen_template(setting: str | None, templates: Iterable[str | None]) -> str
         templates: The models' own, in the recipe's order.
 
     Raises:
-        InputError: If it is Jinja that cannot be compiled.
+        InputError: If it is Jinja that cannot be parsed.
     """
     if setting is None:
         return None
@@ -87,11 +89,18 @@ def chosen_template(setting: str | None, templates: Iterable[str | None]) -> str
 
 
 def _check(template: str) -> None:
-    """Compile a template with the extensions that transformers compiles it with."""
+    """Parse a template with the extensions that transformers compiles it with."""
     extensions: list[str | type[Extension]] = ["jinja2.ext.loopcontrols", _Generation]
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     try:
-        environment.from_string(template)
+        # Parsed and not compiled, which would compute constants such as 9**9**9.
+        tree = environment.parse(template)
+        for node in tree.find_all((nodes.Filter, nodes.Test)):
+            known = environment.filters if isinstance(node, nodes.Filter) else environment.tests
+            if node.name not in known:
+                raise TemplateSyntaxError(f"unknown filter or test {node.name!r}", node.lineno)
+    except RecursionError:
+        raise InputError("chat_template: must be valid Jinja, but is nested too deep") from None
     except TemplateError as error:
         line = getattr(error, "lineno", None)
         raise InputError(
@@ -116,7 +125,7 @@ def folder_template(folder: Path) -> str | None:
 
     path = folder / CHAT_TEMPLATE_FILE
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        return read_ordinary(path)
     for name in ("tokenizer_config.json", "chat_template.json"):
         path = folder / name
         template = read_json(path, "").get("chat_template") if path.is_file() else None

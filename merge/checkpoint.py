@@ -5,12 +5,13 @@ import json
 import os
 import pickle
 import warnings
+import zipfile
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -18,14 +19,17 @@ from torch import Tensor
 from heterosis.errors import InputError
 
 from . import lora
+from .faults import brief
+from .files import open_ordinary, read_ordinary, refuse_links_out
 from .hub import HUB_ID, fetch
 from .quantised import refuse_config, refuse_gguf, refuse_tensors
 from .reference import ModelRef
-from .safetensors_file import SafetensorsFile
+from .safetensors_file import DTYPES, SafetensorsFile
 from .tokenizer import OutputTokenizer
 
 # What a file of weights without a model folder may be called.
 WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+_MAX_FAULTS = 20  # of an index: after so many, the rest are the same
 # Where training frameworks put the weights among other things that they save.
 _STATE_DICTS = ("state_dict", "model_state_dict", "model", "module")
 
@@ -191,6 +195,7 @@ def open_checkpoint(ref: ModelRef | str) -> Checkpoint:
         refuse_gguf(folder)  # such folders often have no config.json
     config = read_json(folder / "config.json", "is this a model folder?")
     refuse_config(folder / "config.json", config)
+    refuse_links_out(folder)
     weights = _open_weights(folder, "model", "pytorch_model")
     adapter: lora.Adapter | None = None
     adapter_revision = None
@@ -263,7 +268,9 @@ def read_json(path: Path, hint: str) -> dict[str, Any]:
         InputError: If it cannot be read or is none; ``hint`` follows when the file is missing.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_ordinary(path))
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{path.parent}: has no {path.name}; {hint}") from None
     except OSError as error:
@@ -313,6 +320,7 @@ def _open_weights(folder: Path, stem: str, pickle_stem: str | None = None) -> We
 
 
 def _open_sharded(folder: Path, index: Path) -> Weights:
+    # A file that is listed may be a link to anywhere, as in the Hub's cache, but its name may not lead out.
     listed = read_json(index, "").get("weight_map")
     if not isinstance(listed, dict) or not listed or not all(isinstance(file, str) for file in listed.values()):
         raise InputError(f"{index}: weight_map must map names of tensors to files")
@@ -321,11 +329,11 @@ def _open_sharded(folder: Path, index: Path) -> Weights:
     for file in files:
         path = PurePosixPath(file)
         if path.is_absolute() or ".." in path.parts or str(path) != file or "\0" in file:
-            faults.append(f"{index}: weight_map: {file!r} must be a file inside the model folder")
+            faults.append(f"{index}: weight_map: {brief(file)} must be a file inside the model folder")
         elif not (folder / file).is_file():
-            faults.append(f"{index}: weight_map: there is no file {file!r}; download the model again")
+            faults.append(f"{index}: weight_map: there is no file {brief(file)}; download the model again")
     if faults:
-        raise InputError(*faults)
+        raise InputError(*faults[:_MAX_FAULTS])
     weights = Weights(folder, files)
     for name in sorted(listed.keys() | weights.tensors.keys()):
         held, expected = weights.file_of.get(name), listed.get(name)
@@ -337,7 +345,7 @@ def _open_sharded(folder: Path, index: Path) -> Weights:
             )
     if faults:
         weights.close()
-        raise InputError(*faults)
+        raise InputError(*faults[:_MAX_FAULTS])
     return weights
 
 
@@ -346,8 +354,11 @@ class _PickleFile:
 
     def __init__(self, path: Path) -> None:
         try:
+            _check_archive(path)
             stat = path.stat()
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except InputError:
+            raise
         except pickle.UnpicklingError:
             raise InputError(
                 f"{path}: refused: it holds other Python objects than tensors, and loading those can run code; "
@@ -368,17 +379,65 @@ class _PickleFile:
         self._tensors: dict[str, TensorSource] = {}
         first: dict[Hashable, str] = {}  # tied tensors are one under several names
         for name, tensor in content.items():
-            if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized:
+            if not isinstance(name, str) or name == "__metadata__":
+                raise InputError(f"{path}: names of tensors must be texts, but got {brief(name)}")
+            if not _is_ordinary(tensor):
                 raise InputError(f"{path}: {name}: must be an ordinary dense tensor")
+            if tensor.dtype not in DTYPES.values():
+                known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES.values())
+                raise InputError(f"{path}: {name}: {tensor.dtype} is not supported; save it as one of {known}")
+            held = tensor.untyped_storage().nbytes()
+            if tensor.numel() * tensor.itemsize > held:
+                raise InputError(
+                    f"{path}: {name}: {brief(list(tensor.shape))} takes {tensor.numel() * tensor.itemsize:,} "
+                    f"bytes, but the file holds {held:,} of them, repeated; save it contiguous"
+                )
             place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
             same = first.setdefault(place, name) if tensor.numel() else name
-            self._tensors[str(name)] = _LoadedTensor(str(name), tensor.detach(), (*self._identity, same))
+            self._tensors[name] = _LoadedTensor(name, tensor.detach(), (*self._identity, same))
 
     def tensors(self) -> dict[str, TensorSource]:
         return self._tensors
 
     def close(self) -> None:
         """Nothing to do: the mapping goes with the last tensor."""
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse what would take more memory than the file has bytes, before torch takes it apart.
+
+    Raises:
+        OSError: If it cannot be read.
+        InputError: If it is no archive as torch.save writes it.
+    """
+    with open_ordinary(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            archive = zipfile.ZipFile(file)
+        except zipfile.BadZipFile:
+            raise InputError(
+                f"{path}: cannot be read as PyTorch weights: must be a zip archive, as torch.save has written "
+                "since version 1.6; load it and save it again"
+            ) from None
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size:
+                raise InputError(
+                    f"{path}: refused: {entry.filename} is compressed, as torch.save never does; save it again"
+                )
+            # Of the types that torch unpickles, the one that turns a number into so many bytes.
+            if entry.filename.endswith("data.pkl") and b"\nbytearray\n" in archive.read(entry):
+                raise InputError(f"{path}: refused: it holds a bytearray, which no weights do; save them alone")
+
+
+def _is_ordinary(tensor: object) -> TypeGuard[Tensor]:
+    """Whether it is a tensor with values of its own, one beside the other."""
+    return (
+        isinstance(tensor, Tensor)
+        and tensor.layout == torch.strided
+        and not tensor.is_quantized
+        and not tensor.is_nested
+        and tensor.device.type == "cpu"
+    )
 
 
 class _LoadedTensor:

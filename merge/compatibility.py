@@ -202,9 +202,13 @@ def _differences(
     vocabulary = list(_vocabulary(pair, first, other))
     yield from vocabulary
     yield from _tokenizers(pair, first_tokens, other_tokens, asks=not vocabulary)
-    kinds = [sorted(_facts(model, "", None).dtypes) for model in (first, other)]
-    if kinds[0] != kinds[1]:
-        text = f"{pair} have {', '.join(kinds[0])} and {', '.join(kinds[1])}"
+    common = [name for name in first.tensors if name in other.tensors]
+    kinds = {(first.tensors[name].dtype, other.tensors[name].dtype) for name in common}
+    differing = sorted(
+        " and ".join(str(kind).removeprefix("torch.") for kind in two) for two in kinds if len(set(two)) > 1
+    )
+    if differing:
+        text = f"{pair} have {', '.join(differing)}"
         yield Difference("note", "dtype", text, "without dtype: in the recipe, the wider of them is written")
     heads = [_head(model) for model in (first, other)]
     if heads[0] != heads[1] and "none" not in heads:
@@ -282,9 +286,10 @@ def _tokenizers(pair: str, first: Tokens | None, other: Tokens | None, *, asks: 
                 "note", "tokenizer", f"one of {pair} has none that can be read", "theirs is taken as the same"
             )
         return
-    added = [token for token in other.ids if token not in first.ids]
-    lost = [token for token in first.ids if token not in other.ids]
-    moved = [token for token, i in first.ids.items() if other.ids.get(token, i) != i]
+    in_first, in_other = (sorted(tokens.ids, key=tokens.ids.__getitem__) for tokens in (first, other))
+    added = [token for token in in_other if token not in first.ids]
+    lost = [token for token in in_first if token not in other.ids]
+    moved = [token for token in in_first if other.ids.get(token, first.ids[token]) != first.ids[token]]
     if not (added or lost or moved):
         return
     parts = []

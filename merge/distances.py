@@ -95,7 +95,8 @@ def task_vector_distances(base: Model, models: Mapping[str, Model], *, threads: 
 
 def _common(base: Model, models: Sequence[Mapping[str, TensorSource]]) -> tuple[list[str], list[str]]:
     """Names of floating tensors that all have in one shape, and of those that only some have so."""
-    names, skipped = [], []
+    names: list[str] = []
+    skipped: list[str] = []
     for name in dict.fromkeys(name for tensors in (base.tensors, *models) for name in tensors):
         sources = [tensors.get(name) for tensors in (base.tensors, *models)]
         known = [source for source in sources if source is not None]

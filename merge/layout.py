@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_LAYER = re.compile(r"^(?P<stack>.*?)\.?(?<![^.])(?P<index>\d+)\.(?P<rest>.+)$")
+_LAYER = re.compile(r"^(?P<stack>.*?)\.?(?<![^.])(?P<index>[0-9]{1,9})\.(?P<rest>.+)$")
 _LAYER_COUNT_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "depth")
 _DECODER_KEYS = ("num_decoder_layers", "decoder_layers")
 _ENCODER_KEYS = ("encoder_layers", "num_layers")

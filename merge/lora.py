@@ -19,6 +19,8 @@ from torch import Tensor
 
 from heterosis.errors import InputError
 
+from .faults import brief
+
 if TYPE_CHECKING:
     from .checkpoint import TensorSource, Weights
 
@@ -51,6 +53,10 @@ _RESIZED = f"adapters that resize the vocabulary are not supported; {_REMEDY}"
 _PLAIN_INITS = (True, False, "gaussian", "eva", "orthogonal")
 
 _FACTOR = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.default)?(?:\.weight)?")
+# What makes matching take time that is exponential in a pattern's length, or of a high power in the path's.
+_REPETITION = re.compile(r"[*+?{]")
+_REPEATED_GROUP = re.compile(r"\)[*+?{]")
+_LONGEST_PATH = 200
 _PREFIXES = ("model.", "transformer.", "language_model.", "gpt_neox.")
 _INPUT_EMBEDDINGS = frozenset({"embed_tokens", "wte", "embed_in", "word_embeddings"})
 _OUTPUT_EMBEDDINGS = frozenset({"lm_head", "embed_out"})
@@ -278,23 +284,23 @@ class Adapter:
             return LoraTensor(base, a, b, scaling, True)
         if len(fitting) == 1:
             return LoraTensor(base, a, b, scaling, fitting[0])
-        if model_config.get("model_type") in _CONV1D_MODELS:
+        if str(model_config.get("model_type")) in _CONV1D_MODELS:
             return LoraTensor(base, a, b, scaling, path.rpartition(".")[2] in _CONV1D)
         return LoraTensor(base, a, b, scaling, bool(self._config.get("fan_in_fan_out")))
 
     def _rank_and_scaling(self, path: str) -> tuple[int, float]:
         rank = _by_pattern(self._config.get("rank_pattern"), path, self._config.get("r", 8))
         alpha = _by_pattern(self._config.get("alpha_pattern"), path, self._config.get("lora_alpha", 8))
-        if type(rank) is not int or rank < 1:
-            raise ValueError(f"the rank must be a whole number >= 1, but got {rank!r}")
-        if not isinstance(alpha, int | float) or not math.isfinite(alpha):
-            raise ValueError(f"lora_alpha must be a finite number, but got {alpha!r}")
+        if type(rank) is not int or not 1 <= rank < 2**31:
+            raise ValueError(f"the rank must be a whole number >= 1, but got {brief(rank)}")
+        if not isinstance(alpha, int | float) or not -1e38 <= alpha <= 1e38:
+            raise ValueError(f"lora_alpha must be a finite number, but got {brief(alpha)}")
         return rank, alpha / (math.sqrt(rank) if self._config.get("use_rslora") else rank)
 
     def _config_faults(self) -> Iterator[str]:
         kind = self._config.get("peft_type")
         if kind != "LORA":
-            yield f"peft_type must be 'LORA', but got {kind!r}; {_REMEDY}"
+            yield f"peft_type must be 'LORA', but got {brief(kind)}; {_REMEDY}"
             return
         for key, value in self._config.items():
             if value and key not in _HARMLESS:
@@ -303,19 +309,26 @@ class Adapter:
         init = self._config.get("init_lora_weights", True)
         if init not in _PLAIN_INITS:
             yield (
-                f"init_lora_weights {init!r} is not supported: it changes the base's weights too; save "
+                f"init_lora_weights {brief(init)} is not supported: it changes the base's weights too; save "
                 "the adapter converted to plain LoRA (peft's path_initial_model_for_weight_conversion)"
             )
         for key in ("rank_pattern", "alpha_pattern"):
             patterns = self._config.get(key) or {}
             if not isinstance(patterns, dict):
-                yield f"{key} must be a mapping, but got {patterns!r}"
+                yield f"{key} must be a mapping, but got {brief(patterns)}"
                 continue
             for pattern in patterns:
+                repetitions = len(_REPETITION.findall(pattern))
+                if repetitions > 2 or pattern.count("|") > 16 or _REPEATED_GROUP.search(pattern):
+                    yield (
+                        f"{key}: {brief(pattern)} could take forever to match; write it with at most two of * + ? {{ "
+                        "and none of them after a group, or write the modules out"
+                    )
+                    continue
                 try:
                     re.compile(pattern)
-                except re.error as error:
-                    yield f"{key}: {pattern!r} is no regular expression: {error}"
+                except (re.error, RecursionError, OverflowError) as error:
+                    yield f"{key}: {brief(pattern)} is no regular expression: {error}"
 
     def _left_over_faults(self, left_over: "Mapping[str, TensorSource]") -> Iterator[str]:
         """What tensors other than LoRA's factors say about the adapter, where they cannot be merged."""
@@ -324,14 +337,17 @@ class Adapter:
         elif any(re.search(r"lora_(embedding_)?[AB]\b.*\.bias$", path) for path in left_over):
             yield f"lora_bias is not supported: {_REASONS['lora_bias']}; {_REMEDY}"
         elif left_over and self._config.get("modules_to_save"):
-            names = ", ".join(map(str, self._config["modules_to_save"]))
-            yield f"modules_to_save is not supported ({names}); {_REMEDY}"
+            names = self._config["modules_to_save"]
+            shown = ", ".join(map(str, names)) if isinstance(names, list) else brief(names)
+            yield f"modules_to_save is not supported ({shown}); {_REMEDY}"
         elif any(path.endswith(".bias") for path in left_over):
             yield f"trained biases are not supported (bias must be 'none'); {_REMEDY}"
 
 
 def _by_pattern(patterns: Mapping[str, Any] | None, path: str, default: Any) -> Any:
     """Peft's rule: the first pattern that matches the whole path, or what follows a dot in it."""
+    if patterns and len(path) > _LONGEST_PATH:
+        raise ValueError(f"a name of more than {_LONGEST_PATH} characters is not matched to patterns of ranks")
     for pattern, value in (patterns or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", path):
             return value

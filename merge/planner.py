@@ -153,8 +153,8 @@ class _Planner:
             for name in settings:
                 self._check_parameter(where, name)
         groups: list[_Group] = []
-        for name, part in self.recipe.parts():
-            slices, stack = self._slices(name, part)
+        for module, part in self.recipe.parts():
+            slices, stack = self._slices(module, part)
             self._check_contract(slices)
             if not self.faults:
                 groups += self._groups(slices, stack)
@@ -166,7 +166,7 @@ class _Planner:
         if not ops:
             raise InputError("the output would have no tensors; check the layer ranges")
         vocabulary = self.tokenizer.vocabulary
-        config = output_config(
+        config = donor.config and output_config(
             donor.config,
             ops,
             donor_has_head=any(is_head(name) for name in donor.tensors),
@@ -174,8 +174,6 @@ class _Planner:
             vocabulary_size=vocabulary.size if vocabulary else None,
             token_ids={} if self.tokenizer.folder == donor.folder else self.tokenizer.ids_in("config.json"),
         )
-        if not donor.config:  # a file of weights
-            config = {}
         return MergePlan(self.recipe, tuple(ops.values()), config, donor, self.checkpoints, self.tokenizer)
 
     def _raise_faults(self) -> None:
@@ -350,7 +348,7 @@ class _Planner:
         inputs, own, sources = present
         name, part = group.name, group.part
         sources = self._aligned(group, inputs, own, sources)
-        if not self._same_shape(name, inputs, sources):
+        if not self._same_shape(name, inputs, sources) or not self._same_kind(name, inputs, sources):
             return None
         compute, dtype = self._dtypes(sources)
         if not compute.is_floating_point:
@@ -395,7 +393,8 @@ class _Planner:
             inputs.append(x)
             own.append(name)
             sources.append(source)
-        if missing and (self.names == "intersection" or group.name.endswith(OBSOLETE)):
+        obsolete = group.name.endswith(OBSOLETE) and bool(self.checkpoints[self.recipe.donor].config)
+        if missing and (self.names == "intersection" or obsolete):
             return None
         if not inputs or (missing and self.names == "same"):
             x, name = missing[0]
@@ -407,6 +406,8 @@ class _Planner:
     def _tied(self, x: _Input, name: str) -> TensorSource | None:
         """What stands in for a tensor that the model ties to another, such as a head to its embedding."""
         checkpoint = self.checkpoints[x.ref]
+        if not checkpoint.config:  # a file of weights does not say what it ties
+            return None
         if is_head(name) and not checkpoint.config.get("tie_word_embeddings", True):
             return None
         twin = tied_to(name, checkpoint.tensors)
@@ -441,6 +442,21 @@ class _Planner:
         self.faults.append(
             f"{name}: shapes must match, but got {list(first.shape)} in {inputs[0].ref} and "
             f"{list(sources[other].shape)} in {inputs[other].ref}; {remedy}"
+        )
+        return False
+
+    def _same_kind(self, name: str, inputs: Sequence[_Input], sources: Sequence[TensorSource]) -> bool:
+        """Whether the tensors are all floating, or all of the same integers."""
+        first = sources[0]
+        if all(source.dtype.is_floating_point for source in sources):
+            return True
+        other = next((k for k, source in enumerate(sources) if source.dtype != first.dtype), None)
+        if other is None:
+            return True
+        kinds = [str(source.dtype).removeprefix("torch.") for source in (first, sources[other])]
+        self.faults.append(
+            f"{name}: must be floating in all models, or of one dtype, but got {kinds[0]} in {inputs[0].ref} and "
+            f"{kinds[1]} in {inputs[other].ref}; save it in one dtype"
         )
         return False
 

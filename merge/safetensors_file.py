@@ -4,6 +4,7 @@ import json
 import math
 import os
 import threading
+from collections import Counter
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ import torch
 from torch import Tensor
 
 from heterosis.errors import InputError
+
+from .faults import brief
+from .files import open_ordinary
 
 DTYPES = {
     "F64": torch.float64,
@@ -33,6 +37,8 @@ DTYPES = {
 }
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
+_MAX_DIMENSIONS = 64  # torch's limit
+_MAX_COUNT = 2**63 - 1  # torch counts in int64
 _CHUNK_BYTES = 1 << 22  # bounds the buffer when a caller asks for a whole tensor at once
 
 _local = threading.local()
@@ -62,7 +68,7 @@ class SafetensorsFile:
         """
         self.path = path
         try:
-            self._file = path.open("rb", buffering=0)
+            self._file = open_ordinary(path)
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from None
         try:
@@ -156,7 +162,9 @@ def read_header(path: Path, descriptor: int, file_size: int) -> dict[str, Tensor
         raise InputError(f"{path}: not a safetensors file: the header is not valid JSON: {error}") from None
     if not isinstance(fields, dict):
         raise InputError(f"{path}: not a safetensors file: the header must be a JSON object")
-    fields.pop("__metadata__", None)
+    metadata = fields.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise InputError(f"{path}: not a safetensors file: __metadata__ must map texts to texts")
     entries = {}
     spans = []
     for name, field in fields.items():
@@ -170,8 +178,7 @@ def read_header(path: Path, descriptor: int, file_size: int) -> dict[str, Tensor
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
+        repeated = Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"key {repeated!r} is given twice")
     return result
 
@@ -182,25 +189,27 @@ def _entry(where: str, field: object, data_start: int) -> tuple[TensorEntry, int
     dtype = DTYPES.get(field["dtype"]) if isinstance(field["dtype"], str) else None
     if dtype is None:
         raise InputError(
-            f"{where}: dtype {field['dtype']!r} is not supported; save it as one of {', '.join(DTYPES)}"
+            f"{where}: dtype {brief(field['dtype'])} is not supported; save it as one of {', '.join(DTYPES)}"
         )
     shape, offsets = field["shape"], field["data_offsets"]
     if not _are_counts(shape):
-        raise InputError(f"{where}: shape must be a list of numbers >= 0, but got {shape!r}")
+        raise InputError(f"{where}: shape must be a list of numbers >= 0, but got {brief(shape)}")
+    if len(shape) > _MAX_DIMENSIONS:
+        raise InputError(f"{where}: shape must have at most {_MAX_DIMENSIONS} dimensions, but has {len(shape)}")
     if not (_are_counts(offsets) and len(offsets) == 2 and offsets[0] <= offsets[1]):
-        raise InputError(f"{where}: data_offsets must be [begin, end] with begin <= end, but got {offsets!r}")
+        raise InputError(f"{where}: data_offsets must be [begin, end] with begin <= end, but got {brief(offsets)}")
     begin, end = offsets
     entry = TensorEntry(dtype, tuple(shape), data_start + begin)
     if end - begin != entry.numel * dtype.itemsize:
         raise InputError(
-            f"{where}: {field['dtype']} {shape} takes {entry.numel * dtype.itemsize:,} bytes, "
+            f"{where}: {field['dtype']} {brief(shape)} takes {entry.numel * dtype.itemsize:,} bytes, "
             f"but data_offsets span {end - begin:,}"
         )
     return entry, begin, end
 
 
 def _are_counts(values: object) -> bool:
-    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+    return isinstance(values, list) and all(type(value) is int and 0 <= value <= _MAX_COUNT for value in values)
 
 
 def _check_layout(path: Path, spans: list[tuple[int, int, str]], data_size: int) -> None:

@@ -363,7 +363,7 @@ def _load(folder: Path, named: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)  # else it may ask
     except Exception as error:  # the classes of other libraries' tokenizers raise anything
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(f"{named}: the tokenizer cannot be loaded: {reason}") from error

@@ -126,7 +126,8 @@ def _forward(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         more["decoder_input_ids"] = torch.tensor([[0 if start is None else start]])
     output = model(**inputs, **more)
     logits = output.get("logits")
-    return output[0] if logits is None else logits
+    result: torch.Tensor = output[0] if logits is None else logits
+    return result
 
 
 def _generate(model: Any, inputs: Mapping[str, torch.Tensor]) -> None:

@@ -16,6 +16,8 @@ MAX_BYTES = 1_000_000
 MAX_NODES = 100_000
 MAX_DEPTH = 32
 MAX_DOCUMENTS = 100
+# YAML 1.1 reads 1:30 in base 60, which takes quadratic time; no number in use is half as long.
+MAX_DIGITS = 100
 
 
 def read_text(path: str | os.PathLike[str], what: str) -> str:
@@ -69,9 +71,10 @@ def parse_documents(text: str, origin: str) -> list[dict[str, Any]]:
         loader = yaml.SafeLoader(text)
         nodes = []
         while loader.check_node():
-            nodes.append(loader.get_node())
-        # A '---' at the very end or beginning gives an empty document, which says nothing.
-        nodes = [node for node in nodes if not _is_empty(node)]
+            node = loader.get_node()
+            # A '---' at the very end or beginning gives an empty document, which says nothing.
+            if node is not None and not _is_empty(node):
+                nodes.append(node)
         if not nodes:
             raise InputError(f"{origin}: must hold a mapping, but is empty")
         if len(nodes) > MAX_DOCUMENTS:
@@ -108,7 +111,7 @@ def _is_empty(node: yaml.Node) -> bool:
 
 
 def _check_events(text: str, origin: str) -> None:
-    depth = 0
+    depth = count = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         line = event.start_mark.line + 1 if event.start_mark else 0
         if isinstance(event, yaml.CollectionStartEvent):
@@ -117,6 +120,9 @@ def _check_events(text: str, origin: str) -> None:
                 raise InputError(f"{origin}: line {line}: nested more than {MAX_DEPTH} levels deep")
         if isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
+        count += isinstance(event, yaml.NodeEvent)
+        if count > MAX_NODES:
+            raise InputError(f"{origin}: line {line}: must have at most {MAX_NODES:,} entries")
         tag = getattr(event, "tag", None)
         if tag is not None:
             shown = re.sub(r"^tag:yaml\.org,2002:", "!!", tag)
@@ -131,6 +137,8 @@ def _measure(node: yaml.Node, origin: str, sizes: dict[int, int], path: set[int]
     """Number of nodes under a node with its aliases written out."""
     if id(node) in path:
         raise InputError(f"{origin}: {_line(node)}: an alias contains itself")
+    if node.tag.endswith((":int", ":float")) and len(node.value) > MAX_DIGITS:
+        raise InputError(f"{origin}: {_line(node)}: a number has at most {MAX_DIGITS} digits; quote a text")
     if id(node) not in sizes:
         path.add(id(node))
         sizes[id(node)] = 1 + sum(_measure(child, origin, sizes, path) for child in _children(node))

@@ -19,6 +19,7 @@ from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.record import read_asks
 from heterosis.evolve.worker import Evaluation, Setup, Worker
 
+MakeLlama = Callable[..., Path]
 Run = Callable[..., tuple[int, str, list[str]]]
 
 
@@ -220,10 +221,11 @@ def test_merge_and_inspect(run: Run, toy_models: dict[str, Path]) -> None:
     recipe = write_recipe(toy_models)
     code, output, _ = run("inspect", recipe)
     assert code == 0
-    assert "model.layers.1.mlp.up_proj.weight" in output
-    assert "20 tensors" in output.splitlines()[-1]
+    assert "model.layers.0-1.mlp.up_proj.weight" in output
+    assert "20 tensors" in output
+    assert "model.layers.1.mlp.up_proj.weight" in run("inspect", recipe, "--full")[1]
 
-    code, output, errors = run("merge", recipe, "out", "--memory-limit", "16MiB", "--threads", "1")
+    code, output, errors = run("merge", recipe, "out", "--memory-limit", "16MiB", "--threads", "1", "--verify")
     assert (code, output) == (0, "out\n")
     assert errors[0].startswith("20 tensors")
     assert "memory for buffers 16 MiB" in errors[0]
@@ -233,6 +235,29 @@ def test_merge_and_inspect(run: Run, toy_models: dict[str, Path]) -> None:
     assert code == 2
     assert "--overwrite" in errors[-1]
     assert run("merge", recipe, "out", "--overwrite")[0] == 0
+
+
+def test_inspect_models(run: Run, toy_models: dict[str, Path], make_llama: MakeLlama) -> None:
+    base, ann = toy_models["base"], toy_models["ann"]
+    code, output, errors = run("inspect", ann, toy_models["bob"], "--base", base, "--distances", "--threads", "1")
+    assert (code, errors) == (0, [])
+    assert "they can be merged as they are" in output
+    assert "norm ann" in output
+    code, output, _ = run("inspect", base, ann, "--json")
+    assert code == 0
+    assert json.loads(output)["models"]["mergeable"] is True
+
+    wide = make_llama("cli-wide", seed=0, hidden=32)
+    code, output, errors = run("inspect", base, wide)
+    assert (code, len(errors)) == (2, 1)
+    assert output.splitlines()[-1] == "they cannot be merged"
+    assert errors[0].startswith("heterosis: shapes: toy-base and cli-wide differ in model.embed_tokens.weight")
+
+
+def test_inspect_a_search(run: Run, config: Callable[..., Path]) -> None:
+    code, output, errors = run("inspect", config())
+    assert (code, errors) == (0, [])
+    assert "search of task_arithmetic: 4 numbers" in output
 
 
 def test_evaluate(run: Run, toy_models: dict[str, Path], toy_tasks: Path) -> None:

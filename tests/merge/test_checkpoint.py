@@ -266,7 +266,7 @@ def edit(**fields: Any) -> Callable[[dict[str, Any], bytes], tuple[Any, bytes]]:
         (edit(data_offsets=[4, 0]), "data_offsets must be [begin, end]"),
         (edit(data_offsets=[-64, 0]), "data_offsets must be [begin, end]"),
         (edit(data_offsets=[True, 64]), "data_offsets must be [begin, end]"),
-        (edit(data_offsets=[0, 2**70], shape=[2**68]), "gap"),
+        (edit(data_offsets=[0, 2**60], shape=[2**58]), "gap"),
         (edit(shape=[17]), "F32 [17] takes 68 bytes, but data_offsets span 64"),
         (edit(shape=[-16]), "shape must be a list of numbers >= 0"),
         (edit(shape=16), "shape must be a list"),

@@ -161,7 +161,8 @@ def test_one_line_code_two_and_no_folder(
         (["merge", "recipe.yaml", "out", "--memory-limit", "1MiB"], "must be at least 16 MiB, but got 1 MiB"),
         (["merge", "recipe.yaml", "out", "--threads", "0"], "threads"),
         (["merge", "recipe.yaml"], "Missing argument 'out'"),
-        (["inspect", "a"], "a"),
+        (["inspect", "recipe.yaml", "a"], "recipe.yaml: must stand alone"),
+        (["inspect", "a", "--distances"], "add --base MODEL"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -199,10 +200,11 @@ def test_the_healthy_recipe_merges_and_shows_its_plan(
     workshop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (workshop / "recipe.yaml").write_text(yaml.safe_dump(HEALTHY))
-    assert run(monkeypatch, "inspect", "recipe.yaml") == 0
+    assert run(monkeypatch, "inspect", "recipe.yaml", "--full") == 0
     shown = capsys.readouterr().out.splitlines()
-    assert len(shown) == 2 * 9 + 2 + 1
-    assert any(line.startswith(f"{NORM} [16] float32: ties(weight=(0.5,), density=(0.5,)") for line in shown)
+    assert sum(line.startswith("model.") for line in shown) == 2 * 9 + 2
+    assert any(line.split() == [NORM, "16", "float32", "ties", "a", "base"] for line in shown)
+    assert any(line.startswith("everywhere: weight=0.5 density=0.5 ") for line in shown)
     assert run(monkeypatch, "merge", "recipe.yaml", "out") == 0
     assert capsys.readouterr().out == "out\n"
     assert (workshop / "out/model.safetensors").is_file()

@@ -1,0 +1,68 @@
+"""Files of model folders, which may be anyone's: only ordinary ones are read, and links out are refused."""
+
+import os
+import stat
+from io import FileIO
+from pathlib import Path
+
+from heterosis.errors import InputError
+
+# Endings of the files that a merge copies from a model folder, beside licences.
+COPIED = frozenset({".json", ".jinja", ".txt", ".model", ".tiktoken", ".spm"})
+LICENCES = ("LICENSE", "NOTICE")
+MAX_BYTES = 100_000_000  # of a file that is read as a whole; the index of a model of 10**6 tensors fits
+
+
+def open_ordinary(path: Path) -> FileIO:
+    """Open a file for reading. Links are followed, since the Hub's cache is made of them.
+
+    Raises:
+        OSError: If it cannot be opened.
+        InputError: If it is a folder, a pipe, which may never end, or a device.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+        raise InputError(f"{path}: must be an ordinary file, but is {kind}")
+    return FileIO(path)
+
+
+def read_ordinary(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        OSError: If it cannot be read.
+        InputError: If it is no ordinary file, too large or not UTF-8.
+    """
+    with open_ordinary(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_BYTES:
+            raise InputError(f"{path}: must have at most {MAX_BYTES:,} bytes, but has {size:,}")
+        content = file.readall()
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: must be UTF-8 text, but byte {error.start} is not") from None
+
+
+def refuse_links_out(folder: Path) -> None:
+    """Refuse a model folder where a file that a merge would copy is a link to something outside.
+
+    Whoever shared the folder could choose any file of this machine, and the merge would publish it. Links within
+    the folder are fine, as are those of the Hub's cache, whose ``snapshots/COMMIT`` link to ``blobs`` beside them.
+    Weights may be links to anywhere: they are read as tensors and nothing else.
+
+    Raises:
+        InputError: With a line for every such link.
+    """
+    root = Path(os.path.realpath(folder))
+    own = [root]
+    if root.parent.name == "snapshots":
+        own.append(Path(os.path.realpath(root.parent.parent / "blobs")))
+    faults = []
+    for path in sorted((*folder.iterdir(), *folder.glob("additional_chat_templates/*"))):
+        copied = path.suffix in COPIED or path.name.upper().startswith(LICENCES)
+        if copied and path.is_file() and not any(Path(os.path.realpath(path)).is_relative_to(p) for p in own):
+            faults.append(f"{path}: must not be a link out of the model folder; replace it by the file itself")
+    if faults:
+        raise InputError(*faults)
