@@ -5,41 +5,35 @@ shape, or when a parameter is missing or unknown, so that a plan that was built 
 """
 
 import warnings
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, reduce
+from functools import reduce
 from typing import Any, Literal, TypeAlias
 
 import torch
 
-from heterosis.errors import InputError, did_you_mean
+from heterosis.errors import InputError
 from heterosis.merge.checkpoint import Model, TensorSource, open_checkpoint
+from heterosis.merge.contract import input_faults, parameter_faults
+from heterosis.merge.grouping import Group, Grouping, Input, Settings, Slice
 from heterosis.merge.layout import (
-    Place,
-    comes_first,
     embedding_name,
     is_head,
     is_vocabulary,
-    main_stack,
-    of_the_stack,
-    place_of,
-    rivals,
-    stack_sizes,
     tied_to,
 )
-from heterosis.merge.methods import Method, Parameter, get_method, methods
+from heterosis.merge.methods import Method, Parameter, get_method
 from heterosis.merge.methods.random_mask import mask_key
 from heterosis.merge.modules import candidates, module_of
 from heterosis.merge.names import align
-from heterosis.merge.output_config import Taken, output_config
-from heterosis.merge.parameters import Setting, lookup
+from heterosis.merge.output_config import output_config
+from heterosis.merge.parameters import lookup
 from heterosis.merge.plan import MergePlan, TensorOp
-from heterosis.merge.recipe import Module, Recipe
+from heterosis.merge.recipe import Recipe
 from heterosis.merge.reference import ModelRef
 from heterosis.merge.stages import Stage
 from heterosis.merge.tokenizer import OutputTokenizer, output_tokenizer
 
-Settings: TypeAlias = Mapping[str, Setting]
 # What to do with a tensor that not all models have: refuse it, merge those that have it, or leave it out.
 Names: TypeAlias = Literal["same", "union", "intersection"]
 
@@ -107,35 +101,6 @@ def _open_all(refs: Sequence[ModelRef], open_model: Callable[[ModelRef], Model])
     return checkpoints
 
 
-@dataclass(frozen=True)
-class _Input:
-    """A model's part in a slice."""
-
-    ref: ModelRef
-    tensors: Mapping[str, TensorSource]  # of the slice's module
-    start: int
-    stop: int
-    parameters: Settings
-
-
-@dataclass(frozen=True)
-class _Slice:
-    inputs: tuple[_Input, ...]
-    base: ModelRef | None
-    levels: tuple[Settings, ...]  # of parameters, below the inputs' own
-    where: str
-
-
-@dataclass(frozen=True)
-class _Group:
-    """One output tensor to be: each input's own name of it, and its position t."""
-
-    name: str
-    part: _Slice
-    own: tuple[str, ...]
-    t: float
-
-
 @dataclass
 class _Planner:
     recipe: Recipe
@@ -145,19 +110,17 @@ class _Planner:
     tokenizer: OutputTokenizer
     faults: list[str] = field(default_factory=list)
     faulty: set[tuple[str, str]] = field(default_factory=set)  # settings that a fault was noted for
-    layers: dict[str, tuple[int, Taken]] = field(default_factory=dict)  # of stacks that slices build
 
     def plan(self) -> MergePlan:
         donor = self.checkpoints[self.recipe.donor]
-        for where, settings in self._all_settings():
-            for name in settings:
-                self._check_parameter(where, name)
-        groups: list[_Group] = []
+        self.faults += parameter_faults(self.method, self.recipe)
+        grouping = Grouping(self.recipe, self.checkpoints, self.faults)
+        groups: list[Group] = []
         for module, part in self.recipe.parts():
-            slices, stack = self._slices(module, part)
-            self._check_contract(slices)
+            slices, stack = grouping.slices(module, part)
+            self.faults += input_faults(self.method, slices)
             if not self.faults:
-                groups += self._groups(slices, stack)
+                groups += grouping.groups(slices, stack)
         self._raise_faults()
         ops = {group.name: op for group in groups if (op := self._operation(group))}
         ops |= {op.name: op for op in self._left_alone(donor)}
@@ -170,7 +133,7 @@ class _Planner:
             donor.config,
             ops,
             donor_has_head=any(is_head(name) for name in donor.tensors),
-            layers=self.layers,
+            layers=grouping.layers,
             vocabulary_size=vocabulary.size if vocabulary else None,
             token_ids={} if self.tokenizer.folder == donor.folder else self.tokenizer.ids_in("config.json"),
         )
@@ -181,149 +144,6 @@ class _Planner:
             shown = self.faults[:20]
             more = [f"... and {len(self.faults) - 20} more faults"] if len(self.faults) > 20 else []
             raise InputError(*shown, *more)
-
-    # ------------------------------------------------------------------ slices
-
-    def _slices(self, module: str | None, part: Module | Recipe) -> tuple[list[_Slice], str | None]:
-        """The slices of a module, or of the whole model, and the stack of layers that they take from."""
-        where = "" if module is None else f"modules.{module}."
-        tensors = {ref: self._tensors_of(ref, module) for ref in self.checkpoints}
-        donor = tensors[self.recipe.donor]
-        if not donor:
-            parts = ", ".join(candidates(self.checkpoints[self.recipe.donor].tensors))
-            self.faults.append(f"modules.{module}: {self.recipe.donor} has no such part; it has {parts}")
-        stack = main_stack(donor, self.checkpoints[self.recipe.donor].config)
-        sizes = {ref: stack_sizes(own).get(stack or "", 0) for ref, own in tensors.items()}
-        levels = (self.recipe.parameters,) if module is None else (part.parameters, self.recipe.parameters)
-        if part.models:
-            inputs = [_Input(m.model, tensors[m.model], 0, sizes[m.model], m.parameters) for m in part.models]
-            base = self.recipe.base_model
-            if base and base not in {i.ref for i in inputs}:
-                inputs.append(_Input(base, tensors[base], 0, sizes[base], {}))
-            return [_Slice(tuple(inputs), base, levels, f"{where}models")], None
-        others = rivals(stack_sizes(donor), stack) if module is None else []
-        if others:
-            stacks = ", ".join(sorted([*others, stack or ""]))
-            parts = ", ".join(candidates(donor))
-            self.faults.append(
-                f"slices: {self.recipe.donor} has several stacks of layers ({stacks}); write the slices under "
-                f"modules, which can be {parts}"
-            )
-        slices = []
-        for i, slice_ in enumerate(part.slices or ()):
-            here = f"{where}slices[{i}]"
-            inputs = []
-            for j, source in enumerate(slice_.sources):
-                start, stop = source.layer_range
-                if stop > sizes[source.model]:
-                    self.faults.append(
-                        f"{here}.sources[{j}].layer_range: `stop <= layers` must hold, but got "
-                        f"[{start}, {stop}] of the {sizes[source.model]} layers of {source.model}"
-                    )
-                inputs.append(_Input(source.model, tensors[source.model], start, stop, source.parameters))
-            base = slice_.base_model or self.recipe.base_model
-            slices.append(_Slice(tuple(inputs), base, (slice_.parameters, *levels), here))
-        firsts = [part.inputs[0] for part in slices]
-        if stack is not None:
-            taken = [(self.checkpoints[x.ref].config, x.start, x.stop) for x in firsts]
-            self.layers[stack] = (sizes[self.recipe.donor], taken)
-            if all(x.start == x.stop for x in firsts):
-                self.faults.append(f"{where}slices: must take at least one layer, but all ranges are empty")
-        return slices, stack
-
-    def _tensors_of(self, ref: ModelRef, module: str | None) -> Mapping[str, TensorSource]:
-        tensors = self.checkpoints[ref].tensors
-        if module is None:
-            return tensors
-        modules = tuple(self.recipe.modules or ())
-        return {name: source for name, source in tensors.items() if module_of(name, modules) == module}
-
-    def _check_contract(self, slices: Sequence[_Slice]) -> None:
-        """Numbers of inputs, and the base's presence."""
-        method = self.method
-        low, high = method.inputs
-        for part in slices:
-            refs = [x.ref for x in part.inputs]
-            if method.base in ("required", "input"):
-                if part.base is None:
-                    self.faults.append(
-                        f"base_model: {method.name} needs one; name the model that the others are compared to"
-                    )
-                    continue
-                if part.base not in refs:
-                    self.faults.append(
-                        f"{part.where}: {method.name} needs the base model {part.base} among the sources; list it"
-                    )
-                    continue
-            count = len(refs) - (method.takes_deltas and part.base in refs)
-            only_base = method.base == "required" and count == 0 and low <= 1
-            if not only_base and not low <= count <= (high if high is not None else count):
-                wanted = f"exactly {low} models" if low == high else f"at least {low} models"
-                wanted += " beside the base" if method.takes_deltas and part.base else ""
-                hint = " (a base_model that is not listed counts as one)" if method.base == "ignored" else ""
-                self.faults.append(f"{part.where}: {method.name} takes {wanted}, but got {count}{hint}")
-
-    def _all_settings(self) -> Iterator[tuple[str, Settings]]:
-        yield "parameters", self.recipe.parameters
-        for module, part in self.recipe.parts():
-            prefix = "" if module is None else f"modules.{module}."
-            if module is not None:
-                yield f"{prefix}parameters", part.parameters
-            for i, model in enumerate(part.models or ()):
-                yield f"{prefix}models[{i}].parameters", model.parameters
-            for i, slice_ in enumerate(part.slices or ()):
-                yield f"{prefix}slices[{i}].parameters", slice_.parameters
-                for j, source in enumerate(slice_.sources):
-                    yield f"{prefix}slices[{i}].sources[{j}].parameters", source.parameters
-
-    def _check_parameter(self, where: str, name: str) -> None:
-        known = self.method.parameters
-        if name in known:
-            if not known[name].per_input and ("models[" in where or "sources[" in where):
-                self.faults.append(
-                    f"{where}.{name}: holds for the whole merge; write it under the slice or at top level"
-                )
-            return
-        elsewhere = {p for m in methods().values() for p in m.parameters} | {"int8_mask"}
-        if name in elsewhere:
-            if name != "int8_mask":
-                warnings.warn(f"{where}.{name}: has no effect with {self.method.name}", stacklevel=2)
-            return
-        hint = did_you_mean(name, known)
-        self.faults.append(f"{where}.{name}: unknown parameter of '{self.method.name}'{hint}")
-
-    # ----------------------------------------------------------------- groups
-
-    def _groups(self, slices: Sequence[_Slice], stack: str | None) -> Iterator[_Group]:
-        """Every output tensor of a module. ``stack`` is what slices take from; None merges models as they are."""
-        whole = {name for part in slices for x in part.inputs for name in of_the_stack(x.tensors)}
-        for part, first in ((slices[0], True), (slices[-1], False)):
-            for name in dict.fromkeys(name for x in part.inputs for name in x.tensors):
-                place = place_of(name)
-                outside = place is None or (stack is not None and place.stack != stack) or name in whole
-                if outside and comes_first(name) == first:
-                    yield _Group(name, part, (name,) * len(part.inputs), 0.0)
-        offset = 0
-        for part in slices:
-            depth = part.inputs[0].stop - part.inputs[0].start
-            for name, place in _layer_names(part, stack, whole):
-                k = place.index - (0 if stack is None else part.inputs[0].start)
-                size = self._stack_sizes[place.stack] if stack is None else depth
-                t = k / (size - 1) if size > 1 else 1.0
-                if stack is None:
-                    yield _Group(name, part, (name,) * len(part.inputs), t)
-                else:
-                    own = tuple(place.name_at(x.start + k) for x in part.inputs)
-                    yield _Group(place.name_at(offset + k), part, own, t)
-            offset += depth
-
-    @cached_property
-    def _stack_sizes(self) -> dict[str, int]:
-        sizes: dict[str, int] = {}
-        for checkpoint in self.checkpoints.values():
-            for stack, size in stack_sizes(checkpoint.tensors).items():
-                sizes[stack] = max(size, sizes.get(stack, 0))
-        return sizes
 
     def _left_alone(self, donor: Model) -> Iterator[TensorOp]:
         """Copies of the donor's tensors that no module of the recipe holds."""
@@ -336,12 +156,15 @@ class _Planner:
             )
         for name in left:
             source = donor.tensors[name]
+            vocabulary = self.tokenizer.vocabulary
+            if vocabulary and is_vocabulary(name, source.shape, self._embedding_rows(donor.ref)):
+                source = vocabulary.align(donor.ref, name, {donor.ref: source})
             compute, dtype = self._dtypes([source])
             yield TensorOp(name, source.shape, dtype, compute, None, (source,), None, {}, (), (donor.ref,))
 
     # ------------------------------------------------------------- operations
 
-    def _operation(self, group: _Group) -> TensorOp | None:
+    def _operation(self, group: Group) -> TensorOp | None:
         present = self._present(group)
         if present is None:
             return None
@@ -381,7 +204,7 @@ class _Planner:
         models = tuple(refs[k] for k in (order if base is None else (*order, at)) if k is not None)
         return TensorOp(name, merged[0].shape, dtype, compute, self.method, merged, base, arguments, keys, models)
 
-    def _present(self, group: _Group) -> tuple[list[_Input], list[str], list[TensorSource]] | None:
+    def _present(self, group: Group) -> tuple[list[Input], list[str], list[TensorSource]] | None:
         """The inputs that have a tensor, their names of it, and where it is; None to leave it out."""
         inputs, own, sources = [], [], []
         missing = []
@@ -403,7 +226,7 @@ class _Planner:
             return None
         return inputs, own, sources
 
-    def _tied(self, x: _Input, name: str) -> TensorSource | None:
+    def _tied(self, x: Input, name: str) -> TensorSource | None:
         """What stands in for a tensor that the model ties to another, such as a head to its embedding."""
         checkpoint = self.checkpoints[x.ref]
         if not checkpoint.config:  # a file of weights does not say what it ties
@@ -414,7 +237,7 @@ class _Planner:
         return checkpoint.tensors[twin] if twin else None
 
     def _aligned(
-        self, group: _Group, inputs: Sequence[_Input], own: Sequence[str], sources: list[TensorSource]
+        self, group: Group, inputs: Sequence[Input], own: Sequence[str], sources: list[TensorSource]
     ) -> list[TensorSource]:
         """Tensors with a row for each token, in the output's order of tokens."""
         vocabulary = self.tokenizer.vocabulary
@@ -430,7 +253,7 @@ class _Planner:
         embedding = embedding_name(self.checkpoints[ref].tensors)
         return self.checkpoints[ref].tensors[embedding].shape[0] if embedding else 0
 
-    def _same_shape(self, name: str, inputs: Sequence[_Input], sources: Sequence[TensorSource]) -> bool:
+    def _same_shape(self, name: str, inputs: Sequence[Input], sources: Sequence[TensorSource]) -> bool:
         first = sources[0]
         other = next((k for k, source in enumerate(sources) if source.shape != first.shape), None)
         if other is None:
@@ -445,7 +268,7 @@ class _Planner:
         )
         return False
 
-    def _same_kind(self, name: str, inputs: Sequence[_Input], sources: Sequence[TensorSource]) -> bool:
+    def _same_kind(self, name: str, inputs: Sequence[Input], sources: Sequence[TensorSource]) -> bool:
         """Whether the tensors are all floating, or all of the same integers."""
         first = sources[0]
         if all(source.dtype.is_floating_point for source in sources):
@@ -476,7 +299,7 @@ class _Planner:
     # -------------------------------------------------------------- arguments
 
     def _arguments(
-        self, part: _Slice, inputs: Sequence[tuple[_Input, str]], name: str, t: float
+        self, part: Slice, inputs: Sequence[tuple[Input, str]], name: str, t: float
     ) -> dict[str, Any] | None:
         arguments: dict[str, Any] = {}
         for parameter in self.method.parameters.values():
@@ -508,25 +331,6 @@ class _Planner:
             return parameter.default[0] if parameter.per_input else parameter.default  # type: ignore[no-any-return]
         assert not isinstance(value, str)
         return value
-
-
-def _layer_names(part: _Slice, stack: str | None, whole: Collection[str]) -> Iterator[tuple[str, Place]]:
-    """Layer tensors of a slice, as its first input names them; only of ``stack`` if given, and not ``whole``."""
-    first = part.inputs[0]
-    seen = set()
-    for x in part.inputs:
-        for name in x.tensors:
-            place = place_of(name)
-            if place is None or (stack is not None and place.stack != stack) or name in whole:
-                continue
-            if stack is not None:
-                if not x.start <= place.index < x.stop:
-                    continue
-                place = Place(place.stack, place.index - x.start + first.start, place.rest)
-                name = place.name_at(place.index)
-            if name not in seen:
-                seen.add(name)
-                yield name, place
 
 
 def _without_repeated_heads(ops: dict[str, TensorOp]) -> dict[str, TensorOp]:

@@ -59,7 +59,7 @@ def exact(op: TensorOp) -> Exact:
     if op.method is None:
         return Exact(rows[0], rows[0].abs(), torch.ones_like(rows[0], dtype=torch.bool), grain)
     name = op.method.name
-    naive = REFERENCES[name](Inputs((r.flatten().tolist() for r in rows), op.shape, op.keys), **op.arguments)
+    naive = REFERENCES[name](Inputs((r.flatten().tolist() for r in rows), op.shape or (1,), op.keys), **op.arguments)
     values = torch.tensor(naive, dtype=torch.float64).view(op.shape)
     if base is not None:
         values = values + base

@@ -29,7 +29,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "filter_wise": (True, False),
     "gamma": (0.05, 0.1),
     "lambda": (1.2, 0.8),
-    "max_iter": (3, 6),
+    "max_iter": (3, 5),
     "normalize_weights": (False, True),
     "nuslerp_flatten": (False, True),
     "nuslerp_row_wise": (True, False),
