@@ -5,6 +5,7 @@ yaml_file.py         strict YAML
 parameters.py        its settings: gradients and filters, resolved for one tensor
 checkpoint.py        a model as named lazy tensors, from a folder, the Hub, or with an adapter
 hub.py               fetching from the Hub, pinning to commits, publishing
+files.py             what of a model folder may be opened, and how much of it is read
 safetensors_file.py  safetensors headers and reads, defensively
 lora.py              adapters applied tensor by tensor while reading
 layout.py            which layer a tensor's name speaks of

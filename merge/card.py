@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import yaml
 
 from heterosis.errors import InputError
 from heterosis.merge.checkpoint import Checkpoint
+from heterosis.merge.files import open_ordinary
 from heterosis.merge.hub import HUB_ID
 from heterosis.merge.methods import get_method
 from heterosis.merge.plan import MergePlan
@@ -23,7 +25,7 @@ from heterosis.merge.yaml_file import parse_mapping
 
 _README_CHARACTERS = 1_000_000
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}")
-_FRONT = re.compile(r"\s*---\s*\n(.*?)\n---\s*(\n|$)", re.DOTALL)
+_FRONT = re.compile(r"\s*---[ \t]*\n(.*?)\n---\s*(\n|$)", re.DOTALL)
 
 # What a licence's text begins with, and what the Hub calls it; the first that fits counts.
 _LICENCE_TEXTS = (
@@ -185,7 +187,7 @@ def _unused(name: str, taken: set[str]) -> str:
 def _readme_data(path: Path) -> dict[str, Any]:
     """A card's front matter; nothing where it has none that can be read."""
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
+        with TextIOWrapper(open_ordinary(path), encoding="utf-8", errors="replace") as file:
             front = _FRONT.match(file.read(_README_CHARACTERS))
         return parse_mapping(front[1], path.name) if front else {}
     except (OSError, InputError):  # somebody else's card: what it does not say is not ours to complain about
@@ -211,9 +213,9 @@ def _declared_licence(data: Mapping[str, Any]) -> Licence | None:
 def _licence_of_text(folder: Path) -> Licence | None:
     for path in sorted(folder.glob("LICENSE*")):
         try:
-            with path.open(encoding="utf-8", errors="replace") as file:
+            with TextIOWrapper(open_ordinary(path), encoding="utf-8", errors="replace") as file:
                 beginning = file.read(2000).lower()
-        except OSError:
+        except (OSError, InputError):
             continue
         for pattern, name in _LICENCE_TEXTS:
             if re.search(pattern, beginning):

@@ -11,7 +11,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from heterosis.errors import InputError
 
-from .files import read_ordinary
+from .files import read_json, read_ordinary
 
 # Where transformers 5 keeps the template; before, it was a key of tokenizer_config.json.
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
@@ -96,9 +96,9 @@ def _check(template: str) -> None:
         # Parsed and not compiled, which would compute constants such as 9**9**9.
         tree = environment.parse(template)
         for node in tree.find_all((nodes.Filter, nodes.Test)):
-            known = environment.filters if isinstance(node, nodes.Filter) else environment.tests
-            if node.name not in known:
-                raise TemplateSyntaxError(f"unknown filter or test {node.name!r}", node.lineno)
+            is_filter = isinstance(node, nodes.Filter)
+            if node.name not in (environment.filters if is_filter else environment.tests):
+                raise TemplateSyntaxError(f"No {'filter' if is_filter else 'test'} named {node.name!r}.", node.lineno)
     except RecursionError:
         raise InputError("chat_template: must be valid Jinja, but is nested too deep") from None
     except TemplateError as error:
@@ -120,15 +120,12 @@ class _Generation(Extension):
 
 def folder_template(folder: Path) -> str | None:
     """The chat template of a model folder, looked for where transformers does."""
-    # Not at the top: that module imports this one.
-    from .checkpoint import read_json
-
     path = folder / CHAT_TEMPLATE_FILE
     if path.is_file():
         return read_ordinary(path)
     for name in ("tokenizer_config.json", "chat_template.json"):
         path = folder / name
-        template = read_json(path, "").get("chat_template") if path.is_file() else None
+        template = read_json(path).get("chat_template") if path.is_file() else None
         if isinstance(template, list):  # several, with names
             named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
             template = named.get("default")

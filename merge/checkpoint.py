@@ -1,7 +1,6 @@
 """A model on disk or on the Hub as named, lazy tensors; opening one reads headers only."""
 
 import hashlib
-import json
 import os
 import pickle
 import warnings
@@ -20,7 +19,7 @@ from heterosis.errors import InputError
 
 from . import lora
 from .faults import brief
-from .files import open_ordinary, read_ordinary, refuse_links_out
+from .files import open_ordinary, read_json, refuse_links_out
 from .hub import HUB_ID, fetch
 from .quantised import refuse_config, refuse_gguf, refuse_tensors
 from .reference import ModelRef
@@ -29,6 +28,7 @@ from .tokenizer import OutputTokenizer
 
 # What a file of weights without a model folder may be called.
 WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+_CONFIGS = ("generation_config.json", "tokenizer_config.json")
 _MAX_FAULTS = 20  # of an index: after so many, the rest are the same
 # Where training frameworks put the weights among other things that they save.
 _STATE_DICTS = ("state_dict", "model_state_dict", "model", "module")
@@ -196,6 +196,9 @@ def open_checkpoint(ref: ModelRef | str) -> Checkpoint:
     config = read_json(folder / "config.json", "is this a model folder?")
     refuse_config(folder / "config.json", config)
     refuse_links_out(folder)
+    for name in _CONFIGS:  # which a merge edits when all else is written
+        if (folder / name).is_file():
+            read_json(folder / name)
     weights = _open_weights(folder, "model", "pytorch_model")
     adapter: lora.Adapter | None = None
     adapter_revision = None
@@ -261,27 +264,6 @@ def _file_digest(path: Path, size: int, mtime_ns: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_json(path: Path, hint: str) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        InputError: If it cannot be read or is none; ``hint`` follows when the file is missing.
-    """
-    try:
-        content = json.loads(read_ordinary(path))
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise InputError(f"{path.parent}: has no {path.name}; {hint}") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: must be a JSON object, but got {type(content).__name__}")
-    return content
-
-
 # --- finding the folder -----------------------------------------------------------------------------------------
 
 
@@ -321,7 +303,7 @@ def _open_weights(folder: Path, stem: str, pickle_stem: str | None = None) -> We
 
 def _open_sharded(folder: Path, index: Path) -> Weights:
     # A file that is listed may be a link to anywhere, as in the Hub's cache, but its name may not lead out.
-    listed = read_json(index, "").get("weight_map")
+    listed = read_json(index).get("weight_map")
     if not isinstance(listed, dict) or not listed or not all(isinstance(file, str) for file in listed.values()):
         raise InputError(f"{index}: weight_map must map names of tensors to files")
     faults = []

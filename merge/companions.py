@@ -7,7 +7,7 @@ from pathlib import Path
 
 from heterosis.merge.card import model_card
 from heterosis.merge.checkpoint import Checkpoint
-from heterosis.merge.files import COPIED, LICENCES
+from heterosis.merge.files import COPIED, LICENCES, read_json
 from heterosis.merge.plan import MergePlan
 from heterosis.merge.recipe import Recipe
 from heterosis.merge.tokenizer import is_tokenizer_file
@@ -44,7 +44,7 @@ def write_companions(plan: MergePlan, recipe: Recipe, checkpoints: Collection[Ch
         generation = folder / "generation_config.json"
         if generation.is_file() and plan.tokenizer.folder != plan.donor.folder:
             ids = plan.tokenizer.ids_in(generation.name)
-            donated = json.loads(generation.read_text(encoding="utf-8"))
+            donated = read_json(generation)
             generation.write_text(json.dumps(donated | ids, indent=2) + "\n", encoding="utf-8")
         (folder / "config.json").write_text(json.dumps(plan.config, indent=2) + "\n", encoding="utf-8")
     (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")

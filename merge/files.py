@@ -1,9 +1,11 @@
 """Files of model folders, which may be anyone's: only ordinary ones are read, and links out are refused."""
 
+import json
 import os
 import stat
-from io import FileIO
+from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 from heterosis.errors import InputError
 
@@ -11,9 +13,10 @@ from heterosis.errors import InputError
 COPIED = frozenset({".json", ".jinja", ".txt", ".model", ".tiktoken", ".spm"})
 LICENCES = ("LICENSE", "NOTICE")
 MAX_BYTES = 100_000_000  # of a file that is read as a whole; the index of a model of 10**6 tensors fits
+MAX_DEPTH = 100  # of JSON; what walks through it calls itself for every level
 
 
-def open_ordinary(path: Path) -> FileIO:
+def open_ordinary(path: Path) -> BufferedReader:
     """Open a file for reading. Links are followed, since the Hub's cache is made of them.
 
     Raises:
@@ -24,7 +27,7 @@ def open_ordinary(path: Path) -> FileIO:
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
         raise InputError(f"{path}: must be an ordinary file, but is {kind}")
-    return FileIO(path)
+    return path.open("rb")
 
 
 def read_ordinary(path: Path) -> str:
@@ -38,11 +41,42 @@ def read_ordinary(path: Path) -> str:
         size = os.fstat(file.fileno()).st_size
         if size > MAX_BYTES:
             raise InputError(f"{path}: must have at most {MAX_BYTES:,} bytes, but has {size:,}")
-        content = file.readall()
+        content = file.read()
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: must be UTF-8 text, but byte {error.start} is not") from None
+
+
+def read_json(path: Path, hint: str = "") -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        InputError: If it cannot be read or is none; ``hint`` follows when the file is missing.
+    """
+    try:
+        content = json.loads(read_ordinary(path))
+        if _is_deep(content):
+            raise RecursionError(f"nested more than {MAX_DEPTH} levels deep")
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{path.parent}: has no {path.name}; {hint}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: must be a JSON object, but got {type(content).__name__}")
+    return content
+
+
+def _is_deep(content: object) -> bool:
+    level = [content]
+    for _ in range(MAX_DEPTH + 1):
+        inner = [entry for entry in level if isinstance(entry, dict | list)]
+        level = [value for entry in inner for value in (entry.values() if isinstance(entry, dict) else entry)]
+    return bool(level)
 
 
 def refuse_links_out(folder: Path) -> None:

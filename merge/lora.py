@@ -321,7 +321,7 @@ class Adapter:
                 repetitions = len(_REPETITION.findall(pattern))
                 if repetitions > 2 or pattern.count("|") > 16 or _REPEATED_GROUP.search(pattern):
                     yield (
-                        f"{key}: {brief(pattern)} could take forever to match; write it with at most two of * + ? {{ "
+                        f"{key}: {brief(pattern)} could take forever to match; write at most two of * + ? {{ "
                         "and none of them after a group, or write the modules out"
                     )
                     continue

@@ -407,7 +407,14 @@ def _represent_list(dumper: _Dumper, data: list[Any]) -> yaml.Node:
     return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=flow)
 
 
+def _represent_text(dumper: _Dumper, data: str) -> yaml.Node:
+    # In other styles these are line breaks, which readers make newlines of.
+    quoted = any(c in data for c in "\x85\u2028\u2029")
+    return dumper.represent_scalar("tag:yaml.org,2002:str", data, style='"' if quoted else None)
+
+
 _Dumper.add_representer(list, _represent_list)
+_Dumper.add_representer(str, _represent_text)
 
 
 # --- faults -----------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from heterosis.errors import InputError
 
 from .chat_template import CHAT_TEMPLATE_FILE, chosen_template, folder_template
+from .files import read_json
 from .layout import embedding_name
 from .recipe import Recipe, Tokenizer
 from .reference import ModelRef
@@ -105,7 +106,7 @@ class OutputTokenizer:
         path = None if self.folder is None else self.folder / file
         if path is None or not path.is_file():
             return {}
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
         return {key: data[key] for key in _SPECIAL_IDS if key in data}
 
     def tokens(self) -> Tokens:
@@ -158,7 +159,7 @@ class OutputTokenizer:
 
         assert self.folder is not None
         source = self.folder / "tokenizer.json"
-        data = json.loads(source.read_text(encoding="utf-8"))
+        data = read_json(source)
         known = _tokens(self.folder, _stamp(self.folder), ())
         there = FastTokenizer.from_file(str(source)).get_vocab()
         # Transformers also adds tokens that only tokenizer_config.json names, and they have ids too.
@@ -349,7 +350,7 @@ def _replace_template(folder: Path, template: str) -> None:
     shutil.rmtree(folder / _MORE_TEMPLATES, ignore_errors=True)
     path = folder / "tokenizer_config.json"
     if path.is_file():
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
         if config.pop("chat_template", None) is not None:
             path.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     (folder / CHAT_TEMPLATE_FILE).write_text(template, encoding="utf-8")

@@ -634,6 +634,15 @@ def recipes(draw: st.DrawFn, models: st.SearchStrategy[ModelRef] = refs, name: s
     )
 
 
+@pytest.mark.parametrize(
+    "odd", ["\n", "\n\n ", "\r\n", "\x85", "\u2028", "\u2029", "\t", "\ufeff", "\x00", " ", "\U0001f600"]
+)
+def test_odd_characters_survive(odd: str) -> None:
+    template = f"{{{{ messages[0].content }}}}{odd}end{odd}"
+    recipe = Recipe(merge_method=odd + "x", models=[InputModel(model=ModelRef("a"))], chat_template=template)
+    assert Recipe.parse(recipe.to_yaml()) == recipe
+
+
 @st.composite
 def recipes_with_stages(draw: st.DrawFn) -> Recipe:
     names = [f"stage {i}" for i in range(draw(st.integers(0, 3)))]

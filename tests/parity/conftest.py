@@ -10,12 +10,13 @@ import pytest
 from safetensors.torch import load_file
 
 from .recipes import Mergekit, Tensors
+from .zoo import Zoo
 
 MakeLlama = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
-def mergekit() -> Mergekit:
+def mergekit(tmp_path_factory: pytest.TempPathFactory) -> Mergekit:
     """Run a recipe with mergekit, in this process."""
     pytest.importorskip("mergekit")
     assert importlib.metadata.version("mergekit") == "0.1.5"
@@ -25,13 +26,26 @@ def mergekit() -> Mergekit:
         from mergekit.merge import run_merge
         from mergekit.options import MergeOptions
 
+    # It writes models with adapters out before it merges them.
+    adapted = str(tmp_path_factory.mktemp("adapted"))
+
     def run(recipe: dict[str, Any], out: Path) -> Tensors:
-        # The seed is no model's: its masks would be correlated with that model's noise.
-        options = MergeOptions(copy_tokenizer=False, quiet=True, write_model_card=False, random_seed=12345)
+        options = MergeOptions(
+            copy_tokenizer=False,
+            quiet=True,
+            write_model_card=False,
+            random_seed=12345,  # no model's: its masks would be correlated with that model's noise
+            lora_merge_cache=adapted,
+        )
         run_merge(MergeConfiguration.model_validate(recipe), str(out), options)
         return load_file(out / "model.safetensors")
 
     return run
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
+    return Zoo(tmp_path_factory.mktemp("zoo"))
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from heterosis.merge.checkpoint import TensorSource
 from heterosis.merge.lora import LoraTensor
 from heterosis.merge.plan import TensorOp
 
@@ -32,18 +33,17 @@ class Exact:
         summands: The size of what each element is summed from, the largest of the base, the result, and the sum
             of the sizes of the weighted inputs.
         decided: Where no comparison (a cut, a vote, a threshold) is so close that rounding decides it.
-        grain: The coarser of the dtypes of the arithmetic and of the output.
+        unit: A unit in the last place of the summands, of the coarser of the dtypes of arithmetic and output.
+        their_unit: That of mergekit, which rounds an adapted model to its stored dtype.
+        slack: How far a single undecided element moves all others.
     """
 
     values: Tensor
     summands: Tensor
     decided: Tensor
-    grain: torch.dtype
-
-    @property
-    def unit(self) -> Tensor:
-        """A unit in the last place of the summands."""
-        return ulp(self.summands, self.grain)
+    unit: Tensor
+    their_unit: Tensor
+    slack: float
 
 
 def ulp(at: Tensor, dtype: torch.dtype) -> Tensor:
@@ -55,16 +55,32 @@ def ulp(at: Tensor, dtype: torch.dtype) -> Tensor:
 def exact(op: TensorOp) -> Exact:
     """Merge one tensor by the book."""
     base, rows = inputs_of(op)
-    grain = max(op.compute, op.dtype, key=lambda dtype: torch.finfo(dtype).eps)
     if op.method is None:
-        return Exact(rows[0], rows[0].abs(), torch.ones_like(rows[0], dtype=torch.bool), grain)
-    name = op.method.name
-    naive = REFERENCES[name](Inputs((r.flatten().tolist() for r in rows), op.shape or (1,), op.keys), **op.arguments)
-    values = torch.tensor(naive, dtype=torch.float64).view(op.shape)
-    if base is not None:
-        values = values + base
-    sizes = torch.stack([values.abs(), _terms(op, rows), *([base.abs()] if base is not None else [])]).amax(0)
-    return Exact(values, sizes, ~_undecided(op, rows), grain)
+        values = sizes = rows[0]
+        decided, slack = torch.ones_like(values, dtype=torch.bool), 0.0
+    else:
+        reference = REFERENCES[op.method.name]
+        shape = op.shape or (1,)
+        naive = reference(Inputs((row.flatten().tolist() for row in rows), shape, op.keys), **op.arguments)
+        values = torch.tensor(naive, dtype=torch.float64).view(op.shape)
+        sizes = _terms(op, rows)
+        undecided = _undecided(op, rows)
+        decided, slack = ~undecided, _slack(op, rows, undecided)
+        if base is not None:
+            values = values + base
+            sizes = torch.maximum(sizes, base.abs())
+    sizes = torch.maximum(sizes, values.abs())
+    units = (ulp(sizes, grain) for grain in (_coarsest(op.compute, op.dtype), _their_grain(op)))
+    return Exact(values, sizes, decided, *units, slack)
+
+
+def _coarsest(*dtypes: torch.dtype) -> torch.dtype:
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def _their_grain(op: TensorOp) -> torch.dtype:
+    adapted = [source.dtype for source in op.inputs if isinstance(source, LoraTensor)]
+    return _coarsest(op.compute, op.dtype, *adapted)
 
 
 def inputs_of(op: TensorOp) -> tuple[Tensor | None, list[Tensor]]:
@@ -76,12 +92,12 @@ def inputs_of(op: TensorOp) -> tuple[Tensor | None, list[Tensor]]:
     return base, rows
 
 
-def _read(op: TensorOp, source: object) -> Tensor:
-    # An adapter's product is not rounded before it counts as a task vector.
-    unrounded = isinstance(source, LoraTensor) and op.compute == torch.float32
-    out = torch.empty(op.numel, dtype=torch.float64 if unrounded else torch.float32)
-    source.read(0, op.numel, out)  # type: ignore[attr-defined]
-    return (out if unrounded else out.to(op.compute)).double().view(op.shape)
+def _read(op: TensorOp, source: TensorSource) -> Tensor:
+    # An adapter's product is as exact as it can be had, and narrowed only with the whole model.
+    out = torch.empty(op.numel, dtype=torch.float64 if isinstance(source, LoraTensor) else torch.float32)
+    source.read(0, op.numel, out)
+    narrowed = op.compute not in (torch.float32, source.dtype)
+    return (out.to(op.compute) if narrowed else out).double().view(op.shape)
 
 
 def _terms(op: TensorOp, rows: list[Tensor]) -> Tensor:
@@ -94,7 +110,22 @@ def _terms(op: TensorOp, rows: list[Tensor]) -> Tensor:
         if given["normalize"]:
             weight = [w / sum(weight) for w in weight]
     factor = abs(given.get("lambda_", 1.0))
-    return factor * torch.stack([abs(w) * row.abs() for w, row in zip(weight, rows, strict=True)]).sum(0)
+    sizes = [abs(w * s) * row.abs() for w, s, row in zip(weight, _scales(op, rows), rows, strict=True)]
+    return factor * torch.stack(sizes).sum(0)
+
+
+def _scales(op: TensorOp, rows: list[Tensor]) -> Iterator[float]:
+    """For every model, about the factor that restores the L1 norm of what is kept."""
+    for j, row in enumerate(rows):
+        if not op.arguments.get("rescale"):
+            yield 1.0
+        elif op.method is not None and op.method.name in RANDOM:
+            expected = float((_probabilities(op, j, row) * row.abs()).sum())
+            yield float(row.abs().sum()) / expected if expected else 1.0
+        else:
+            first, last = _band(op, j)
+            kept = float(row.abs().flatten().sort(descending=True).values[first:last].sum())
+            yield float(row.abs().sum()) / kept if kept else 1.0
 
 
 # --- comparisons ------------------------------------------------------------------------------------------------
@@ -104,18 +135,19 @@ def _undecided(op: TensorOp, rows: list[Tensor]) -> Tensor:
     assert op.method is not None
     name, given, d = op.method.name, op.arguments, torch.stack(rows)
     result = torch.zeros(op.shape, dtype=torch.bool)
-    eps = torch.finfo(op.compute).eps
+    eps = torch.finfo(_their_grain(op) if op.dtype == op.compute else op.compute).eps
     if name in ("ties", *_BANDS):
-        for row, source, counts in zip(d, op.inputs, _cuts(op), strict=True):
+        start = _read(op, op.base)
+        for j, (row, source) in enumerate(zip(d, op.inputs, strict=True)):
             # Task vectors are the same in both programs, but that of an adapter, which mergekit rounds.
-            near = 4 * eps * 2 if isinstance(source, LoraTensor) else 0.0
-            for count in counts:
+            near = 2 * eps * (row + start).abs() if isinstance(source, LoraTensor) else 0.0
+            for count in _band(op, j):
                 if 0 < count < op.numel:
                     cut = row.abs().flatten().topk(count).values[-1]
-                    result |= (row.abs() - cut).abs() <= near
+                    result |= ((row.abs() - cut).abs() <= near) & (row != 0)
     if name in ELECTING or name == "sce":
         weights = given.get("weight", (1.0,) * len(rows))
-        entries = torch.stack([w * row for w, row in zip(weights, rows, strict=True)])
+        entries = torch.stack([w * s * x for w, s, x in zip(weights, _scales(op, rows), rows, strict=True)])
         for chosen in product([False, True], repeat=len(rows)):
             if sum(chosen) > 1:
                 part = entries[list(chosen)]
@@ -124,26 +156,32 @@ def _undecided(op: TensorOp, rows: list[Tensor]) -> Tensor:
         variance = d.var(0, unbiased=False)
         keep = math.floor(given["select_topk"] * int((variance > 0).sum()))
         if keep:
-            cut = variance.flatten().topk(keep).values[-1]
-            result |= (variance - cut).abs() <= 4 * eps * cut
+            result |= (variance - variance.flatten().topk(keep).values[-1]).abs() <= 4 * eps * variance
     if name == "arcee_fusion":
         importance, threshold = importances(rows[0], rows[1])
-        result |= (importance - threshold).abs() <= 1e-4 * threshold
+        result |= ((importance - threshold).abs() <= 1e-4 * threshold) & (rows[0] != rows[1])
     if name.startswith("ram"):
         result |= ((d.abs() - given["epsilon"]).abs() <= eps * given["epsilon"]).any(0)
     return result
 
 
-def _cuts(op: TensorOp) -> Iterator[tuple[int, ...]]:
-    """For every model, how many entries are above each of its cuts."""
-    n, given = op.numel, op.arguments
-    for j, density in enumerate(given["density"]):
-        keep = math.floor(density * n)
-        if "gamma" in given:
-            top = min(math.floor(given["gamma"][j] * n), n - keep)
-            yield keep + top, top
-        else:
-            yield (max(1, keep) if density > 0 else 0,)
+def _slack(op: TensorOp, rows: list[Tensor], undecided: Tensor) -> float:
+    """SCE's weights are of what it selects, so which of several is selected changes all elements a little."""
+    assert op.method is not None
+    if op.method.name != "sce" or op.arguments["select_topk"] == 1 or undecided.sum() < 2:
+        return 0.0
+    shares = [float((row[undecided] ** 2).sum() / (row**2).sum().clamp_min(1e-30)) for row in rows]
+    return 2 * max(shares) * float(torch.stack(rows).abs().max())
+
+
+def _band(op: TensorOp, model: int) -> tuple[int, int]:
+    """Which entries of a model are kept, from one to another in descending order of magnitude."""
+    n, density = op.numel, op.arguments["density"][model]
+    keep = math.floor(density * n)
+    if "gamma" not in op.arguments:
+        return 0, max(1, keep) if density > 0 else 0
+    top = min(math.floor(op.arguments["gamma"][model] * n), n - keep)
+    return top, keep + top
 
 
 def importances(base: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,6 +206,7 @@ class Chances:
         variance: Of it.
         dropped: The probability that the element stays the base's.
         visible: Where every other outcome differs from the base by more than rounding.
+        unit: A unit in the last place of the base.
     """
 
     base: Tensor
@@ -175,6 +214,7 @@ class Chances:
     variance: Tensor
     dropped: Tensor
     visible: Tensor
+    unit: Tensor
 
 
 def chances(op: TensorOp) -> Chances:
@@ -185,11 +225,7 @@ def chances(op: TensorOp) -> Chances:
     given = op.arguments
     keep = torch.stack([_probabilities(op, j, row) for j, row in enumerate(rows)])
     d = torch.stack(rows)
-    if given["rescale"]:  # what is left is scaled up to the sum of all
-        expected = (keep * d.abs()).flatten(1).sum(1)
-        scale = d.abs().flatten(1).sum(1) / expected.clamp_min(1e-30)
-        d = d * scale.view(-1, *[1] * base.ndim)
-    grain = max(op.compute, op.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+    d = d * torch.tensor(list(_scales(op, rows)), dtype=torch.float64).view(-1, *[1] * base.ndim)
     smallest = torch.full_like(base, math.inf)
     mean, square, dropped = (torch.zeros_like(base) for _ in range(3))
     weight = torch.tensor(given["weight"], dtype=torch.float64).view(-1, *[1] * base.ndim)
@@ -204,8 +240,8 @@ def chances(op: TensorOp) -> Chances:
             smallest = torch.where(chance > 0, torch.minimum(smallest, outcome.abs()), smallest)
         else:
             dropped += chance
-    visible = smallest > 4 * ulp(base, grain)
-    return Chances(base, mean, (square - mean**2).clamp_min(0), dropped, visible)
+    unit = ulp(base, _their_grain(op))
+    return Chances(base, mean, (square - mean**2).clamp_min(0), dropped, smallest > 4 * unit, unit)
 
 
 Combine = Callable[[Tensor, Tensor, bool], Tensor]

@@ -1,7 +1,7 @@
 """The matrix of recipes: every pair of method, form of recipe, architecture and dtypes that can be.
 
-A greedy covering array: rows are added until every pair of two factors' levels is in one. Pairs that cannot be have
-their reason in `impossible`.
+A greedy covering array: rows are added until every pair of two factors' levels is in one. Pairs that cannot be
+have their reason in `impossible`.
 """
 
 from collections import Counter
@@ -178,10 +178,8 @@ class _Writer:
 
     def recipe(self) -> Recipe:
         form = self._case.form
-        if form in ("levels", "slices", "ranges"):
-            body = getattr(self, f"_{form}")()
-        else:
-            body = self._whole()
+        stacked = {"levels": self._levels, "slices": self._slices, "ranges": self._ranges}
+        body = stacked.get(form, self._whole)()
         if form == "modules":
             parameters = body.pop("parameters", {})
             part = {"models": body.pop("models"), "parameters": parameters}
@@ -219,7 +217,10 @@ class _Writer:
         if own:
             sources[0]["parameters"] = own
         slice_ = {
-            p.name: [{"filter": f"{made.stack}.2.", "value": list(self._values(p))}, {"filter": "no such", "value": 5}]
+            p.name: [
+                {"filter": f"{made.stack}.2.", "value": list(self._values(p))},
+                {"filter": "no such", "value": 5},
+            ]
             for p in self._method.parameters.values()
         }
         everywhere = {p.name: self._value(p) for p in self._method.parameters.values()}
@@ -342,10 +343,10 @@ def levels() -> tuple[tuple[str, ...], ...]:
 
 def impossible(one: str, other: str) -> str | None:
     """Why two levels cannot be in one recipe; None if they can."""
-    registry = methods()
-    if one in registry and other in ("scalars", "text", "gradient", "filters", "nested", "levels"):
-        if not registry[one].parameters:
-            return "the method has no parameters"
+    method = methods().get(one)
+    with_parameters = ("scalars", "text", "gradient", "filters", "nested", "levels")
+    if method is not None and not method.parameters and other in with_parameters:
+        return "the method has no parameters"
     if one in ("della", "della_linear") and other == "gpt_neox":
         return "mergekit fails on tensors without dimensions, which these old files hold"
     if (one, other) == ("adapter", "gpt_neox"):

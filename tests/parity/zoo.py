@@ -92,7 +92,13 @@ ARCHITECTURES = {
     ),
     "roberta": Architecture("RobertaConfig", "RobertaForMaskedLM", _TEXT, "output.dense", "layer", "query"),
     "t5": Architecture(
-        "T5Config", "T5ForConditionalGeneration", _T5, "SelfAttention", "block", "q", ("encoder", "decoder", "shared")
+        "T5Config",
+        "T5ForConditionalGeneration",
+        _T5,
+        "SelfAttention",
+        "block",
+        "q",
+        ("encoder", "decoder", "shared"),
     ),
 }
 

@@ -54,7 +54,7 @@ def multislerp(x: Inputs, *, weight: Sequence[float], normalize_weights: bool = 
         assert len(x) == 2
         return total(x, w)
     mean = scaled(mean, 1 / norm(mean))
-    tangents = [[v - dot(u, mean) * m for v, m in zip(u, mean, strict=True)] for u in units]
+    tangents = [total([u, mean], [1, -dot(u, mean)]) for u in units]
     tangent = total(tangents, w)
     n = norm(tangent) + eps
     direction = total([mean, tangent], [math.cos(n), math.sin(n) / n])
