@@ -98,7 +98,9 @@ def _check(template: str) -> None:
         for node in tree.find_all((nodes.Filter, nodes.Test)):
             is_filter = isinstance(node, nodes.Filter)
             if node.name not in (environment.filters if is_filter else environment.tests):
-                raise TemplateSyntaxError(f"No {'filter' if is_filter else 'test'} named {node.name!r}.", node.lineno)
+                raise TemplateSyntaxError(
+                    f"No {'filter' if is_filter else 'test'} named {node.name!r}.", node.lineno
+                )
     except RecursionError:
         raise InputError("chat_template: must be valid Jinja, but is nested too deep") from None
     except TemplateError as error:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from heterosis.errors import InputError
 from heterosis.merge.checkpoint import Model, TensorSource
 from heterosis.merge.computation import STREAMING_BLOCK, Workspace
-from heterosis.merge.kernels import Row
+from heterosis.merge.kernels import Inputs
 from heterosis.merge.layout import place_of
 from heterosis.merge.names import align
 from heterosis.merge.statistics import Statistics
@@ -115,7 +115,7 @@ def _gram(sources: Sequence[TensorSource], workspace: Workspace) -> Matrix:
     wide = any(source.dtype == torch.float64 for source in sources)
     work = torch.float64 if wide else torch.float32
 
-    def blocks(row_length: int) -> Iterator[tuple[int, tuple[Row, ...]]]:
+    def blocks(row_length: int) -> Iterator[tuple[int, Inputs]]:
         assert row_length == 1
         for start in range(0, numel, STREAMING_BLOCK):
             stop = min(start + STREAMING_BLOCK, numel)
@@ -127,7 +127,7 @@ def _gram(sources: Sequence[TensorSource], workspace: Workspace) -> Matrix:
                 source.read(start, stop, row)
                 if j:
                     row.sub_(rows[0])
-            yield start, tuple(row.numpy() for row in rows)
+            yield start, Inputs(tuple(row.numpy() for row in rows))
 
     dtype = torch.empty(0, dtype=work).numpy().dtype
     return np.array(Statistics(blocks, dtype, len(sources), sources[0].shape, ()).gram())

@@ -6,7 +6,6 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 import torch
 
 from heterosis.merge.computation import STREAMING_BLOCK, Computation, Workspace, check_finite, read_copy
-from heterosis.merge.methods import Method
 from heterosis.merge.plan import MergePlan, TensorOp
 from heterosis.merge.sinks import Sink
 
@@ -71,18 +70,11 @@ class _Workers:
             if op.method is None or op.numel == 0:  # there is nothing to ask statistics of
                 self._copy(op)
             else:
-                for start, block in Computation(op, self._workspace, self._block_size(op, op.method)).blocks():
+                for start, block in Computation(op, self._workspace, self._budget).blocks():
                     self._write(op, start, block)
             self._sink.done(op)
         except (ValueError, ArithmeticError) as error:
             raise MergeError(f"{op.name}: {error}") from error
-
-    def _block_size(self, op: TensorOp, method: Method) -> int:
-        """A method that reads the tensor several times gets all that fits, as a tensor that fits is read once."""
-        if not method.reduces:
-            return STREAMING_BLOCK
-        # Beside the inputs: the base, the result, its narrow copy, and what a reduction needs.
-        return self._budget // ((len(op.inputs) + 4) * max(op.compute.itemsize, 4))
 
     def _copy(self, op: TensorOp) -> None:
         """Copy the one input."""

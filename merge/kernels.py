@@ -2,18 +2,23 @@
 
 A formula is an ordinary function of scalars and of tuples with one entry per model. Because a tuple's
 length is part of its type, the loop over models inside a formula unrolls and the loop over elements
-vectorises (docs/design/0001-the-spine.md has the figures). Rows are float32, or float64 for float64
-recipes. Nothing here reassociates sums, so results do not depend on blocks, threads or order.
+vectorises (docs/design/0001-the-spine.md has the figures). Nothing here reassociates sums, so results do not
+depend on blocks, threads or order.
+
+What a loop reads is `Inputs`: a row for each model, of float32 (float64 for float64 recipes) or of the bits of
+bfloat16 as 16-bit integers, which are widened in registers. With a base, rows of bits are models, and formulas get
+task vectors, rounded to bfloat16 if the base is bits too; rows of floats are task vectors already.
 """
 
 import hashlib
 import inspect
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
+from numba import types
 from numba.extending import overload, register_jitable
 
 Row = np.ndarray[tuple[int], np.dtype[Any]]
@@ -24,19 +29,94 @@ Row = np.ndarray[tuple[int], np.dtype[Any]]
 RUN = 4096
 
 
-def column(rows: tuple[Row, ...], i: int) -> tuple[Any, ...]:
-    """Element ``i`` of every row."""
-    return tuple(row[i] for row in rows)
+class Inputs(NamedTuple):
+    """The values of all models in a block, and the base's where there is one."""
+
+    rows: tuple[Row, ...]
+    base: Row | None = None
 
 
-@overload(column)
-def _column(rows, i):  # type: ignore[no-untyped-def]
+# --- bfloat16 as bits: the upper half of a float32 --------------------------------------------------------------
+
+
+@register_jitable
+def _rounded_bits(x):  # type: ignore[no-untyped-def]
+    """The bits of a float32 rounded to bfloat16, to nearest and ties to even, in the upper half."""
+    bits = np.float32(x).view(np.uint32)
+    even = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
+    up = np.uint32(np.uint32(bits + np.uint32(0x7FFF)) + even)
+    return np.uint32(0x7FC00000) if x != x else up  # a NaN could become a number else
+
+
+def _wide(value):  # type: ignore[no-untyped-def]
+    """A row's entry as a float."""
+
+
+@overload(_wide)
+def _wide_overload(value):  # type: ignore[no-untyped-def]
+    if isinstance(value, types.Integer):
+        return lambda value: np.uint32(np.uint32(value) << np.uint32(16)).view(np.float32)
+    return lambda value: value
+
+
+def _delta(value, base):  # type: ignore[no-untyped-def]
+    """A row's entry as a task vector's."""
+
+
+@overload(_delta)
+def _delta_overload(value, base):  # type: ignore[no-untyped-def]
+    if not isinstance(value, types.Integer):
+        return lambda value, base: value
+    if isinstance(base, types.Integer):
+        return lambda value, base: np.uint32(
+            np.uint32(_rounded_bits(_wide(value) - _wide(base))) & np.uint32(0xFFFF0000)
+        ).view(np.float32)
+    return lambda value, base: _wide(value) - base
+
+
+def _column(rows, base, i):  # type: ignore[no-untyped-def]
+    """What formulas get of element ``i``: a tuple with one value per model."""
+
+
+@overload(_column)
+def _column_overload(rows, base, i):  # type: ignore[no-untyped-def]
     # One expression per length, because numba builds tuples only from fixed expressions.
-    if len(rows) == 0:
-        return lambda rows, i: ()
+    if isinstance(base, types.NoneType):
+        if len(rows) == 1:
+            return lambda rows, base, i: (_wide(rows[0][i]),)
+        return lambda rows, base, i: (_wide(rows[0][i]), *_column(rows[1:], base, i))
     if len(rows) == 1:
-        return lambda rows, i: (rows[0][i],)
-    return lambda rows, i: (rows[0][i], *column(rows[1:], i))
+        return lambda rows, base, i: (_delta(rows[0][i], base[i]),)
+    return lambda rows, base, i: (_delta(rows[0][i], base[i]), *_column(rows[1:], base, i))
+
+
+def _merged(value, base, i, out):  # type: ignore[no-untyped-def]
+    """A merged value, on top of the base, as ``out`` holds it."""
+
+
+@overload(_merged)
+def _merged_overload(value, base, i, out):  # type: ignore[no-untyped-def]
+    if isinstance(out.dtype, types.Integer):
+        if isinstance(base, types.NoneType):
+            return lambda value, base, i, out: np.uint16(np.uint32(_rounded_bits(value) >> np.uint32(16)))
+        return lambda value, base, i, out: np.uint16(
+            np.uint32(_rounded_bits(value + _wide(base[i])) >> np.uint32(16))
+        )
+    if isinstance(base, types.NoneType):
+        return lambda value, base, i, out: value
+    return lambda value, base, i, out: value + _wide(base[i])
+
+
+@numba.njit(nogil=True, cache=True)
+def all_finite(bits):  # type: ignore[no-untyped-def]
+    """Whether no bfloat16 is NaN or infinite, given their bits."""
+    bad = 0
+    for i in range(bits.shape[0]):
+        bad += (bits[i] & 0x7F80) == 0x7F80
+    return bad == 0
+
+
+# --- formulas ---------------------------------------------------------------------------------------------------
 
 
 def _stamp(formula: Callable[..., Any]) -> str:
@@ -50,17 +130,70 @@ def _stamp(formula: Callable[..., Any]) -> str:
 
 
 @cache
-def map_loop(formula: Callable[..., Any]) -> Callable[..., None]:
-    """``loop(rows, start, numbers, out)``: ``out[i] = formula(start + i, column(rows, i), *numbers)``."""
+def map_loop(formula: Callable[..., Any], each: Callable[..., Any] | None = None) -> Callable[..., None]:
+    """Merge the values of all models into one, for every element of a block.
+
+    Args:
+        formula: ``formula(i, x, *numbers)``.
+        each: Applied before it to every model's value: ``each(i, x_j, *each_numbers[j])``.
+
+    Returns:
+        ``loop(rows, base, start, each_numbers, numbers, out)``. With a base, it is added to what the formula gives;
+        ``out`` takes floats, or bits of bfloat16.
+    """
+    jitable, stamp = register_jitable(formula), _stamp(formula)
+    if each is None:
+
+        @numba.njit(nogil=True, cache=True, error_model="numpy")
+        def loop(rows, base, start, each_numbers, numbers, out):  # type: ignore[no-untyped-def]
+            stamp  # noqa: B018
+            for i in range(out.shape[0]):
+                value = jitable(start + i, _column(rows, base, i), *numbers)
+                out[i] = _merged(value, base, i, out)
+
+        return loop  # type: ignore[no-any-return]
+
+    stepped, stamp = _stepped(each), stamp + _stamp(each)
+
+    @numba.njit(nogil=True, cache=True, error_model="numpy")
+    def loop_with_step(rows, base, start, each_numbers, numbers, out):  # type: ignore[no-untyped-def]
+        stamp  # noqa: B018
+        for i in range(out.shape[0]):
+            x = stepped(start + i, _column(rows, base, i), each_numbers)
+            out[i] = _merged(jitable(start + i, x, *numbers), base, i, out)
+
+    return loop_with_step  # type: ignore[no-any-return]
+
+
+@cache
+def quantity_loop(formula: Callable[..., Any]) -> Callable[..., None]:
+    """``loop(rows, base, start, numbers, out)``: the formula's value for every element of a block."""
     jitable, stamp = register_jitable(formula), _stamp(formula)
 
     @numba.njit(nogil=True, cache=True, error_model="numpy")
-    def loop(rows, start, numbers, out):  # type: ignore[no-untyped-def]
+    def loop(rows, base, start, numbers, out):  # type: ignore[no-untyped-def]
         stamp  # noqa: B018
         for i in range(out.shape[0]):
-            out[i] = jitable(start + i, column(rows, i), *numbers)
+            out[i] = jitable(start + i, _column(rows, base, i), *numbers)
 
     return loop  # type: ignore[no-any-return]
+
+
+@cache
+def _stepped(each: Callable[..., Any]) -> Callable[..., Any]:
+    """A step for every model as a function of their tuple, for compiled code."""
+    jitable = register_jitable(each)
+
+    def apply(i, x, numbers):  # type: ignore[no-untyped-def]
+        pass
+
+    @overload(apply)
+    def apply_overload(i, x, numbers):  # type: ignore[no-untyped-def]
+        if len(x) == 1:
+            return lambda i, x, numbers: (jitable(i, x[0], *numbers[0]),)
+        return lambda i, x, numbers: (jitable(i, x[0], *numbers[0]), *apply(i, x[1:], numbers[1:]))
+
+    return apply
 
 
 @cache
@@ -75,6 +208,13 @@ def each_loop(formula: Callable[..., Any]) -> Callable[..., None]:
             row[i] = jitable(start + i, row[i], *numbers)
 
     return loop  # type: ignore[no-any-return]
+
+
+@numba.njit(nogil=True, cache=True)
+def widen_row(row, base, out):  # type: ignore[no-untyped-def]
+    """What formulas get of one model, as floats."""
+    for i in range(out.shape[0]):
+        out[i] = _column((row,), base, i)[0]
 
 
 @cache
@@ -153,11 +293,43 @@ def max_groups(values, start, stride, maxima):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def digit_histogram(bits, shift, prefix, counts):  # type: ignore[no-untyped-def]
-    """Count the 16-bit digit at ``shift`` of the unsigned ``bits`` whose higher digits equal ``prefix``."""
-    for i in range(bits.shape[0]):
-        if (bits[i] >> shift) >> 16 == prefix:
-            counts[(bits[i] >> shift) & 0xFFFF] += 1
+def digit_histogram(bits, shift, lower, prefix, counts):  # type: ignore[no-untyped-def]
+    """Count the 16-bit digit at ``shift`` of the unsigned ``bits`` whose higher digits equal ``prefix``.
+
+    Args:
+        bits: ``[n]``; of zeros, the sign may be set.
+        shift: Position of the digit's lowest bit.
+        lower: A mask of the bits below it.
+        prefix: The higher digits, 0 where there are none.
+        counts: ``[4, 2 ** 16]``: four histograms in turn, so that equal neighbours do not wait for each other.
+
+    Returns:
+        Whether any bit below the digit is set anywhere.
+    """
+    below = bits[0] & 0
+    whole = bits.shape[0] // 4 * 4
+    top = bits.itemsize * 8 - shift
+    digit = (1 << min(top - 1, 16)) - 1  # without the sign of a zero
+    if top == 16:
+        for i in range(0, whole, 4):
+            for k in range(4):
+                below |= bits[i + k] & lower
+                counts[k, (bits[i + k] >> shift) & digit] += 1
+    else:
+        for i in range(0, whole, 4):
+            for k in range(4):
+                value = bits[i + k]
+                below |= value & lower
+                if ((value >> shift) >> 16) & (1 << (top - 17)) - 1 == prefix:
+                    counts[k, (value >> shift) & 0xFFFF] += 1
+    for i in range(whole, bits.shape[0]):
+        value = bits[i]
+        below |= value & lower
+        if top == 16:
+            counts[0, (value >> shift) & digit] += 1
+        elif ((value >> shift) >> 16) & (1 << (top - 17)) - 1 == prefix:
+            counts[0, (value >> shift) & 0xFFFF] += 1
+    return below != 0
 
 
 @numba.njit(nogil=True, cache=True)

@@ -38,8 +38,9 @@ from heterosis.merge.tokenizer import OutputTokenizer, output_tokenizer
 Names: TypeAlias = Literal["same", "union", "intersection"]
 
 # Buffers that old checkpoints hold and that no current model reads; dropped where not all inputs have them.
+_MASKED = (".attn.masked_bias", ".attention.masked_bias")  # always: in float16 they are minus infinity
 OBSOLETE = (
-    *("rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias", ".attention.masked_bias", ".attention.bias"),
+    *("rotary_emb.inv_freq", ".attn.bias", ".attention.bias", *_MASKED),
     "embeddings.position_ids",
 )
 
@@ -218,6 +219,8 @@ class _Planner:
             sources.append(source)
         obsolete = group.name.endswith(OBSOLETE) and bool(self.checkpoints[self.recipe.donor].config)
         if missing and (self.names == "intersection" or obsolete):
+            return None
+        if obsolete and group.name.endswith(_MASKED):
             return None
         if not inputs or (missing and self.names == "same"):
             x, name = missing[0]

@@ -52,7 +52,7 @@ class MergedTensor:
 
     @cached_property
     def _computation(self) -> Computation:
-        return Computation(self._op, self._workspace, STREAMING_BLOCK)
+        return Computation(self._op, self._workspace)
 
 
 class Stage:

@@ -5,8 +5,7 @@ A *quantity* is a bound map formula: a number for every element, from the values
 """
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -15,45 +14,38 @@ import numpy.typing as npt
 
 from heterosis.merge.kernels import (
     RUN,
+    Inputs,
     Row,
     add_dot_runs,
     add_groups,
     add_runs,
-    digit_histogram,
     each_loop,
-    find_equal,
-    map_loop,
     max_groups,
+    quantity_loop,
     rows_loop,
+    widen_row,
 )
 from heterosis.merge.methods.base import Bound, formula
+from heterosis.merge.selection import Cut, select
 
-# Called with a length of rows, gives a tensor's blocks in order, each of whole rows: the start, and each model's
-# values. They may be overwritten by the next block.
-Blocks: TypeAlias = Callable[[int], Iterable[tuple[int, tuple[Row, ...]]]]
+# Called with a length of rows, gives a tensor's blocks in order, each of whole rows: the start, and the values there.
+# They may be overwritten by the next block.
+Blocks: TypeAlias = Callable[[int], Iterable[tuple[int, Inputs]]]
 Vector: TypeAlias = npt.NDArray[np.float64]
 
 _WIDE = np.dtype(np.float64)
 
 
 @formula
-def magnitude(i, x, model):  # type: ignore[no-untyped-def]
-    """``|x_j|``."""
-    return abs(x[model])
+def magnitude(i, x):  # type: ignore[no-untyped-def]
+    """``|x_j|``, of the one model j that it is bound to."""
+    return abs(x[0])
 
 
 @formula
 def product(i, x, a, b):  # type: ignore[no-untyped-def]
     """``x_a x_b``, of float32 values exact in float64."""
     return np.float64(x[a]) * np.float64(x[b])
-
-
-@dataclass(frozen=True)
-class Cut:
-    """The largest entries of a quantity: those above ``value``, and at it up to position ``last``."""
-
-    value: float
-    last: int
 
 
 class Statistics:
@@ -98,7 +90,8 @@ class Statistics:
     def _gram(self) -> tuple[tuple[float, ...], ...]:
         m = self.models
         partials = {(a, b): self._partials() for a in range(m) for b in range(a, m)}
-        for start, rows in self._blocks(1):
+        for start, inputs in self._blocks(1):
+            rows = self.floats(inputs)
             for (a, b), sums in partials.items():
                 add_dot_runs(rows[a], rows[b], start, sums)
         dots = {pair: _total(sums) for pair, sums in partials.items()}
@@ -116,9 +109,9 @@ class Statistics:
     def totals(self, *quantities: Bound) -> tuple[float, ...]:
         """The sum of every quantity over the tensor, in one pass."""
         partials = [self._partials() for _ in quantities]
-        for start, rows in self._blocks(1):
-            for quantity, sums in zip(quantities, partials, strict=True):
-                add_runs(self._values(quantity, start, rows, _WIDE), start, sums)
+        for start, values in self._passes(quantities, _WIDE):
+            for row, sums in zip(values, partials, strict=True):
+                add_runs(row, start, sums)
         return tuple(map(_total, partials))
 
     def grouped_totals(self, quantity: Bound, dim: int = -1) -> Vector:
@@ -130,16 +123,16 @@ class Statistics:
         """
         stride, groups = self.groups(dim)
         totals = np.zeros(groups)
-        for start, rows in self._blocks(1):
-            add_groups(self._values(quantity, start, rows, _WIDE), start, stride, totals)
+        for start, (values,) in self._passes([quantity], _WIDE):
+            add_groups(values, start, stride, totals)
         return totals
 
     def row_maxima(self, quantity: Bound) -> Vector:
         """The maxima of a quantity along the last dimension, ``[rows]``."""
         stride, groups = self.groups(-1)
         maxima = np.full(groups, -np.inf)
-        for start, rows in self._blocks(1):
-            max_groups(self._values(quantity, start, rows, _WIDE), start, stride, maxima)
+        for start, (values,) in self._passes([quantity], _WIDE):
+            max_groups(values, start, stride, maxima)
         return maxima
 
     def groups(self, dim: int) -> tuple[int, int]:
@@ -152,70 +145,59 @@ class Statistics:
     def absolute_sums(self, each: Bound | None = None) -> tuple[float, ...]:
         """The L1 norm of every input, ``[m]``; with ``each``, of what that step makes of it."""
         partials = [self._partials() for _ in range(self.models)]
-        for start, rows in self._blocks(each.row_length if each else 1):
-            for j, row in enumerate(rows):
-                row = row.copy()
+        for start, inputs in self._blocks(each.row_length if each else 1):
+            for j, row in enumerate(self.floats(inputs)):
                 if each is not None:
                     apply_each(each, j, start, row)
                 add_runs(np.abs(row, out=row), start, partials[j])
         return tuple(map(_total, partials))
 
-    def cut(self, quantity: Bound, keep: int) -> Cut:
-        """The cut that keeps the ``keep`` largest values of a quantity.
+    def floats(self, inputs: Inputs) -> list[Row]:
+        """What formulas get of a block's models, one row each, to be changed at will."""
+        rows = [np.empty(len(row), self._dtype) for row in inputs.rows]
+        for row, out in zip(inputs.rows, rows, strict=True):
+            widen_row(row, inputs.base, out)
+        return rows
 
-        Values equal at the cut are kept in the order of their positions.
+    def cut(self, quantity: Bound, keep: int) -> Cut:
+        """The cut that keeps the ``keep`` largest values of a quantity (see `cuts`)."""
+        return self.cuts((quantity, keep))[0]
+
+    def cuts(self, *wanted: tuple[Bound, int]) -> list[Cut]:
+        """The cuts that keep the largest values of quantities, in as few passes together as one takes.
+
+        Values equal at a cut are kept in the order of their positions.
 
         Args:
-            quantity: Never negative.
-            keep: How many, in ``[0, n]``.
+            wanted: Quantities that are never negative, and how many values to keep, in ``[0, n]``.
         """
-        assert 0 <= keep <= self.numel
-        if keep == self.numel:
-            return Cut(-1.0, -1)
-        if keep == 0:
-            return Cut(math.inf, -1)
-        return self._select(quantity, keep)
+        plain = {0: Cut(math.inf, -1), self.numel: Cut(-1.0, -1)}
+        searched = iter(self._select([(quantity, keep) for quantity, keep in wanted if keep not in plain]))
+        return [plain[keep] if keep in plain else next(searched) for _, keep in wanted]
 
-    def ascending(self, quantity: Bound, index: int) -> float:
-        """The value at an index, from 0, of a quantity's sorted values; the quantity is never negative."""
-        assert 0 <= index < self.numel
-        return self._select(quantity, self.numel - index).value
+    def ascending(self, quantity: Bound, *indices: int) -> list[float]:
+        """The values at indices, from 0, of a quantity's sorted values; the quantity is never negative."""
+        return [cut.value for cut in self._select([(quantity, self.numel - index) for index in indices])]
 
-    def _select(self, quantity: Bound, keep: int) -> Cut:
-        """Radix selection over the bit patterns, which order as the values do, 16 bits in each pass."""
-        width = self._dtype.itemsize * 8
-        unsigned = np.dtype(f"u{self._dtype.itemsize}")
-        positive = unsigned.type((1 << (width - 1)) - 1)  # without the sign of a zero
-        prefix = above = equal = 0  # the cut's higher digits; values above it; values that share them
-        for shift in range(width - 16, -1, -16):
-            counts = np.zeros(1 << 16, dtype=np.int64)
-            for start, rows in self._blocks(1):
-                bits = self._values(quantity, start, rows, self._dtype).view(unsigned) & positive
-                digit_histogram(bits, unsigned.type(shift), unsigned.type(prefix), counts)
-            down_to = above + np.cumsum(counts[::-1])
-            skipped = int(np.searchsorted(down_to, keep))
-            digit = counts.size - 1 - skipped
-            equal = int(counts[digit])
-            above = int(down_to[skipped]) - equal
-            prefix = prefix << 16 | digit
-        value = np.array([prefix], dtype=unsigned).view(self._dtype)[0]
-        wanted = keep - above
-        if wanted < equal:
-            for start, rows in self._blocks(1):
-                position, seen = find_equal(self._values(quantity, start, rows, self._dtype), value, wanted)
-                if position >= 0:
-                    return Cut(float(value), start + position)
-                wanted -= seen
-        return Cut(float(value), self.numel)
+    def _select(self, wanted: Sequence[tuple[Bound, int]]) -> list[Cut]:
+        return select(lambda asked: self._passes(asked, self._dtype), self._dtype, self.numel, wanted)
+
+    def _passes(self, quantities: Sequence[Bound], dtype: np.dtype[Any]) -> Iterator[tuple[int, list[Row]]]:
+        """The values of quantities, block after block; the next block overwrites them."""
+        scratch: list[Row] = []
+        for start, inputs in self._blocks(1):
+            size = len(inputs.rows[0])
+            if not scratch or len(scratch[0]) < size:
+                scratch = [np.empty(size, dtype) for _ in quantities]
+            values = [row[:size] for row in scratch]
+            for quantity, out in zip(quantities, values, strict=True):
+                rows = inputs.rows if quantity.model is None else (inputs.rows[quantity.model],)
+                loop = quantity_loop(quantity.formula.function)
+                loop(rows, inputs.base, start, typed(quantity.numbers, self._dtype), out)
+            yield start, values
 
     def _partials(self) -> Vector:
         return np.zeros((-(-self.numel // RUN), 4))
-
-    def _values(self, quantity: Bound, start: int, rows: tuple[Row, ...], dtype: np.dtype[Any]) -> Row:
-        """A quantity's values in a block."""
-        values = np.empty(len(rows[0]), dtype)
-        map_loop(quantity.formula.function)(rows, start, typed(quantity.numbers, self._dtype), values)
-        return values
 
 
 def _total(partials: Vector) -> float:

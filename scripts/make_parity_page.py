@@ -32,8 +32,8 @@ arithmetic and of the output, at the size of the summands (the base, and the inp
 - Ours are within {near:g} units of naive references in float64 (`tests/reference/`) for {most:.1%} of a model's
   elements, and none is farther than {ours:g}. Inputs and task vectors are rounded to the recipe's dtype, all else
   is exact there.
-- mergekit's are within {near:g} units of ours for {most:.1%}, and none is farther than {theirs:g}, but for the methods
-  and dtypes [below](#where-mergekit-rounds-more).
+- mergekit's are within {near:g} units of ours for {most:.1%}, and none is farther than {theirs:g}, but for
+  the methods and dtypes [below](#where-mergekit-rounds-more).
 - Not compared is what rounding decides: entries as large as a cut, votes that almost cancel, values at a
   threshold. That is at most {undecided:.0%} of a model's elements, and usually less than 5 %.
 - Random masks cannot be the same. Both programs drop as many entries as they should, restore the norm and do not

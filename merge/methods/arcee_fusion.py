@@ -61,7 +61,7 @@ def _divergences(models: Statistics) -> Vector:
 
 def _threshold(models: Statistics, quantity: Bound) -> float:
     """The median and one and a half interquartile ranges."""
-    q1, median, q3 = (models.ascending(quantity, k * (models.numel - 1) // 4) for k in (1, 2, 3))
+    q1, median, q3 = models.ascending(quantity, *(k * (models.numel - 1) // 4 for k in (1, 2, 3)))
     return median + 1.5 * (q3 - q1)
 
 

@@ -93,8 +93,8 @@ class Formula:
     def __call__(self, *args: Any) -> Any:
         return self.function(*args)
 
-    def bind(self, *numbers: Any, row_length: int = 1) -> "Bound":
-        return Bound(self, numbers, row_length)
+    def bind(self, *numbers: Any, row_length: int = 1, model: int | None = None) -> "Bound":
+        return Bound(self, numbers, row_length, model)
 
 
 @dataclass(frozen=True)
@@ -105,11 +105,13 @@ class Bound:
         formula: The function.
         numbers: Scalars, or tuples with one entry per model, or arrays.
         row_length: Elements of a row, for a formula per row.
+        model: The one model whose values the formula gets, None for all.
     """
 
     formula: Formula
     numbers: tuple[Any, ...]
     row_length: int = 1
+    model: int | None = None
 
 
 @dataclass(frozen=True)

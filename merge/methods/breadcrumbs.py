@@ -17,7 +17,7 @@ from heterosis.merge.methods.base import (
 from heterosis.merge.methods.combine import combine, scaling
 from heterosis.merge.methods.elect import elect
 from heterosis.merge.methods.rescale import rescaled
-from heterosis.merge.statistics import Cut, Statistics, magnitude
+from heterosis.merge.statistics import Statistics, magnitude
 
 INFINITY = np.float32(np.inf)
 PAPER = "https://arxiv.org/abs/2312.06795"
@@ -37,18 +37,18 @@ def keep_band(i, d, low, low_last, high, high_last, scale):  # type: ignore[no-u
 
 
 def _masking(deltas: Statistics, density: PerInput, gamma: PerInput, rescale: bool) -> Bound:
-    lows, highs = zip(*(_band(deltas, j, density[j], gamma[j]) for j in range(deltas.models)), strict=True)
-    cuts = [tuple(getattr(cut, field) for cut in side) for side in (lows, highs) for field in ("value", "last")]
-    return rescaled(deltas, lambda scale: keep_band.bind(*cuts, scale), density, rescale)
-
-
-def _band(deltas: Statistics, model: int, density: float, gamma: float) -> tuple[Cut, Cut]:
-    """The cut above which entries count, and that above which they are outliers."""
     n = deltas.numel
-    keep = math.floor(density * n)
-    outliers = min(math.floor(gamma * n), n - keep)
-    size = magnitude.bind(model)
-    return deltas.cut(size, keep + outliers), deltas.cut(size, outliers)
+    keep = [math.floor(fraction * n) for fraction in density]
+    outliers = [min(math.floor(fraction * n), n - kept) for fraction, kept in zip(gamma, keep, strict=True)]
+    sizes = [magnitude.bind(model=j) for j in range(deltas.models)]
+    # Entries above the first cuts count, unless they are outliers, above the second.
+    cuts = deltas.cuts(
+        *((size, a + b) for size, a, b in zip(sizes, keep, outliers, strict=True)),
+        *zip(sizes, outliers, strict=True),
+    )
+    sides = cuts[: len(sizes)], cuts[len(sizes) :]
+    numbers = [tuple(getattr(cut, field) for cut in side) for side in sides for field in ("value", "last")]
+    return rescaled(deltas, lambda scale: keep_band.bind(*numbers, scale), density, rescale)
 
 
 @merge_method("breadcrumbs", paper=PAPER, base="required", search=SEARCH)

@@ -31,7 +31,7 @@ def trimming(deltas: Statistics, density: PerInput, rescale: bool) -> Bound:
     """Keep the ``max(1, floor(density n))`` largest entries of every task vector; none where it is 0."""
     n = deltas.numel
     keep = [max(1, math.floor(fraction * n)) if fraction > 0 else 0 for fraction in density]
-    cuts = [deltas.cut(magnitude.bind(j), count) for j, count in enumerate(keep)]
+    cuts = deltas.cuts(*((magnitude.bind(model=j), count) for j, count in enumerate(keep)))
     values, lasts = tuple(cut.value for cut in cuts), tuple(cut.last for cut in cuts)
     return rescaled(deltas, lambda scale: trim.bind(values, lasts, scale), density, rescale)
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from heterosis.errors import InputError
-from heterosis.merge import executor
+from heterosis.merge import computation, executor
 from heterosis.merge.executor import execute
-from heterosis.merge.kernels import each_loop, map_loop
+from heterosis.merge.kernels import Inputs, each_loop, map_loop
 from heterosis.merge.methods import Method, PerInput, Program, Uniform, get_method, merge_method, methods
 from heterosis.merge.planner import build_plan
 from heterosis.merge.recipe import InputModel, ModelRef, Recipe
@@ -112,7 +112,7 @@ def test_bits_depend_on_neither_blocks_nor_threads(
 ) -> None:
     recipe = make_recipe(get_method(name), family, dtype=dtype, out_dtype="float64")
     whole = bits(run(recipe, threads=1))
-    monkeypatch.setattr(executor, "STREAMING_BLOCK", 4096)
+    monkeypatch.setattr(computation, "STREAMING_BLOCK", 4096)
     monkeypatch.setattr(executor, "THREAD_MINIMUM", 1)  # else so little memory would mean a single thread
     for threads, memory_limit in [(1, 1), (2, 2), (4, 4), (4, 512 << 20), (2, 500_000)]:
         assert bits(run(recipe, threads=threads, memory_limit=memory_limit)) == whole, (threads, memory_limit)
@@ -130,7 +130,7 @@ def program_of(method: Method, rows: tuple[Any, ...]) -> Program:
         return method.function(**arguments)
     keys = tuple((7 + j, 11 * j) for j in range(m))
     shape = (20, len(rows[0]) // 20)
-    return method.function(Statistics(lambda _: [(0, rows)], rows[0].dtype, m, shape, keys), **arguments)
+    return method.function(Statistics(lambda _: [(0, Inputs(rows))], rows[0].dtype, m, shape, keys), **arguments)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -159,7 +159,7 @@ def test_compiled_loops_equal_the_formulas_as_plain_python(name: str, dtype: typ
         assert each_loop(program.each.formula.function) is each_loop(program.each.formula.function)
     numbers = typed(program.map.numbers, np.dtype(dtype))
     out = np.empty(300, dtype)
-    map_loop(program.map.formula.function)(rows, start, numbers, out)
+    map_loop(program.map.formula.function)(rows, None, start, None, numbers, out)
     plain = [program.map.formula(start + i, tuple(expected[:, i]), *numbers) for i in range(300)]
     assert out.tobytes() == np.array(plain, dtype).tobytes()
 

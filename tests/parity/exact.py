@@ -30,16 +30,15 @@ class Exact:
 
     Attributes:
         values: Its elements, float64.
-        summands: The size of what each element is summed from, the largest of the base, the result, and the sum
-            of the sizes of the weighted inputs.
         decided: Where no comparison (a cut, a vote, a threshold) is so close that rounding decides it.
-        unit: A unit in the last place of the summands, of the coarser of the dtypes of arithmetic and output.
+        unit: A unit in the last place, of the coarser of the dtypes of arithmetic and output, at the size of what
+            an element is summed from: the largest of the base, the result, and the sum of the sizes of the
+            weighted inputs.
         their_unit: That of mergekit, which rounds an adapted model to its stored dtype.
         slack: How far a single undecided element moves all others.
     """
 
     values: Tensor
-    summands: Tensor
     decided: Tensor
     unit: Tensor
     their_unit: Tensor
@@ -49,7 +48,7 @@ class Exact:
 def ulp(at: Tensor, dtype: torch.dtype) -> Tensor:
     """The distance of neighbours of a dtype at each value."""
     info = torch.finfo(dtype)
-    return info.eps * 2.0 ** torch.floor(torch.log2(at.abs().clamp_min(info.tiny)))
+    return info.eps * torch.exp2(torch.floor(torch.log2(at.abs().clamp_min(info.tiny))))
 
 
 def exact(op: TensorOp) -> Exact:
@@ -70,8 +69,8 @@ def exact(op: TensorOp) -> Exact:
             values = values + base
             sizes = torch.maximum(sizes, base.abs())
     sizes = torch.maximum(sizes, values.abs())
-    units = (ulp(sizes, grain) for grain in (_coarsest(op.compute, op.dtype), _their_grain(op)))
-    return Exact(values, sizes, decided, *units, slack)
+    unit, their_unit = ulp(sizes, _coarsest(op.compute, op.dtype)), ulp(sizes, _their_grain(op))
+    return Exact(values, decided, unit, their_unit, slack)
 
 
 def _coarsest(*dtypes: torch.dtype) -> torch.dtype:
@@ -248,7 +247,8 @@ Combine = Callable[[Tensor, Tensor, bool], Tensor]
 
 
 def _summed(d: Tensor, weight: Tensor, normalize: bool) -> Tensor:
-    return (weight * d).sum(0) / (weight.sum() if normalize else 1.0)
+    total = (weight * d).sum(0)
+    return total / weight.sum() if normalize else total
 
 
 def _elected(d: Tensor, weight: Tensor, normalize: bool) -> Tensor:

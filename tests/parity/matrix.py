@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations, product
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
@@ -99,7 +99,7 @@ def nested(first: Any, second: Any, made: Architecture) -> Setting:
     return [{"filter": made.part, "value": [first, second]}, {"filter": "*", "value": [second, first, first]}]
 
 
-Write = Callable[[Any, Any, Architecture], Setting]
+Write: TypeAlias = Callable[[Any, Any, Architecture], Setting]
 
 
 FORMS: dict[str, str] = {

@@ -470,6 +470,18 @@ def test_buffers_of_integers_stay_integers(zoo: Zoo, mergekit: Mergekit, tmp_pat
     assert mergekit(recipe, tmp_path / "theirs")[name].dtype == torch.bfloat16
 
 
+def test_infinite_buffers_are_left_out(zoo: Zoo, mergekit: Mergekit, tmp_path: Path) -> None:
+    """Old files of GPT-NeoX hold a constant for masks, minus infinity in float16, that no model reads any more: it
+    is left out, where mergekit writes NaN."""
+    base, model = (zoo.model("gpt_neox", name, torch.float16) for name in ("base", "a"))
+    recipe = whole("task_arithmetic", (model, {"weight": 1}), base=base)
+    name = "gpt_neox.layers.0.attention.masked_bias"
+    assert torch.isnan(mergekit(recipe, tmp_path / "theirs")[name])
+    assert stored(model).keys() - ours(recipe, tmp_path / "ours").keys() == {
+        name.replace("0", str(layer)) for layer in range(3)
+    }
+
+
 def test_the_first_model_mentioned_is_the_donor(zoo: Zoo, tmp_path: Path) -> None:
     """Config, tokenizer and companions come from the base, else from the first model mentioned, where mergekit
     goes by hashes; generation_config.json comes along; and without a tokenizer there is none in the output."""

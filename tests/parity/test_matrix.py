@@ -8,6 +8,7 @@ import math
 import runpy
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,7 @@ def test_the_same_recipe_gives_the_same_model(case: Case, zoo: Zoo, mergekit: Me
     theirs = _their_tensors(recipe, mergekit, tmp_path / "theirs")
     folder = merge_models(Recipe.model_validate(recipe), tmp_path / "ours", threads=1)
     mine = load_file(folder / "model.safetensors")
+    theirs = {name: x for name, x in theirs.items() if not name.endswith(".masked_bias")}  # which nothing reads
     if case.form == "tokenizer":
         theirs = _in_our_order(theirs, folder, tmp_path / "theirs")
     assert fused(mine).keys() == theirs.keys()
@@ -113,7 +115,7 @@ def _check_dtypes(case: Case, ops: Iterable[TensorOp], mine: Tensors, theirs: Te
     for op in ops:
         assert mine[op.name].dtype == op.dtype
         if op.name in theirs and op.dtype.is_floating_point:
-            widened = (case.method in WIDENING or not op.shape) and theirs[op.name].dtype == torch.float32
+            widened = case.method in WIDENING and theirs[op.name].dtype == torch.float32
             assert theirs[op.name].dtype == op.dtype or widened, op.name
 
 
@@ -254,7 +256,7 @@ def test_every_pair_is_covered(capsys: pytest.CaptureFixture[str]) -> None:
     assert not [pair for pair in impossible if counts[pair]]
     with capsys.disabled():
         print(f"\n{len(cases())} recipes cover {len(possible)} pairs; {len(impossible)} cannot be:")
-        for i, j in matrix.combinations(range(len(FACTORS)), 2):
+        for i, j in combinations(range(len(FACTORS)), 2):
             of = [counts[pair] for pair in possible if (pair[0], pair[2]) == (i, j)]
             print(f"  {FACTORS[i]} and {FACTORS[j]}: {len(of)} pairs, each {min(of)} to {max(of)} times")
 

@@ -208,8 +208,7 @@ def _add_buffers(path: Path, dtype: torch.dtype) -> None:
     for layer in range(3):
         prefix = f"gpt_neox.layers.{layer}.attention"
         tensors[f"{prefix}.bias"] = torch.ones(1, 1, 4, 4, dtype=torch.bool).tril()
-        # Usually -1e9, which float16 does not have.
-        tensors[f"{prefix}.masked_bias"] = torch.tensor(-1e4, dtype=dtype)
+        tensors[f"{prefix}.masked_bias"] = torch.tensor(-1e9).to(dtype)  # minus infinity in float16
         tensors[f"{prefix}.rotary_emb.inv_freq"] = torch.tensor([1.0], dtype=dtype)
     save_file(tensors, path, metadata={"format": "pt"})
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from heterosis.merge import kernels
 from heterosis.merge.executor import MergeError
 from heterosis.merge.methods import get_method
 from heterosis.merge.methods.della import SEARCH, della
@@ -173,7 +174,7 @@ def test_dellas_search_ranges_hold_valid_pairs_only() -> None:
     row = np.arange(4, dtype=np.float32)
     for density in (SEARCH["density"].low, SEARCH["density"].high):
         for epsilon in (SEARCH["epsilon"].low, SEARCH["epsilon"].high):
-            deltas = Statistics(lambda _: [(0, (row,))], row.dtype, 1, (4,), ((1, 2),))
+            deltas = Statistics(lambda _: [(0, kernels.Inputs((row,)))], row.dtype, 1, (4,), ((1, 2),))
             della(deltas, weight=(1.0,), density=(density,), epsilon=(epsilon,))
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heterosis.merge.kernels import RUN
+from heterosis.merge.kernels import RUN, Inputs
 from heterosis.merge.methods.base import ONE
 from heterosis.merge.methods.random_mask import drop, mask_key
 from heterosis.merge.statistics import Cut, Statistics, apply_each, magnitude, product
@@ -26,14 +26,14 @@ def statistics(
     """Of rows that are read in blocks which end at ``ends`` and which the next block overwrites."""
     n = len(rows[0])
 
-    def blocks(row_length: int) -> Iterator[tuple[int, tuple[Row, ...]]]:
+    def blocks(row_length: int) -> Iterator[tuple[int, Inputs]]:
         buffers = [np.empty_like(row) for row in rows]
         edges = sorted({0, n, *(end // row_length * row_length for end in ends if end < n)})
         for start, stop in pairwise(edges):
             for buffer, row in zip(buffers, rows, strict=True):
                 buffer[:] = np.nan
                 buffer[: stop - start] = row[start:stop]
-            yield start, tuple(buffer[: stop - start] for buffer in buffers)
+            yield start, Inputs(tuple(buffer[: stop - start] for buffer in buffers))
 
     return Statistics(blocks, rows[0].dtype, len(rows), (n // width, width), keys)
 
@@ -55,9 +55,9 @@ def test_cut_keeps_what_a_stable_sort_keeps(
     row = np.array(values, dtype=dtype)
     count = 0 if density == 0 else max(1, math.floor(density * len(row)))
     expected = sorted(np.argsort(-abs(row), kind="stable")[:count].tolist())
-    whole = statistics([row]).cut(magnitude.bind(0), count)
+    whole = statistics([row]).cut(magnitude.bind(model=0), count)
     assert kept(whole, row) == expected
-    assert statistics([row], ends).cut(magnitude.bind(0), count) == whole
+    assert statistics([row], ends).cut(magnitude.bind(model=0), count) == whole
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -92,8 +92,8 @@ def test_sums_and_maxima_along_rows_and_columns(dtype: type, width: int) -> None
         )
         np.testing.assert_allclose(whole.grams(dim)[1, 0], products.sum(dim), rtol=1e-9)
     largest = abs(b).reshape(-1, width).max(-1)
-    assert np.array_equal(whole.row_maxima(magnitude.bind(1)), largest)
-    assert np.array_equal(parts.row_maxima(magnitude.bind(1)), largest)
+    assert np.array_equal(whole.row_maxima(magnitude.bind(model=1)), largest)
+    assert np.array_equal(parts.row_maxima(magnitude.bind(model=1)), largest)
 
 
 def test_sums_after_a_step_depend_on_no_blocks_and_leave_rows_alone() -> None:
