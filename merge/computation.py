@@ -40,7 +40,7 @@ class Workspace(threading.local):
         return self.buffers(name, size, [dtype])[0]
 
     def buffers(self, name: str, size: int, dtypes: Sequence[torch.dtype]) -> list[torch.Tensor]:
-        """Tensors of one size in one buffer. They begin at pages, into which files are read several times faster."""
+        """Tensors of one size in one buffer. They begin at pages, into which files are read much faster."""
         lengths = [-(-size * dtype.itemsize // mmap.PAGESIZE) * mmap.PAGESIZE for dtype in dtypes]
         needed = max(sum(lengths), mmap.PAGESIZE)
         buffer = self._buffers.get(name)
@@ -88,9 +88,9 @@ def check_finite(block: torch.Tensor) -> None:
 class Computation:
     """Merges one tensor, block by block.
 
-    Inputs are rounded to the compute dtype; where there is a base, methods get task vectors, rounded too. Rows of
-    bfloat16 stay bits, which the loops widen; all else is made floats, and task vectors, while it is read. A tensor
-    whose rows fit the budget is read once. The result does not depend on blocks or budget.
+    Inputs are rounded to the compute dtype; where there is a base, methods get task vectors, rounded too. Rows
+    of bfloat16 stay bits, which the loops widen; all else is made floats, and task vectors, while it is read. A
+    tensor whose rows fit the budget is read once. The result does not depend on blocks or budget.
 
     Args:
         op: What to compute; it has a method and at least one element.

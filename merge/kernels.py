@@ -138,8 +138,8 @@ def map_loop(formula: Callable[..., Any], each: Callable[..., Any] | None = None
         each: Applied before it to every model's value: ``each(i, x_j, *each_numbers[j])``.
 
     Returns:
-        ``loop(rows, base, start, each_numbers, numbers, out)``. With a base, it is added to what the formula gives;
-        ``out`` takes floats, or bits of bfloat16.
+        ``loop(rows, base, start, each_numbers, numbers, out)``. With a base, it is added to what the formula
+        gives; ``out`` takes floats, or bits of bfloat16.
     """
     jitable, stamp = register_jitable(formula), _stamp(formula)
     if each is None:

@@ -1,4 +1,4 @@
-"""The k largest values of quantities over a tensor, exactly, in one pass for each 16 bits that tell values apart."""
+"""The k largest values of quantities over a tensor, exactly, in a pass for each 16 bits that tell them apart."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -54,8 +54,8 @@ def select(passes: Passes, dtype: np.dtype[Any], numel: int, wanted: Sequence[tu
     """The cuts that keep the largest values of quantities.
 
     Radix selection over the bit patterns, which order as the values do. Values that need only 16 bits, such as
-    magnitudes of bfloat16, take one pass for all quantities together. Values equal at a cut are kept in the order of
-    their positions, which takes another pass where not all of them are kept.
+    magnitudes of bfloat16, take one pass for all quantities together. Values equal at a cut are kept in the
+    order of their positions, which takes another pass where not all of them are kept.
 
     Args:
         passes: The quantities' values, never negative.

@@ -28,8 +28,8 @@ from heterosis.merge.kernels import (
 from heterosis.merge.methods.base import Bound, formula
 from heterosis.merge.selection import Cut, select
 
-# Called with a length of rows, gives a tensor's blocks in order, each of whole rows: the start, and the values there.
-# They may be overwritten by the next block.
+# Called with a length of rows, gives a tensor's blocks in order, each of whole rows: the start, and the values
+# there, which the next block may overwrite.
 Blocks: TypeAlias = Callable[[int], Iterable[tuple[int, Inputs]]]
 Vector: TypeAlias = npt.NDArray[np.float64]
 

@@ -2,10 +2,10 @@
 
     python scripts/bench_merge.py [--size 2.2GB] [--rounds 3] [--methods ties linear] [--mergekit] [--threads 2]
 
-Makes checkpoints of Llama shapes, a base and fine-tunes of it in bfloat16, in --folder, where they stay for the next
-time. Every measurement is a process of its own, and the programs take turns. Seconds are those of the merge alone;
-imports, and what compiling costs at first use, are printed apart. Files are read through the page cache, which the
-first round warms. Prints medians, and ratios to the floor of the same run.
+Makes checkpoints of Llama shapes, a base and fine-tunes of it in bfloat16, in --folder, where they stay for the
+next time. Every measurement is a process of its own, and the programs take turns. Seconds are those of the merge
+alone; imports, and what compiling costs at first use, are printed apart. Files are read through the page cache,
+which the first round warms. Prints medians, and ratios to the floor of the same run.
 """
 
 import argparse

@@ -48,7 +48,7 @@ class Exact:
 def ulp(at: Tensor, dtype: torch.dtype) -> Tensor:
     """The distance of neighbours of a dtype at each value."""
     info = torch.finfo(dtype)
-    return info.eps * torch.exp2(torch.floor(torch.log2(at.abs().clamp_min(info.tiny))))
+    return torch.exp2(torch.floor(torch.log2(at.abs().clamp_min(info.tiny)))) * info.eps
 
 
 def exact(op: TensorOp) -> Exact:
@@ -266,4 +266,5 @@ def _probabilities(op: TensorOp, model: int, row: Tensor) -> Tensor:
     epsilon = op.arguments["epsilon"][model]
     lines = row.reshape(row.shape[0], -1) if row.ndim > 1 else row.view(1, -1)
     rank = lines.abs().argsort(dim=1, stable=True).argsort(dim=1).double()
-    return (density - epsilon + 2 * epsilon * rank / (lines.shape[1] - 1)).view(row.shape)
+    chance: Tensor = density - epsilon + 2 * epsilon * rank / (lines.shape[1] - 1)
+    return chance.view(row.shape)

@@ -212,7 +212,7 @@ class _Writer:
         """The first model's own settings match some tensors, the slice's some others, the global ones the rest."""
         whole = [name for name in self._listed if name != self._base] + [self._base] * (self._base is not None)
         made = self._architecture
-        sources = [{"model": self._model(name), "layer_range": [0, 3]} for name in whole if name]
+        sources: list[Recipe] = [{"model": self._model(name), "layer_range": [0, 3]} for name in whole if name]
         own = {p.name: {"filter": made.part, "value": VALUES[p.name][1]} for p in self._method.per_input.values()}
         if own:
             sources[0]["parameters"] = own
@@ -239,7 +239,7 @@ class _Writer:
                     listed.insert(0, "base")
             entry = self._slice(listed, ranges)
             write = (scalar, gradient)[i]
-            entry["parameters"] = self._shared_settings(write) | self._required(write, 1 - i)
+            entry["parameters"] = self._shared_settings(write) | self._required(write, swapped=i == 0)
             if base != self._base:
                 entry["base_model"] = self._model(str(base))
             slices.append(entry)
@@ -286,23 +286,23 @@ class _Writer:
         """Each listed model's; every other one has its values the other way round."""
         for k, name in enumerate(self._listed):
             ignored = name == self._base and self._method.base != "ignored"
-            order = (1, -1)[k % 2]
-            yield {
-                p.name: write(*self._values(p)[::order], self._architecture)
-                for p in self._method.per_input.values()
-                if not ignored
-            }
+            parameters = () if ignored else self._method.per_input.values()
+            yield {p.name: self._written(p, write, swapped=k % 2 == 1) for p in parameters}
 
     def _shared_settings(self, write: Write) -> Recipe:
-        return {p.name: write(*self._values(p), self._architecture) for p in self._method.per_merge.values()}
+        return {p.name: self._written(p, write) for p in self._method.per_merge.values()}
 
-    def _required(self, write: Write, turn: int = 0) -> Recipe:
+    def _required(self, write: Write, *, swapped: bool = False) -> Recipe:
         """What every model has alike."""
         return {
-            p.name: write(*self._values(p)[:: (1, -1)[turn]], self._architecture)
+            p.name: self._written(p, write, swapped=swapped)
             for p in self._method.per_input.values()
             if p.required or p.name in ("scale", "density")
         }
+
+    def _written(self, parameter: Parameter, write: Write, *, swapped: bool = False) -> Setting:
+        first, second = self._values(parameter)
+        return write(*((second, first) if swapped else (first, second)), self._architecture)
 
     def _value(self, parameter: Parameter) -> Any:
         return self._values(parameter)[0]

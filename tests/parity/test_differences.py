@@ -115,7 +115,7 @@ def assert_scaled(
     for name, tensor in merged.items():
         layer = int(name.split(".")[2]) if ".layers." in name else None
         factor = factors[layer] if layer is not None else outside[name != EMBEDDING]
-        torch.testing.assert_close(tensor, factor * source[name], msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(tensor, factor * source[name], msg=name)
 
 
 @pytest.mark.parametrize(
@@ -455,7 +455,7 @@ def test_the_recipes_dtype_is_that_of_the_output(
     method: str, base: str, other: str, mergekit: Mergekit, tmp_path: Path
 ) -> None:
     """arcee_fusion and ramplus_tl give the recipe's dtype; mergekit's result is float32 whatever it says."""
-    listed = [(other, {}), (base, {})] if method == "arcee_fusion" else [(other, {})]
+    listed: list[tuple[str, Any]] = [(other, {}), (base, {})] if method == "arcee_fusion" else [(other, {})]
     recipe = whole(method, *listed, base=base, dtype="bfloat16")
     assert ours(recipe, tmp_path / "ours")[NORM].dtype == torch.bfloat16
     assert mergekit(recipe, tmp_path / "theirs")[NORM].dtype == F32
