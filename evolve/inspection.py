@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from heterosis.errors import InputError
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.space import SearchSpace
-from heterosis.merge import Checkpoint, ModelRef, build_plan
+from heterosis.merge import Checkpoint, MergePlan, ModelRef, build_plan, open_checkpoint
 from heterosis.merge.inspection import recorded_warnings
 from heterosis.merge.layout import main_stack, stack_sizes
 from heterosis.merge.methods import methods
@@ -43,8 +43,10 @@ class SearchReport:
     warnings: tuple[str, ...]
 
 
-def inspect_search(config: EvolveConfig, checkpoints: Mapping[ModelRef, Checkpoint]) -> SearchReport:
-    """Build a config's space and plan its first candidate and its baselines.
+def plan_search(
+    config: EvolveConfig, checkpoints: Mapping[ModelRef, Checkpoint]
+) -> tuple[SearchSpace, list[MergePlan]]:
+    """A config's space, and the plans of its first candidate and its baselines.
 
     Args:
         config: A config.
@@ -59,11 +61,26 @@ def inspect_search(config: EvolveConfig, checkpoints: Mapping[ModelRef, Checkpoi
     if layers < 1:
         raise InputError(f"genome.models: {first.ref} has no numbered layers; nothing can be grouped by depth")
     space = SearchSpace.from_config(config, layers, methods())
+
+    def open_model(ref: ModelRef) -> Checkpoint:  # a tokenizer may come from another model
+        return checkpoints[ref] if ref in checkpoints else open_checkpoint(ref)
+
+    recipes = [("the first candidate", space.decode(space.values(space.initial))), *space.baselines()]
+    return space, [build_plan(recipe, open_model, origin=name) for name, recipe in recipes]
+
+
+def inspect_search(config: EvolveConfig, checkpoints: Mapping[ModelRef, Checkpoint]) -> SearchReport:
+    """Build a config's space and plan its first candidate and its baselines.
+
+    Args:
+        config: A config.
+        checkpoints: Its models, the base included.
+
+    Raises:
+        InputError: If the space or a plan cannot be had.
+    """
     with recorded_warnings() as noted:
-        for name, recipe in space.baselines():
-            build_plan(recipe, checkpoints.__getitem__, origin=name)
-        candidate = space.decode(space.values(space.initial))
-        plan = build_plan(candidate, checkpoints.__getitem__, origin="the first candidate")
+        space, (plan, *_) = plan_search(config, checkpoints)
     ranges: dict[str, tuple[float, float, int]] = {}
     for dimension in space.parameters:
         count = ranges[dimension.parameter][2] if dimension.parameter in ranges else 0

@@ -7,12 +7,11 @@ from heterosis.errors import InputError
 from heterosis.evaluate.harness import TaskSet
 from heterosis.evaluate.splits import Sizes, Split, split_documents
 from heterosis.evolve.config import EvolveConfig
+from heterosis.evolve.inspection import plan_search
 from heterosis.evolve.objective import Objective
 from heterosis.evolve.space import SearchSpace
 from heterosis.evolve.worker import task_set
-from heterosis.merge import Checkpoint, ModelRef, build_plan, open_checkpoint
-from heterosis.merge.layout import main_stack, stack_sizes
-from heterosis.merge.methods import methods
+from heterosis.merge import Checkpoint, ModelRef, open_checkpoint
 
 
 @dataclass(frozen=True)
@@ -65,16 +64,8 @@ def preflight(config: EvolveConfig) -> Preflight:
         }
     )
     checkpoints = {pinned[name]: checkpoint for name, checkpoint in opened.items()}
-    refs = list(checkpoints)
-    first = checkpoints[refs[0]]
-    stack = main_stack(first.tensors, first.config)
-    layers = stack_sizes(first.tensors).get(stack or "", 0)
-    if layers < 1:
-        raise InputError(f"genome.models: {refs[0]} has no numbered layers; nothing can be grouped by depth")
-    space = SearchSpace.from_config(config.model_copy(update={"genome": genome}), layers, methods())
-    recipes = [("the first candidate", space.decode(space.values(space.initial))), *space.baselines()]
-    for name, recipe in recipes:
-        plan = build_plan(recipe, checkpoints.__getitem__, origin=name)
+    space, plans = plan_search(config.model_copy(update={"genome": genome}), checkpoints)
+    for plan in plans:
         if config.apply_chat_template and plan.tokenizer.chat_template is None:
             raise InputError(
                 f"apply_chat_template: the tokenizer of {plan.donor.ref} has no chat template; write "
@@ -83,7 +74,7 @@ def preflight(config: EvolveConfig) -> Preflight:
     tasks = task_set(config)
     sizes = Sizes(config.documents.search, config.documents.selection, config.documents.holdout)
     split = split_documents(tasks.groups(), sizes, config.documents.seed, tasks.fingerprints())
-    return Preflight(config, space, tasks, split, _objective(tasks), plan.parameters, checkpoints)
+    return Preflight(config, space, tasks, split, _objective(tasks), plans[0].parameters, checkpoints)
 
 
 def _objective(tasks: TaskSet) -> Objective:

@@ -210,7 +210,11 @@ def output_tokenizer(
     section, source = recipe.vocabulary, donor
     if section is not None and section.source not in ("union", "base"):
         ref = ModelRef.parse(section.source)
-        source = models[ref] if ref in models else open_model(ref)
+        try:
+            source = models[ref] if ref in models else open_model(ref)
+        except InputError as error:
+            key = "tokenizer_source" if recipe.tokenizer_source else "tokenizer.source"
+            raise InputError(*(f"{key}: {fault}" for fault in error.faults)) from None
     tokenizer = source.tokenizer
     if tokenizer.folder is None:
         if section is not None or recipe.chat_template not in (None, "auto"):

@@ -274,9 +274,9 @@ def build_vocabulary(
         raise InputError(*faults)
     empty = is_token & np.all([own < 0 for own in rows.values()], axis=0)
     empty[list(named)] = False
-    nowhere = [token for token, i in ids.items() if empty[i]] if empty.any() else []
+    nowhere = sorted((i, token) for token, i in ids.items() if empty[i]) if empty.any() else []
     if nowhere:
-        shown = ", ".join(map(repr, nowhere[:5])) + (", ..." if len(nowhere) > 5 else "")
+        shown = ", ".join(repr(token) for _, token in nowhere[:5]) + (", ..." if len(nowhere) > 5 else "")
         warnings.warn(f"tokenizer: no model has a row for {shown}; {len(nowhere)} rows are zeros", stacklevel=2)
     return Vocabulary(size, is_token, rows, named, base)
 

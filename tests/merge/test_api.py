@@ -153,7 +153,7 @@ def test_the_tokenizer_comes_from_its_source(family: list[Path], tmp_path: Path)
     union = merge_models(recipe_of(models, tokenizer_source="union"), tmp_path / "more")
     assert json.loads((union / "config.json").read_text())["vocab_size"] == 65
     assert load_file(union / "model.safetensors")["model.embed_tokens.weight"].shape[0] == 65
-    with pytest.raises(InputError, match=r"^org/x: not a local folder"):
+    with pytest.raises(InputError, match=r"^tokenizer_source: org/x: not a local folder"):
         merge_models(recipe_of(models, tokenizer_source="org/x"), tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
 

@@ -17,6 +17,7 @@ from heterosis.inspection import inspect_targets
 from heterosis.merge import build_plan, merge_models, open_checkpoint
 from heterosis.merge.checkpoint import Checkpoint
 from heterosis.merge.compatibility import Compatibility, compare
+from heterosis.merge.computation import STREAMING_BLOCK
 from heterosis.merge.distances import task_vector_distances
 from heterosis.merge.inspection import RecipeReport, inspect_recipe, short_names
 from heterosis.merge.recipe import Recipe
@@ -383,7 +384,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(type(model.tensors["w"]), "read", watched)
             found = measured(tmp_path / "base.safetensors", tmp_path / "a.safetensors")
-    assert max(sizes) <= 2**16 < 300_000
+    assert max(sizes) <= STREAMING_BLOCK < 300_000
     base, a = (load_file(tmp_path / f"{name}.safetensors")["w"].double() for name in ("base", "a"))
     assert found.overall.norms[0] == pytest.approx(float((a - base).norm() / base.norm()), rel=1e-6)
 
