@@ -48,7 +48,7 @@ def _rounded_bits(x):  # type: ignore[no-untyped-def]
     return np.uint32(0x7FC00000) if x != x else up  # a NaN could become a number else
 
 
-def _wide(value):  # type: ignore[no-untyped-def]
+def _wide(value: Any) -> Any:
     """A row's entry as a float."""
 
 
@@ -59,7 +59,7 @@ def _wide_overload(value):  # type: ignore[no-untyped-def]
     return lambda value: value
 
 
-def _delta(value, base):  # type: ignore[no-untyped-def]
+def _delta(value: Any, base: Any) -> Any:
     """A row's entry as a task vector's."""
 
 
@@ -74,7 +74,7 @@ def _delta_overload(value, base):  # type: ignore[no-untyped-def]
     return lambda value, base: _wide(value) - base
 
 
-def _column(rows, base, i):  # type: ignore[no-untyped-def]
+def _column(rows: Any, base: Any, i: Any) -> Any:
     """What formulas get of element ``i``: a tuple with one value per model."""
 
 
@@ -90,7 +90,7 @@ def _column_overload(rows, base, i):  # type: ignore[no-untyped-def]
     return lambda rows, base, i: (_delta(rows[0][i], base[i]), *_column(rows[1:], base, i))
 
 
-def _merged(value, base, i, out):  # type: ignore[no-untyped-def]
+def _merged(value: Any, base: Any, i: Any, out: Any) -> Any:
     """A merged value, on top of the base, as ``out`` holds it."""
 
 
@@ -184,8 +184,8 @@ def _stepped(each: Callable[..., Any]) -> Callable[..., Any]:
     """A step for every model as a function of their tuple, for compiled code."""
     jitable = register_jitable(each)
 
-    def apply(i, x, numbers):  # type: ignore[no-untyped-def]
-        pass
+    def apply(i: Any, x: Any, numbers: Any) -> Any:
+        """The steps, one after another."""
 
     @overload(apply)
     def apply_overload(i, x, numbers):  # type: ignore[no-untyped-def]

@@ -7,7 +7,8 @@ import numpy as np
 from numba.extending import register_jitable
 
 from heterosis.merge.methods.base import ONE, ZERO, Program, Uniform, Within, formula, merge_method
-from heterosis.merge.statistics import Cut, Statistics
+from heterosis.merge.selection import Cut
+from heterosis.merge.statistics import Statistics
 
 # Of the sum of mean squares, and of an element's weights, as in mergekit.
 NEGLIGIBLE = 1e-6

@@ -48,7 +48,8 @@ class Exact:
 def ulp(at: Tensor, dtype: torch.dtype) -> Tensor:
     """The distance of neighbours of a dtype at each value."""
     info = torch.finfo(dtype)
-    return torch.exp2(torch.floor(torch.log2(at.abs().clamp_min(info.tiny)))) * info.eps
+    step: Tensor = info.eps * torch.exp2(torch.floor(torch.log2(at.abs().clamp_min(info.tiny))))
+    return step
 
 
 def exact(op: TensorOp) -> Exact:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from heterosis.merge.kernels import RUN, Inputs
 from heterosis.merge.methods.base import ONE
 from heterosis.merge.methods.random_mask import drop, mask_key
-from heterosis.merge.statistics import Cut, Statistics, apply_each, magnitude, product
+from heterosis.merge.selection import Cut
+from heterosis.merge.statistics import Statistics, apply_each, magnitude, product
 
 Row = np.ndarray[tuple[int], np.dtype[Any]]
 # Few magnitudes, so that most are equal; and the extremes of the format.
