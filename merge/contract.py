@@ -24,9 +24,10 @@ def input_faults(method: Method, slices: Sequence[Slice]) -> Iterator[str]:
         count = len(refs) - (method.takes_deltas and part.base in refs)
         only_base = method.base == "required" and count == 0 and low <= 1
         if not only_base and not low <= count <= (high if high is not None else count):
-            wanted = f"exactly {low} models" if low == high else f"at least {low} models"
+            wanted = f"{'exactly' if low == high else 'at least'} {low} model{'s' if low > 1 else ''}"
             wanted += " beside the base" if method.takes_deltas and part.base else ""
-            hint = " (a base_model that is not listed counts as one)" if method.base == "ignored" else ""
+            counts = part.base_added and not method.takes_deltas
+            hint = " (a base_model that is not listed counts as one)" if counts else ""
             yield f"{part.where}: {method.name} takes {wanted}, but got {count}{hint}"
 
 

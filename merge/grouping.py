@@ -1,12 +1,23 @@
 """Which tensors of which models make each tensor of the output: slices, modules, layers."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeAlias
 
 from heterosis.merge.checkpoint import Model, TensorSource
-from heterosis.merge.layout import Place, comes_first, main_stack, of_the_stack, place_of, rivals, stack_sizes
+from heterosis.merge.layout import (
+    Place,
+    comes_first,
+    embedding_name,
+    is_head,
+    main_stack,
+    of_the_stack,
+    place_of,
+    rivals,
+    stack_sizes,
+)
 from heterosis.merge.modules import candidates, module_of
 from heterosis.merge.output_config import Taken
 from heterosis.merge.parameters import Setting
@@ -33,6 +44,7 @@ class Slice:
     base: ModelRef | None
     levels: tuple[Settings, ...]  # of parameters, below the inputs' own
     where: str
+    base_added: bool = False  # to the inputs, without being listed
 
 
 @dataclass(frozen=True)
@@ -75,9 +87,10 @@ class Grouping:
         if part.models:
             inputs = [Input(m.model, tensors[m.model], 0, sizes[m.model], m.parameters) for m in part.models]
             base = self.recipe.base_model
-            if base and base not in {i.ref for i in inputs}:
+            added = base is not None and base not in {i.ref for i in inputs}
+            if base is not None and added:
                 inputs.append(Input(base, tensors[base], 0, sizes[base], {}))
-            return [Slice(tuple(inputs), base, levels, f"{where}models")], None
+            return [Slice(tuple(inputs), base, levels, f"{where}models", added)], None
         others = rivals(stack_sizes(donor), stack) if module is None else []
         if others:
             stacks = ", ".join(sorted([*others, stack or ""]))
@@ -118,8 +131,13 @@ class Grouping:
     def groups(self, slices: Sequence[Slice], stack: str | None) -> Iterator[Group]:
         """Every output tensor of a module. ``stack`` is what slices take from; None merges models as they are."""
         whole = {name for part in slices for x in part.inputs for name in of_the_stack(x.tensors)}
+        # Where any model has a head of its own, models that tie theirs to the embedding give that.
+        heads = [name for part in slices for x in part.inputs for name in x.tensors if is_head(name)]
+        if not heads:
+            _warn_of_tied_heads(slices)
         for part, first in ((slices[0], True), (slices[-1], False)):
-            for name in dict.fromkeys(name for x in part.inputs for name in x.tensors):
+            own = [name for x in part.inputs for name in x.tensors]
+            for name in dict.fromkeys([*own, *heads]):
                 place = place_of(name)
                 outside = place is None or (stack is not None and place.stack != stack) or name in whole
                 if outside and comes_first(name) == first:
@@ -145,6 +163,23 @@ class Grouping:
             for stack, size in stack_sizes(checkpoint.tensors).items():
                 sizes[stack] = max(size, sizes.get(stack, 0))
         return sizes
+
+
+def _warn_of_tied_heads(slices: Sequence[Slice]) -> None:
+    """Say so where the last slice's head is not had, because it is tied to the first slice's embedding."""
+    first, last = ([_embedding(x) for x in part.inputs] for part in (slices[0], slices[-1]))
+    if first != last and all(first):
+        models, others = (" and ".join(str(x.ref) for x in part.inputs) for part in (slices[0], slices[-1]))
+        warnings.warn(
+            f"slices: the head is tied to the embedding, which comes from the first slice ({models}), "
+            f"so that of the last ({others}) has no effect",
+            stacklevel=2,
+        )
+
+
+def _embedding(x: Input) -> Hashable:
+    name = embedding_name(x.tensors)
+    return x.tensors[name].identity if name else None
 
 
 def _layer_names(part: Slice, stack: str | None, whole: Collection[str]) -> Iterator[tuple[str, Place]]:

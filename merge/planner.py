@@ -5,7 +5,7 @@ shape, or when a parameter is missing or unknown, so that a plan that was built 
 """
 
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, Literal, TypeAlias
@@ -117,6 +117,7 @@ class _Planner:
         self.faults += parameter_faults(self.method, self.recipe)
         grouping = Grouping(self.recipe, self.checkpoints, self.faults)
         groups: list[Group] = []
+        self._check_common_names(donor)
         for module, part in self.recipe.parts():
             slices, stack = grouping.slices(module, part)
             self.faults += input_faults(self.method, slices)
@@ -127,6 +128,7 @@ class _Planner:
         ops |= {op.name: op for op in self._left_alone(donor)}
         self._raise_faults()
         ops = _without_repeated_heads(ops)
+        self._check_rows(ops)
         if not ops:
             raise InputError("the output would have no tensors; check the layer ranges")
         vocabulary = self.tokenizer.vocabulary
@@ -145,6 +147,22 @@ class _Planner:
             shown = self.faults[:20]
             more = [f"... and {len(self.faults) - 20} more faults"] if len(self.faults) > 20 else []
             raise InputError(*shown, *more)
+
+    def _check_common_names(self, donor: Model) -> None:
+        """A union of models that share no tensor merges nothing."""
+        for ref, model in self.checkpoints.items() if self.names == "union" else ():
+            if model.tensors.keys().isdisjoint(donor.tensors):
+                self.faults.append(f"{ref}: has no tensor in common with {donor.ref}; nothing would be merged")
+
+    def _check_rows(self, ops: dict[str, TensorOp]) -> None:
+        """An embedding and a head from different slices must have the same tokens."""
+        embedding = ops.get(embedding_name(ops) or "")
+        for name, op in ops.items() if embedding is not None else ():
+            if is_head(name) and embedding is not None and op.shape[0] != embedding.shape[0]:
+                raise InputError(
+                    f"{name}: must have a row for each of the {embedding.shape[0]} of {embedding.name}, but has "
+                    f"{op.shape[0]}; their vocabularies differ: add tokenizer_source: union (or base, or a model)"
+                )
 
     def _left_alone(self, donor: Model) -> Iterator[TensorOp]:
         """Copies of the donor's tensors that no module of the recipe holds."""
@@ -315,13 +333,21 @@ class _Planner:
                 arguments[parameter.argument] = self._value(parameter, part.levels, name, t, name)
         return None if self.faults else arguments
 
+    def _hint(self, ref: str) -> str:
+        """What to say of a base model that nobody listed, where it is an input like any other."""
+        listed = {str(entry.model) for _, part in self.recipe.parts() for entry in part.models or ()}
+        is_extra = self.method.base == "ignored" and ref == str(self.recipe.base_model) and ref not in listed
+        return " (a base_model that is not listed is one of the models; list it, or remove it)" if is_extra else ""
+
     def _value(
         self, parameter: Parameter, levels: Sequence[Settings], name: str, t: float, where: str, ref: str = ""
     ) -> float | bool | None:
         try:
             value = lookup(levels, parameter.name, name, t, parameter.kind)
             if value is None and parameter.required:
-                raise ValueError(f"{self.method.name} needs '{parameter.name}', but no setting applies")
+                raise ValueError(
+                    f"{self.method.name} needs '{parameter.name}', but no setting applies{self._hint(ref)}"
+                )
             if isinstance(value, int | float):
                 parameter.within.check(parameter.name, value)
         except ValueError as error:
@@ -341,11 +367,11 @@ def _without_repeated_heads(ops: dict[str, TensorOp]) -> dict[str, TensorOp]:
     embedding = ops.get(embedding_name(ops) or "")
     if embedding is None:
         return ops
-    return {name: op for name, op in ops.items() if not is_head(name) or _identities(op) != _identities(embedding)}
+    return {name: op for name, op in ops.items() if not is_head(name) or _made_of(op) != _made_of(embedding)}
 
 
-def _identities(op: TensorOp) -> list[Hashable]:
-    return [source.identity for source in (*op.inputs, *([op.base] if op.base else []))]
+def _made_of(op: TensorOp) -> tuple[object, ...]:
+    return [source.identity for source in (*op.inputs, *([op.base] if op.base else []))], dict(op.arguments)
 
 
 def _dtype(name: str | None) -> torch.dtype | None:

@@ -12,6 +12,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from heterosis.errors import InputError
+from heterosis.merge.checkpoint import open_checkpoint
 from heterosis.merge.plan import MergePlan, TensorOp
 from heterosis.merge.planner import build_plan
 from heterosis.merge.recipe import Recipe
@@ -300,10 +301,10 @@ slices:
     with_head = plan_of(models, text.format("a", "untied"))
     assert HEAD in {op.name for op in with_head.ops}
     assert with_head.config["tie_word_embeddings"] is False
-    # Without a head among the tensors, an untied config would leave it random.
+    # The last slice's model ties its head, so its embedding is the head of an output that has one.
     without = plan_of(models, text.format("untied", "a"))
-    assert HEAD not in {op.name for op in without.ops}
-    assert without.config["tie_word_embeddings"] is True
+    assert HEAD in {op.name for op in without.ops}
+    assert without.config["tie_word_embeddings"] is False
 
 
 # --- integers and buffers ---------------------------------------------------------------------------------------
@@ -367,7 +368,7 @@ RANGE = "{{merge_method: passthrough, slices: [sources: [{{model: $a, layer_rang
         ),
         (
             whole("slerp", "model: $a", "model: $b", rest=", base_model: $base, parameters: {t: 1}"),
-            "models: slerp takes exactly 2 models, but got 3",
+            "models: slerp takes exactly 2 models, but got 3 (a base_model that is not listed counts as one)",
         ),
         (
             whole("slerp", "model: $a", rest=", base_model: $a, parameters: {t: 1}"),
@@ -375,7 +376,7 @@ RANGE = "{{merge_method: passthrough, slices: [sources: [{{model: $a, layer_rang
         ),
         (
             whole("passthrough", "model: $a", rest=", base_model: $b"),
-            "models: passthrough takes exactly 1 models, but got 2 "
+            "models: passthrough takes exactly 1 model, but got 2 "
             "(a base_model that is not listed counts as one)",
         ),
         (
@@ -493,3 +494,60 @@ def test_a_parameter_of_another_method_warns(models: dict[str, str]) -> None:
         ops = ops_of(models, text)
     assert len([w for w in caught if w.category is UserWarning]) == 1
     assert "density" not in ops[NORM].arguments
+
+
+# --- heads of slices --------------------------------------------------------------------------------------------
+
+
+def stacked(*parts: tuple[str, int, int]) -> str:
+    sources = [f"{{sources: [{{model: ${name}, layer_range: [{start}, {stop}]}}]}}" for name, start, stop in parts]
+    return f"{{merge_method: passthrough, slices: [{', '.join(sources)}]}}"
+
+
+def test_a_tied_last_slice_gives_its_embedding_as_the_head_of_an_untied_output(models: dict[str, str]) -> None:
+    plan = plan_of(models, stacked(("untied", 0, 1), ("a", 1, 2)))
+    head = next(op for op in plan.ops if op.name == HEAD)
+    with open_checkpoint(models["a"]) as a:
+        assert [source.identity for source in head.inputs] == [a.tensors[EMBEDDING].identity]
+    assert plan.config["tie_word_embeddings"] is False
+
+
+def test_tied_slices_stay_tied_and_say_whose_embedding_it_is(models: dict[str, str]) -> None:
+    with pytest.warns(UserWarning, match="the head is tied to the embedding, which comes from the first slice"):
+        plan = plan_of(models, stacked(("a", 0, 1), ("b", 1, 2)))
+    assert HEAD not in {op.name for op in plan.ops}
+    assert plan.config["tie_word_embeddings"] is True
+
+
+def test_slices_of_different_vocabularies_need_a_tokenizer(
+    models: dict[str, str], copy: Callable[..., str]
+) -> None:
+    longer = copy("untied", {HEAD: torch.zeros(72, 16), EMBEDDING: torch.zeros(72, 16)})
+    faults = faults_of({"longer": longer, **models}, stacked(("untied", 0, 1), ("longer", 1, 2)))
+    assert faults == [
+        f"{HEAD}: must have a row for each of the 64 of {EMBEDDING}, but has 72; their vocabularies differ: add "
+        "tokenizer_source: union (or base, or a model)"
+    ]
+
+
+def test_a_union_of_strangers_is_refused(models: dict[str, str], tmp_path: Path) -> None:
+    save_file({"w": torch.ones(2)}, tmp_path / "w.safetensors")
+    listed = f"[model: {models['a']}, model: {tmp_path}/w.safetensors]"
+    recipe = Recipe.parse(f"{{merge_method: linear, parameters: {{weight: 1}}, models: {listed}}}")
+    with pytest.raises(
+        InputError, match=r"w.safetensors: has no tensor in common with .*; nothing"
+    ):
+        build_plan(recipe, names="union")
+
+
+@pytest.mark.parametrize(("factor", "kept"), [(2, True), (1, False)])
+def test_a_head_that_files_hold_twice_is_left_out_unless_it_is_merged_otherwise(
+    models: dict[str, str], tmp_path: Path, factor: int, kept: bool
+) -> None:
+    folder = Path(shutil.copytree(models["a"], tmp_path / "pickled"))
+    tensors = load_file(folder / "model.safetensors")
+    torch.save({**tensors, HEAD: tensors[EMBEDDING]}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    scale = f"[{{filter: lm_head, value: {factor}}}, {{value: 1}}]"
+    text = f"{{merge_method: passthrough, models: [model: $twice], parameters: {{scale: {scale}}}}}"
+    assert (HEAD in {op.name for op in plan_of({"twice": str(folder)}, text).ops}) == kept

@@ -109,7 +109,7 @@ def _terms(op: TensorOp, rows: list[Tensor]) -> Tensor:
         weight = given["weight"]
         if given["normalize"]:
             weight = [w / sum(weight) for w in weight]
-    factor = abs(given.get("lambda_", 1.0))
+    factor: float = abs(given.get("lambda_", 1.0))
     sizes = [abs(w * s) * row.abs() for w, s, row in zip(weight, _scales(op, rows), rows, strict=True)]
     return factor * torch.stack(sizes).sum(0)
 
