@@ -12,11 +12,11 @@ class InputError(ValueError):
     The command line prints ``str(error)`` and exits with code 2.
 
     Attributes:
-        faults: One self-contained line for each fault: where, which rule, what was found, what to do.
+        faults: One self-contained line for each fault, each once: where, which rule, what was found, what to do.
     """
 
     def __init__(self, *faults: str) -> None:
-        self.faults = tuple(map(_one_line, faults))
+        self.faults = tuple(dict.fromkeys(map(_one_line, faults)))
         super().__init__("\n".join(self.faults))
 
 
@@ -29,7 +29,8 @@ def _one_line(fault: str) -> str:
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """A suffix for an error message: the nearest valid name, or all of them when none is near."""
     valid = sorted(choices)
-    near = get_close_matches(name, valid, n=1)
+    # Letters in another order come first: 'modles' is meant as 'models', though 'modules' looks nearer.
+    near = [choice for choice in valid if sorted(choice) == sorted(name)] or get_close_matches(name, valid, n=1)
     if near:
         return f"; did you mean '{near[0]}'?"
     return f"; valid: {', '.join(valid)}" if valid else ""

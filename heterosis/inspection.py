@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heterosis.errors import InputError
+from heterosis.merge.faults import size
 
 if TYPE_CHECKING:
     from heterosis.evolve.inspection import SearchReport
@@ -268,7 +269,7 @@ def search_lines(report: "SearchReport") -> Iterator[str]:
     )
     yield ""
     yield f"first trials: {', '.join(report.baselines)}; {report.trials} in all"
-    yield f"tasks: {', '.join(report.tasks)}"
+    yield f"tasks, which are not checked here: {', '.join(report.tasks)}"
     yield (
         f"a candidate: {report.tensors} tensors, {count(report.parameters)} parameters, "
         f"reads {size(report.bytes_read)}"
@@ -284,16 +285,6 @@ def count(number: int) -> str:
         if number >= 10**power:
             return f"{number / 10**power:.3g} {unit}"
     return str(number)
-
-
-def size(number: int) -> str:
-    """Bytes for people: ``512 MiB``."""
-    value = float(number)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.4g} {unit}"
-        value /= 1024
-    return f"{value:.4g} TiB"
 
 
 def _cells(row: "PlanRow", common: Mapping[str, object]) -> tuple[str, ...]:

@@ -1,12 +1,15 @@
 """What a method asks of a recipe: how many models, a base, and names of parameters that it has."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from heterosis.errors import did_you_mean
+from heterosis.merge.faults import dotted
 from heterosis.merge.grouping import Settings, Slice
-from heterosis.merge.methods import Method, methods
+from heterosis.merge.methods import Method, Parameter, methods
+from heterosis.merge.parameters import Setting, coerce, filters, scalars
 from heterosis.merge.recipe import Recipe
+from heterosis.merge.reference import ModelRef
 
 
 def input_faults(method: Method, slices: Sequence[Slice]) -> Iterator[str]:
@@ -32,16 +35,21 @@ def input_faults(method: Method, slices: Sequence[Slice]) -> Iterator[str]:
 
 
 def parameter_faults(method: Method, recipe: Recipe) -> Iterator[str]:
-    """Parameters that the method does not have, or that stand where they have no effect.
+    """Parameters that the method does not have, values that they cannot have, and where they have no effect.
 
-    Those of other methods are no faults but warnings: mergekit-evolve writes such recipes.
+    Those of other methods are no faults but warnings: mergekit-evolve writes such recipes. So are entries that
+    never apply, which mergekit accepts.
     """
     elsewhere = {name for other in methods().values() for name in other.parameters}
-    for where, settings, is_input in _all_settings(recipe):
-        for name in settings:
+    for where, settings, owner in _all_settings(recipe):
+        for name, setting in settings.items():
             if name in method.parameters:
-                if is_input and not method.parameters[name].per_input:
+                parameter = method.parameters[name]
+                if owner is not None and not parameter.per_input:
                     yield f"{where}.{name}: holds for the whole merge; write it under the slice or at top level"
+                yield from (f"{where}.{fault}" for fault in _value_faults(parameter, setting))
+                for text in _idle_entries(name, setting):
+                    warnings.warn(f"{where}.{text}", stacklevel=2)
             elif name in elsewhere:
                 warnings.warn(f"{where}.{name}: has no effect with {method.name}", stacklevel=2)
             elif name != "int8_mask":  # which changes no values in mergekit either
@@ -49,16 +57,71 @@ def parameter_faults(method: Method, recipe: Recipe) -> Iterator[str]:
                 yield f"{where}.{name}: unknown parameter of '{method.name}'{hint}"
 
 
-def _all_settings(recipe: Recipe) -> Iterator[tuple[str, Settings, bool]]:
-    """Every section of parameters, where it is, and whether it is an input's own."""
-    yield "parameters", recipe.parameters, False
+def unmatched_filters(
+    recipe: Recipe,
+    method: Method,
+    names_by_model: Mapping[ModelRef, Collection[str]],
+    output_names: Collection[str],
+) -> Iterator[str]:
+    """Filters that are part of no tensor's name; a line for each.
+
+    Args:
+        recipe: The recipe.
+        method: Its method.
+        names_by_model: The tensors of every model: what filters of per-input parameters are compared to.
+        output_names: The tensors of the output: what those of the others are compared to.
+    """
+    for where, settings, owner in _all_settings(recipe):
+        for name, setting in settings.items():
+            if name not in method.parameters:
+                continue
+            if method.parameters[name].per_input:
+                owners = names_by_model if owner is None else [owner]
+                names = {tensor for ref in owners for tensor in names_by_model[ref]}
+            else:
+                names = set(output_names)
+            for place, text in filters(setting):
+                if text is not None and not any(text in tensor for tensor in names):
+                    parts = {part for tensor in names for part in tensor.split(".") if not part.isdigit()}
+                    hint = did_you_mean(text, parts)
+                    yield f"{where}.{dotted((name, *place))}.filter: no tensor's name has {text!r}{hint}"
+
+
+def _value_faults(parameter: Parameter, setting: Setting) -> Iterator[str]:
+    """Values that are not of the parameter's kind or outside its range."""
+    for place, value in scalars(setting):
+        try:
+            number = coerce(value, parameter.kind)
+            if not isinstance(number, str):
+                parameter.within.check(parameter.name, number)
+        except ValueError as error:
+            yield f"{dotted((parameter.name, *place))}: {error}"
+
+
+def _idle_entries(name: str, setting: Setting) -> Iterator[str]:
+    """Parts of a parameter's setting that never apply."""
+    if setting == []:
+        yield f"{name}: the gradient is empty, so that nothing is set here"
+    earlier: list[str | None] = []
+    for place, text in filters(setting):
+        for first in earlier:
+            if first is None or (text is not None and first in text):
+                kind = "an entry without a filter" if first is None else f"the filter {first!r}"
+                yield f"{dotted((name, *place))}: never applies after {kind}; put it before that"
+                break
+        earlier.append(text)
+
+
+def _all_settings(recipe: Recipe) -> Iterator[tuple[str, Settings, ModelRef | None]]:
+    """Every section of parameters, where it is, and the input whose own it is."""
+    yield "parameters", recipe.parameters, None
     for module, part in recipe.parts():
         prefix = "" if module is None else f"modules.{module}."
         if module is not None:
-            yield f"{prefix}parameters", part.parameters, False
+            yield f"{prefix}parameters", part.parameters, None
         for i, model in enumerate(part.models or ()):
-            yield f"{prefix}models[{i}].parameters", model.parameters, True
+            yield f"{prefix}models[{i}].parameters", model.parameters, model.model
         for i, slice_ in enumerate(part.slices or ()):
-            yield f"{prefix}slices[{i}].parameters", slice_.parameters, False
+            yield f"{prefix}slices[{i}].parameters", slice_.parameters, None
             for j, source in enumerate(slice_.sources):
-                yield f"{prefix}slices[{i}].sources[{j}].parameters", source.parameters, True
+                yield f"{prefix}slices[{i}].sources[{j}].parameters", source.parameters, source.model

@@ -69,6 +69,8 @@ def _fault_of(detail: Mapping[str, Any], section_of: Callable[[Place], type[Base
 def _unknown_key(key: str, section: type[BaseModel]) -> str:
     if key == "residual_weight":
         return "has no effect in any method; remove it"
+    if key in ("model", "layer_range") and "sources" in section.model_fields:
+        return "unknown key; put it into an entry under 'sources'"
     suggestion = did_you_mean(key, section.model_fields)
     far = "parameters" in section.model_fields and "; valid" in suggestion
     return f"unknown key{suggestion}" + (" (settings of the method go under 'parameters')" if far else "")
@@ -84,6 +86,16 @@ def brief(value: object) -> str:
     """A value in at most 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def size(number: int) -> str:
+    """Bytes for people: ``512 MiB``."""
+    value = float(number)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.4g} {unit}"
+        value /= 1024
+    return f"{value:.4g} TiB"
 
 
 def _listed(names: Mapping[str, Any]) -> str:

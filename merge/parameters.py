@@ -69,7 +69,7 @@ def evaluate_setting(setting: Setting, tensor_name: str, t: float, kind: type | 
     if isinstance(setting, dict):
         setting = [setting]
     if not isinstance(setting, list):
-        return _coerce(setting, kind)
+        return coerce(setting, kind)
     if not setting:
         return None
     if isinstance(setting[0], dict):
@@ -118,6 +118,26 @@ def setting_faults(setting: object) -> Iterator[tuple[Place, str]]:
         yield from _value_faults(setting)
 
 
+def scalars(setting: Setting) -> Iterator[tuple[Place, Scalar]]:
+    """Every value in a setting that `setting_faults` finds nothing wrong with, and where in it it is."""
+    if isinstance(setting, dict):
+        yield from ((("value", *place), value) for place, value in scalars(setting["value"]))
+    elif isinstance(setting, list):
+        for i, entry in enumerate(setting):
+            yield from (((i, *place), value) for place, value in scalars(entry))
+    else:
+        yield (), setting
+
+
+def filters(setting: Setting) -> Iterator[tuple[Place, str | None]]:
+    """The filter of every ``{filter, value}`` entry, None if it lets all names pass, and where it is."""
+    listed = isinstance(setting, list)
+    for i, entry in enumerate(setting if isinstance(setting, list) else [setting]):
+        if isinstance(entry, dict):
+            text = entry.get("filter")
+            yield ((i,) if listed else ()), None if text == "*" else text
+
+
 def _conditional_faults(conditional: dict[Any, Any]) -> Iterator[tuple[Place, str]]:
     for key in conditional:
         if key not in ("filter", "value"):
@@ -149,7 +169,12 @@ def _is_finite(value: Scalar) -> bool:
         return True
 
 
-def _coerce(value: Scalar, kind: type | None) -> Scalar:
+def coerce(value: Scalar, kind: type | None) -> Scalar:
+    """A value as the type of its parameter (see `evaluate_setting`).
+
+    Raises:
+        ValueError: If it cannot be read as one.
+    """
     if kind is str:
         return value if isinstance(value, str) else str(value)
     if kind is bool:
@@ -171,7 +196,7 @@ def _coerce(value: Scalar, kind: type | None) -> Scalar:
 
 def _gradient(values: list[Scalar], t: float, kind: type | None) -> Scalar:
     """Interpolate n numbers evenly spaced over [0, 1]; step through anything else."""
-    points = [_coerce(value, kind) for value in values]
+    points = [coerce(value, kind) for value in values]
     s = t * (len(points) - 1)
     i = math.floor(s)
     left, right = points[i], points[min(len(points) - 1, i + 1)]
@@ -179,4 +204,4 @@ def _gradient(values: list[Scalar], t: float, kind: type | None) -> Scalar:
         return left
     assert not isinstance(left, str)
     assert not isinstance(right, str)
-    return _coerce((1 - (s - i)) * left + (s - i) * right, kind)
+    return coerce((1 - (s - i)) * left + (s - i) * right, kind)

@@ -14,7 +14,7 @@ import torch
 
 from heterosis.errors import InputError
 from heterosis.merge.checkpoint import Model, TensorSource, open_checkpoint
-from heterosis.merge.contract import input_faults, parameter_faults
+from heterosis.merge.contract import input_faults, parameter_faults, unmatched_filters
 from heterosis.merge.grouping import Group, Grouping, Input, Settings, Slice
 from heterosis.merge.layout import (
     embedding_name,
@@ -131,6 +131,9 @@ class _Planner:
         self._check_rows(ops)
         if not ops:
             raise InputError("the output would have no tensors; check the layer ranges")
+        names = {ref: model.tensors for ref, model in self.checkpoints.items()}
+        for text in unmatched_filters(self.recipe, self.method, names, ops):
+            warnings.warn(text, stacklevel=2)
         vocabulary = self.tokenizer.vocabulary
         config = donor.config and output_config(
             donor.config,

@@ -33,6 +33,8 @@ __all__ += ["Slice", "Source", "TokenRow", "Tokenizer", "ZeroRow"]
 DTYPE_NAMES = ("bfloat16", "float16", "float32", "float64")
 # Chat templates that a recipe may name; `heterosis.merge.chat_template` has them.
 CHAT_TEMPLATES = ("alpaca", "chatml", "exaone", "llama3", "mistral")
+# What stands under `heterosis`: the random seed, and the hashes and commits of the models a search merged.
+_OWN_KEYS = ("seed", "models")
 
 
 # --- values -----------------------------------------------------------------------------------------------------
@@ -94,9 +96,14 @@ def _check_name(value: object) -> object:
 def _check_heterosis(value: object) -> object:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise ValueError(f"must be a mapping with texts as keys, but got {value!r}")
+    faults: list[Fault] = [
+        ((key,), f"unknown key{did_you_mean(key, _OWN_KEYS)}") for key in value if key not in _OWN_KEYS
+    ]
     seed = value.get("seed", 0)
     if type(seed) is not int or not 0 <= seed < 2**64:
-        raise validation_error([(("seed",), f"must be a whole number in [0, 2**64), but got {seed!r}")], value)
+        faults.append((("seed",), f"must be a whole number in [0, 2**64), but got {seed!r}"))
+    if faults:
+        raise validation_error(faults, value)
     return value
 
 
@@ -259,12 +266,16 @@ class Recipe(_Section):
         faults: list[str] = []
         for i, data in enumerate(documents):
             where = f"{origin}: " + (f"document {i + 1}: " if several else "")
+            if other := _other_kind(data):
+                faults.append(f"{where}{other}")
+                continue
             try:
                 recipes.append(cls.model_validate(data))
             except ValidationError as error:
                 found = faults_of(error, _section_of)
                 # Pydantic leaves out the checks across keys as soon as one key is wrong; we report all at once.
                 found += [fault for fault in _relation_faults(data) if fault not in found]
+                found += _method_faults(data)
                 faults += [f"{where}{dotted(place)}{': ' if place else ''}{text}" for place, text in found]
         if not faults:
             faults = [f"{origin}: {fault}" for fault in _document_faults(recipes, stage)]
@@ -468,6 +479,29 @@ def _relation_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
         yield ("tokenizer_source",), "must not stand beside 'tokenizer'; write it as the section's 'source'"
 
 
+def _other_kind(data: Mapping[str, Any]) -> str | None:
+    """What a mapping is that was never meant as a recipe, and what to do with it."""
+    if "genome" in data:
+        return "is a search config, not a recipe; run heterosis evolve on it"
+    if "experts" in data or data.get("merge_method") == "moe":
+        return "describes a mixture of experts; building those is not supported"
+    if "merge_method" not in data and ("model_type" in data or "architectures" in data):
+        return "is a model's config.json, not a recipe; write a recipe that names the model's folder"
+    return None
+
+
+def _method_faults(data: Mapping[str, Any]) -> list[Fault]:
+    """The unknown method of a recipe that has other faults; planning tells that of a sound one."""
+    from .methods import get_method  # loads torch
+
+    try:
+        if isinstance(name := data.get("merge_method"), str):
+            get_method(name)
+    except InputError as error:
+        return [((), fault) for fault in error.faults]
+    return []
+
+
 def _part_faults(part: Mapping[str, Any], place: Place) -> Iterator[Fault]:
     models, slices = part.get("models"), part.get("slices")
     yield from _duplicate_faults(models, (*place, "models"), "list it once, with the sum of the weights")
@@ -511,15 +545,32 @@ def _document_faults(recipes: list[Recipe], stage: str | None) -> Iterator[str]:
             yield f"must have one document without a 'name' at most, but got {count}; name the earlier ones"
         elif count > 1:
             yield f"names must differ, but {name!r} is given {count} times; rename one"
-    if stage is not None and stage not in names:
+    if stage is not None and len(recipes) == 1 and names != [stage]:
+        yield f"has only one recipe, so there is no stage {stage!r}; leave out --stage"
+    elif stage is not None and stage not in names:
         yield f"has no stage {stage!r}{did_you_mean(stage, [name for name in names if name])}"
     by_name = {recipe.name: recipe for recipe in recipes if recipe.name}
     for recipe in recipes:
         for ref in recipe.needed_models():
             if ref.path in by_name and (ref.revision or ref.adapter):
                 yield f"{ref}: is a stage, which has neither revisions nor adapters; write {ref.path}"
+            elif near := _meant(ref, by_name):
+                yield f"{ref}: no such stage or model folder{near}"
+        section = recipe.vocabulary
+        if section and section.source not in ("union", "base", *by_name):
+            if near := _meant(ModelRef.parse(section.source), ("union", "base")):
+                key = "tokenizer_source" if recipe.tokenizer_source else "tokenizer.source"
+                yield f"{key}: no such model folder as {section.source!r}{near}"
     if circle := _circle(by_name):
         yield f"stages must not need each other in a circle, but got {' -> '.join(circle)}"
+
+
+def _meant(ref: ModelRef, names: Iterable[str]) -> str:
+    """The name that was meant instead of a model, if there is no such model and one comes near; else nothing."""
+    if "/" in ref.path or Path(ref.path).expanduser().exists():
+        return ""
+    hint = did_you_mean(ref.path, names)
+    return hint if "did you mean" in hint else ""
 
 
 def _circle(by_name: Mapping[str, Recipe]) -> list[str]:

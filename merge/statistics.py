@@ -142,15 +142,15 @@ class Statistics:
             return 1, self.numel // self.shape[0]
         return self.width, self.numel // self.width
 
-    def absolute_sums(self, each: Bound | None = None) -> tuple[float, ...]:
-        """The L1 norm of every input, ``[m]``; with ``each``, of what that step makes of it."""
-        partials = [self._partials() for _ in range(self.models)]
-        for start, inputs in self._blocks(each.row_length if each else 1):
+    def absolute_sums(self, each: Bound) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The L1 norm of every input, ``[m]``, and that of what a step makes of it."""
+        before, after = ([self._partials() for _ in range(self.models)] for _ in range(2))
+        for start, inputs in self._blocks(each.row_length):
             for j, row in enumerate(self.floats(inputs)):
-                if each is not None:
-                    apply_each(each, j, start, row)
-                add_runs(np.abs(row, out=row), start, partials[j])
-        return tuple(map(_total, partials))
+                add_runs(np.abs(row), start, before[j])
+                apply_each(each, j, start, row)
+                add_runs(np.abs(row, out=row), start, after[j])
+        return tuple(map(_total, before)), tuple(map(_total, after))
 
     def floats(self, inputs: Inputs) -> list[Row]:
         """What formulas get of a block's models, one row each, to be changed at will."""

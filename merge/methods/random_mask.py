@@ -57,6 +57,8 @@ def ascending(sizes):  # type: ignore[no-untyped-def]
         counts = np.zeros(256, np.int64)
         for i in range(n):
             counts[digits[i, k]] += 1
+        if counts[digits[0, k]] == n:  # as of bytes that bfloat16 does not have
+            continue
         place = np.cumsum(counts) - counts
         for at in order:
             following[place[digits[at, k]]] = at

@@ -21,5 +21,5 @@ def rescaled(deltas: Statistics, step: Callable[[PerInput], Bound], density: Per
     plain = step((1.0,) * deltas.models)
     if not rescale or all(fraction == 1.0 for fraction in density):
         return plain
-    before, after = deltas.absolute_sums(), deltas.absolute_sums(plain)
+    before, after = deltas.absolute_sums(plain)
     return step(tuple(b / a if min(a, b) >= NEGLIGIBLE else 1.0 for b, a in zip(before, after, strict=True)))
