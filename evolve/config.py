@@ -375,7 +375,10 @@ class EvolveConfig(_Section):
             from heterosis.merge.methods import methods as registry
 
             methods = registry()
-        return cls._from_plain(parse_mapping(text, origin), origin, methods)
+        data = parse_mapping(text, origin)
+        if "genome" not in data and "merge_method" in data:
+            raise InputError(f"{origin}: is a recipe, not a search config; run heterosis merge on it")
+        return cls._from_plain(data, origin, methods)
 
     def updated(self, origin: str = "options", **changes: Any) -> "EvolveConfig":
         """A copy with other values for some top-level keys, checked like a file.

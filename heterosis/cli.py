@@ -3,6 +3,7 @@
 import re
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,32 @@ def _size(text: str) -> int:
         raise typer.BadParameter(f"must be a size such as 512MiB or 5GB, but got {text!r}")
     return int(float(match[1]) * _UNITS[match[2]])
 
+
+# mergekit-yaml's options: what to do here instead.
+_MERGEKIT_OPTIONS = {
+    **dict.fromkeys(
+        ("--cuda", "--device", "--low-cpu-memory", "--read-to-gpu", "--multi-gpu", "--gpu-rich"),
+        "no need: tensors stream through the processor; leave it out",
+    ),
+    "--allow-crimes": "no need: all models whose tensors fit together can be merged; leave it out",
+    "--unsafe-truncate-embeddings": "write tokenizer_source: union (or base, or a model) in the recipe",
+    "--transformers-cache": "set the environment variable HF_HUB_CACHE",
+    **dict.fromkeys(
+        ("--lora-merge-cache", "--lora-merge-dtype"),
+        "no need: adapters are applied while their base is read; leave it out",
+    ),
+    "--out-shard-size": "write --shard-size, in bytes, such as 5GB",
+    "--copy-tokenizer": "no need: the tokenizer always comes along; leave it out",
+    "--clone-tensors": "no need: a tensor may be used many times; leave it out",
+    "--trust-remote-code": "no need: no model's code is run; leave it out",
+    "--random-seed": "write --seed",
+    "--lazy-unpickle": "no need: only what is merged is read; leave it out",
+    "--write-model-card": "no need: the card is always written; leave it out",
+    "--safe-serialization": "no need: safetensors are always written; leave it out",
+    **dict.fromkeys(("--num-threads", "-j"), "write --threads"),
+    **dict.fromkeys(("--async-write", "--write-threads"), "no need: --threads write too; leave it out"),
+    **dict.fromkeys(("--quiet", "--verbosity", "-v"), "no need: one line is said; leave it out"),
+}
 
 Size = Annotated[Any, typer.Option(parser=_size, metavar="SIZE")]
 IncludePath = Annotated[
@@ -70,15 +97,17 @@ def merge(
     ] = False,
 ) -> None:
     """Run a recipe: heterosis merge best.yaml merged-model"""
+    from heterosis.inspection import count
     from heterosis.merge import MergeError, Recipe
     from heterosis.merge.api import merge_models
+    from heterosis.merge.faults import size
     from heterosis.merge.plan import MergePlan
 
     def announce(plan: MergePlan) -> None:
         _say(
-            f"{len(plan.ops)} tensors, {plan.parameters / 1e6:.1f} M parameters: reading "
-            f"{plan.bytes_read / 1e9:.2f} GB, writing {plan.bytes_written / 1e9:.2f} GB, "
-            f"memory for buffers {memory_limit / 2**20:.0f} MiB, for adapters {plan.adapter_bytes / 2**20:.0f} MiB"
+            f"{len(plan.ops)} tensors, {count(plan.parameters)} parameters: reading {size(plan.bytes_read)}, "
+            f"writing {size(plan.bytes_written)}, memory for buffers {size(memory_limit)}, for adapters "
+            f"{size(plan.adapter_bytes)}"
         )
 
     if tensor_union and tensor_intersection:
@@ -299,6 +328,7 @@ def main() -> None:
     """The entry point: exit code 0 done, 2 wrong input, 1 failed, 130 interrupted."""
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    command = next(iter(arguments), None)
     warnings.showwarning = _show_warning
     if not debug:
         warnings.simplefilter("ignore")
@@ -311,19 +341,23 @@ def main() -> None:
             sys.exit(code)
     except InputError as error:
         if debug:
-            raise
+            traceback.print_exc()
         for fault in error.faults:
             _say(f"heterosis: {fault}")
         sys.exit(2)
     except typer.TyperException as error:
-        _say(f"heterosis: {error.format_message()}")
+        option = getattr(error, "option_name", "").replace("--no-", "--")
+        hint = _MERGEKIT_OPTIONS.get(option) if command == "merge" else None
+        _say(f"heterosis: {f'{option}: {hint}' if hint else error.format_message()}")
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
-        _say("heterosis: interrupted; the same command continues")
+        resumes = command == "evolve"
+        remedy = "the same command continues" if resumes else "nothing was written, run it again"
+        _say(f"heterosis: interrupted; {remedy}")
         sys.exit(130)
     except Exception as error:
         if debug:
-            raise
+            traceback.print_exc()
         text = str(error).strip().splitlines()
         _say(f"heterosis: failed: {text[0] if text else type(error).__name__}")
         sys.exit(1)

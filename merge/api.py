@@ -9,6 +9,7 @@ from pathlib import Path
 from heterosis.errors import InputError
 from heterosis.merge.checkpoint import Checkpoint, open_checkpoint
 from heterosis.merge.companions import write_companions
+from heterosis.merge.faults import size
 from heterosis.merge.executor import DEFAULT_MEMORY_LIMIT, THREAD_MINIMUM, available_cores, execute
 from heterosis.merge.hub import pin
 from heterosis.merge.plan import MergePlan
@@ -80,6 +81,10 @@ def merge_models(
         inputs = {os.path.realpath(path) for c in opened.values() for path in (c.folder, *c.files)}
         if os.path.realpath(target) in inputs:
             raise InputError(f"{out}: is one of the models that are merged; choose another folder")
+        for ref, model in opened.items():
+            # Files of weights lie among other things.
+            if model.config and model.folder.resolve() in target.resolve().parents:
+                raise InputError(f"{out}: is inside {ref}, which is merged; choose another folder")
         single = target.name if target.suffix == ".safetensors" else None
         if single and plan.config:
             raise InputError(f"{out}: must be a folder, as the models have configs; remove '.safetensors'")
@@ -108,9 +113,11 @@ def merge_models(
 
 def _check_disk(plan: MergePlan, out: Path) -> None:
     parent = next(p for p in (out.absolute().parent, *out.absolute().parents) if p.exists())
-    free = shutil.disk_usage(parent).free
-    if free < plan.bytes_written:
+    disk = shutil.disk_usage(parent)
+    if not disk.total or not os.access(parent, os.W_OK):  # /proc and its like have no bytes
+        raise InputError(f"{out}: cannot be written: {parent} takes no new files; choose another place")
+    if disk.free < plan.bytes_written:
         raise InputError(
-            f"{out}: the merged model takes {plan.bytes_written / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are "
-            "free; make room or choose another disk"
+            f"{out}: the merged model takes {size(plan.bytes_written)}, but only {size(disk.free)} are free; make "
+            "room or choose another disk"
         )

@@ -193,6 +193,8 @@ def open_checkpoint(ref: ModelRef | str) -> Checkpoint:
     folder, revision = _resolve(ref.path, ref.revision, "model", ("model.safetensors", "pytorch_model.bin"))
     if not (folder / "config.json").exists():
         refuse_gguf(folder)  # such folders often have no config.json
+        if (folder / "adapter_config.json").exists():
+            raise InputError(f"{ref.path}: is a LoRA adapter, not a model; write BASE+{ref.path}")
     config = read_json(folder / "config.json", "is this a model folder?")
     refuse_config(folder / "config.json", config)
     refuse_links_out(folder)
@@ -280,7 +282,10 @@ def _resolve(path: str, revision: str | None, what: str, weights: tuple[str, str
         refuse_gguf(folder)
         raise InputError(f"{path}: must be a {what} folder, but is a file; give the folder that holds it")
     if not HUB_ID.fullmatch(path):
-        raise InputError(f"{path}: no such {what} folder; give a local folder, or a Hub id such as org/name")
+        there = "" if folder.is_absolute() else f" (looked in the current folder, {Path.cwd()})"
+        raise InputError(
+            f"{path}: no such {what} folder; give a local folder, or a Hub id such as org/name{there}"
+        )
     return fetch(path, revision, weights)
 
 

@@ -3,12 +3,15 @@
 The format is safetensors 0.x: eight bytes of header length, a JSON header, and the tensors' bytes.
 """
 
+import errno
+import fcntl
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +22,15 @@ from heterosis.merge.plan import TensorOp
 from heterosis.merge.safetensors_file import DTYPES
 
 DEFAULT_SHARD_SIZE = 5_000_000_000
+
+_NO_ROOM = "make room or choose another disk"
+# What to do when the system refuses to write; none of these comes from reading.
+_REMEDIES = {
+    errno.ENOSPC: _NO_ROOM,
+    errno.EDQUOT: _NO_ROOM,
+    errno.EFBIG: "pass a smaller --shard-size, or raise the limit of files' sizes (ulimit -f)",
+    errno.EROFS: "choose another place",
+}
 
 SAFETENSORS_DTYPES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -139,6 +151,10 @@ def check_free(out: Path, overwrite: bool) -> None:
     """
     if not out.exists():
         return
+    if out.is_mount():
+        raise InputError(f"{out}: is where a disk is mounted, which cannot be replaced; choose a folder inside it")
+    if out.is_dir() and not any(out.iterdir()):
+        return
     if not overwrite:
         raise InputError(f"{out}: exists already; choose another folder, or pass --overwrite")
     if out.suffix == ".safetensors":
@@ -163,13 +179,15 @@ def published_folder(out: Path, *, overwrite: bool = False, file: str | None = N
     With ``file``, what appears there is the one file of that name in the folder.
 
     Raises:
-        InputError: If ``out`` exists and ``overwrite`` is not given, or cannot be created.
+        InputError: If ``out`` holds something and ``overwrite`` is not given, or it cannot be created or filled.
     """
     check_free(out, overwrite)
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(out)
         partial.mkdir()
+        held = _hold(partial)
     except OSError as error:
         raise InputError(f"{out}: cannot be created: {error.strerror}") from error
     try:
@@ -184,9 +202,60 @@ def published_folder(out: Path, *, overwrite: bool = False, file: str | None = N
                 replaced.rename(out)
             raise
         _sync_folder(out.parent)
-        replaced.unlink(missing_ok=True) if replaced.is_file() else shutil.rmtree(replaced, ignore_errors=True)
+        _remove(replaced)
+    except OSError as error:
+        if error.errno not in _REMEDIES:
+            raise
+        raise InputError(f"{out}: cannot be written: {error.strerror}; {_REMEDIES[error.errno]}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        os.close(held)
+
+
+def _hold(folder: Path) -> int:
+    """Lock a folder until the descriptor is closed, at the latest when this process ends, however it does."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    with suppress(OSError):  # not every file system has locks
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return descriptor
+
+
+def _remove_abandoned(out: Path) -> None:
+    """Remove what merges to ``out`` that were killed left behind.
+
+    What a running process is filling stays, also where its number means nothing here, as in another container:
+    it holds a lock. So does what an interrupted exchange left as the only copy.
+    """
+    for left in out.parent.iterdir():
+        match = re.fullmatch(re.escape(f".{out.name}.") + r"(partial|replaced)-(\d+)", left.name)
+        if match is None or _is_other_process(int(match[2])):
+            continue
+        if match[1] == "replaced":
+            if out.exists():
+                _remove(left)
+        elif left.is_dir() and not left.is_symlink():
+            with suppress(OSError):
+                descriptor = os.open(left, os.O_RDONLY)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _remove(left)
+                finally:
+                    os.close(descriptor)
+
+
+def _is_other_process(number: int) -> bool:
+    """Whether it is a running process beside this one."""
+    try:
+        os.kill(number, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # someone else's
+        return True
+    return number != os.getpid()
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True) if path.is_file() else shutil.rmtree(path, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:

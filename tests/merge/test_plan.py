@@ -376,8 +376,7 @@ RANGE = "{{merge_method: passthrough, slices: [sources: [{{model: $a, layer_rang
         ),
         (
             whole("passthrough", "model: $a", rest=", base_model: $b"),
-            "models: passthrough takes exactly 1 model, but got 2 "
-            "(a base_model that is not listed counts as one)",
+            "models: passthrough takes exactly 1 model, but got 2 (a base_model that is not listed counts as one)",
         ),
         (
             RANGE.format(1, 4),
@@ -534,9 +533,7 @@ def test_a_union_of_strangers_is_refused(models: dict[str, str], tmp_path: Path)
     save_file({"w": torch.ones(2)}, tmp_path / "w.safetensors")
     listed = f"[model: {models['a']}, model: {tmp_path}/w.safetensors]"
     recipe = Recipe.parse(f"{{merge_method: linear, parameters: {{weight: 1}}, models: {listed}}}")
-    with pytest.raises(
-        InputError, match=r"w.safetensors: has no tensor in common with .*; nothing"
-    ):
+    with pytest.raises(InputError, match=r"w.safetensors: has no tensor in common with .*; nothing"):
         build_plan(recipe, names="union")
 
 
