@@ -9,8 +9,8 @@ from pathlib import Path
 from heterosis.errors import InputError
 from heterosis.merge.checkpoint import Checkpoint, open_checkpoint
 from heterosis.merge.companions import write_companions
-from heterosis.merge.faults import size
 from heterosis.merge.executor import DEFAULT_MEMORY_LIMIT, THREAD_MINIMUM, available_cores, execute
+from heterosis.merge.faults import size
 from heterosis.merge.hub import pin
 from heterosis.merge.plan import MergePlan
 from heterosis.merge.planner import Names, build_plan

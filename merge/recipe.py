@@ -554,13 +554,13 @@ def _document_faults(recipes: list[Recipe], stage: str | None) -> Iterator[str]:
         for ref in recipe.needed_models():
             if ref.path in by_name and (ref.revision or ref.adapter):
                 yield f"{ref}: is a stage, which has neither revisions nor adapters; write {ref.path}"
-            elif near := _meant(ref, by_name):
+            elif ref.path not in by_name and (near := _meant(ref, by_name)):
                 yield f"{ref}: no such stage or model folder{near}"
-        section = recipe.vocabulary
-        if section and section.source not in ("union", "base", *by_name):
-            if near := _meant(ModelRef.parse(section.source), ("union", "base")):
-                key = "tokenizer_source" if recipe.tokenizer_source else "tokenizer.source"
-                yield f"{key}: no such model folder as {section.source!r}{near}"
+        source = recipe.vocabulary.source if recipe.vocabulary else "base"
+        words = ("union", "base")
+        if source not in (*words, *by_name) and (near := _meant(ModelRef.parse(source), words)):
+            key = "tokenizer_source" if recipe.tokenizer_source else "tokenizer.source"
+            yield f"{key}: no such model folder as {source!r}{near}"
     if circle := _circle(by_name):
         yield f"stages must not need each other in a circle, but got {' -> '.join(circle)}"
 

@@ -176,6 +176,14 @@ def write_recipe(models: dict[str, Path], own: str = "weight: 0.5", method: str 
         ),
         (("evaluate", "CONFIG.txt", "--tasks", "toy_choice", "--include-path", "TASKS"), "neither a model"),
         (("evaluat",), "evaluat"),
+        (("merge", "CONFIG", "out"), "config.yaml: is a search config, not a recipe; run heterosis evolve on it"),
+        (("evolve", "RECIPE", "--run-dir", "out"), "recipe.yaml: is a recipe, not a search config; run heterosis"),
+        (("merge", "RECIPE", "out", "--stage", "first"), "has only one recipe, so there is no stage 'first'"),
+        (("merge", "RECIPE", "out", "--cuda"), "--cuda: no need: tensors stream through the processor"),
+        (("merge", "RECIPE", "out", "--no-copy-tokenizer"), "--copy-tokenizer: no need"),
+        (("merge", "RECIPE", "out", "--out-shard-size", "5B"), "--out-shard-size: write --shard-size, in bytes"),
+        (("merge", "RECIPE", "out", "-j", "4"), "-j: write --threads"),
+        (("inspect", "RECIPE", "--distances"), "--distances: needs to know what the models were fine-tuned from"),
     ],
 )
 def test_bad_arguments_are_one_line(
@@ -235,6 +243,55 @@ def test_merge_and_inspect(run: Run, toy_models: dict[str, Path]) -> None:
     assert code == 2
     assert "--overwrite" in errors[-1]
     assert run("merge", recipe, "out", "--overwrite")[0] == 0
+
+
+def test_debug_keeps_the_code_and_adds_the_traceback(
+    run: Run, toy_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, _, errors = run("merge", write_recipe(toy_models, method="linaer"), "out", "--debug")
+    assert code == 2
+    assert errors[0].startswith("Traceback")
+    assert errors[-1].startswith("heterosis: recipe.yaml: merge_method: unknown method 'linaer'")
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("no luck")
+
+    monkeypatch.setattr("heterosis.merge.api.merge_models", broken)
+    code, _, errors = run("--debug", "merge", "recipe.yaml", "out")
+    assert (code, errors[0].split()[0], errors[-1]) == (1, "Traceback", "heterosis: failed: no luck")
+
+
+def test_an_interrupted_merge_says_that_nothing_was_written(
+    run: Run, toy_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("heterosis.merge.api.execute", interrupted)
+    code, _, errors = run("merge", write_recipe(toy_models), "out")
+    assert (code, errors[-1]) == (130, "heterosis: interrupted; nothing was written, run it again")
+    assert list(map(str, Path().iterdir())) == ["recipe.yaml"]
+
+
+def test_a_filter_that_matches_nothing_is_told(run: Run, toy_models: dict[str, Path]) -> None:
+    recipe = write_recipe(toy_models, "weight: [{filter: atention, value: 0.3}, {value: 1}]")
+    for command in (("merge", recipe, "out"), ("inspect", recipe)):
+        code, _, errors = run(*command)
+        told = [error for error in errors if error.startswith("warning: ")]
+        assert (code, len(told)) == (0, 1)
+        assert told[0].startswith(
+            "warning: models[1].parameters.weight[0].filter: no tensor's name has 'atention'"
+        )
+
+
+def test_mergekit_yamls_options_are_known(run: Run) -> None:
+    options = pytest.importorskip("mergekit.options").MergeOptions.model_fields
+    ours = {"verbosity"}  # -v there
+    for name in options.keys() - ours:
+        option = f"--{name.replace('_', '-')}"
+        code, _, errors = run("merge", "recipe.yaml", "out", option)
+        assert (code, len(errors)) == (2, 1), errors
+        assert errors[0].startswith(f"heterosis: {option}: "), errors
 
 
 def test_inspect_models(run: Run, toy_models: dict[str, Path], make_llama: MakeLlama) -> None:

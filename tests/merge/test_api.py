@@ -173,6 +173,15 @@ def test_an_existing_folder_is_replaced_only_on_request(family: list[Path], tmp_
     load(out)
 
 
+def test_an_output_inside_a_model_is_refused(family: list[Path], tmp_path: Path) -> None:
+    base = Path(shutil.copytree(family[0], tmp_path / "base"))
+    (tmp_path / "link").symlink_to(base)
+    for out in (base / "out", tmp_path / "link" / "deep" / "out"):
+        with pytest.raises(InputError, match=f"out: is inside {base}, which is merged; choose another folder"):
+            merge_models(recipe_of([base, *family[1:]]), out)
+    assert names(base) == names(family[0])
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_nan_in_an_input_leaves_nothing(threads: int, family: list[Path], tmp_path: Path) -> None:
     broken = Path(shutil.copytree(family[1], tmp_path / "broken"))
@@ -191,8 +200,15 @@ def test_a_full_disk_is_seen_before_anything_is_written(
 ) -> None:
     recipe = recipe_of(family)
     size = (merge_models(recipe, tmp_path / "out") / "model.safetensors").stat().st_size
-    monkeypatch.setattr(api.shutil, "disk_usage", lambda path: SimpleNamespace(free=size // 2))
-    with pytest.raises(InputError, match=r"new/out: the merged model takes 0\.0 GB, but only 0\.0 GB are free"):
+    monkeypatch.setattr(api.shutil, "disk_usage", lambda path: SimpleNamespace(free=size // 2, total=size))
+    with pytest.raises(
+        InputError, match=r"new/out: the merged model takes [\d.]+ KiB, but only [\d.]+ KiB are free"
+    ):
+        merge_models(recipe, tmp_path / "new" / "out")
+    monkeypatch.setattr(api.shutil, "disk_usage", lambda path: SimpleNamespace(free=0, total=0))
+    with pytest.raises(
+        InputError, match=r"new/out: cannot be written: .* takes no new files; choose another place"
+    ):
         merge_models(recipe, tmp_path / "new" / "out")
     assert names(tmp_path) == ["out"]
 

@@ -371,7 +371,12 @@ def test_pickles_run_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_folders_that_are_no_models(folder: Path, tmp_path: Path) -> None:
-    assert "no such model folder; give a local folder, or a Hub id" in fault_of(tmp_path / "nowhere")
+    missing = fault_of(tmp_path / "nowhere")
+    assert missing.endswith("no such model folder; give a local folder, or a Hub id such as org/name")
+    assert fault_of("./nowhere").endswith(f" (looked in the current folder, {Path.cwd()})")
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora/adapter_config.json").write_text("{}")
+    assert fault_of(tmp_path / "lora").endswith(f"is a LoRA adapter, not a model; write BASE+{tmp_path / 'lora'}")
     assert "is a file; give the folder" in fault_of(folder / "config.json")
     assert "is a local folder, which has no revisions" in fault_of(f"{folder}@main")
     assert "model: must be path" in fault_of("a@b@c")

@@ -225,7 +225,7 @@ CASES: dict[str, tuple[Break, str]] = {
     "seed": (key(heterosis={"seed": -1}), "recipe.yaml: heterosis.seed: must be a whole number in [0, 2**64)"),
     "text": (
         lambda recipe, folder: recipe.update(models=[{"model": "a", "parameters": {"weight": "much"}}]),
-        "a: parameters.weight: must be a number, but got 'much'",
+        "recipe.yaml: models[0].parameters.weight: must be a number, but got 'much'",
     ),
     "no weight": (lambda recipe, folder: recipe.update(models=[{"model": "a"}]), "a: ties needs 'weight', but no"),
     "range": (
@@ -236,7 +236,7 @@ CASES: dict[str, tuple[Break, str]] = {
     "lengths": (slices(("base", [0, 2]), ("a", [0, 1])), "must all have equally many layers, but got 2, 1"),
     "tokenizer": (
         key(tokenizer_source="c"),
-        "recipe.yaml: c: no such model folder; give a local folder, or a Hub id",
+        "recipe.yaml: tokenizer_source: c: no such model folder; give a local folder, or a Hub id",
     ),
     "shape": (
         tensors(lambda t: t.update({NORM: torch.ones(17)})),
@@ -421,11 +421,11 @@ HOSTILE: dict[str, tuple[Break, str]] = {
     ),
     "density above one": (
         key(models=[{"model": "a", "parameters": {"weight": 1, "density": 1.1}}]),
-        "model.embed_tokens.weight: a: `0 <= density <= 1` must hold, but got density=1.1",
+        "models[0].parameters.density: `0 <= density <= 1` must hold, but got density=1.1",
     ),
     "density below zero": (
         key(models=[{"model": "a", "parameters": {"weight": 1, "density": [0.5, -0.1]}}]),
-        "model.layers.1.input_layernorm.weight: a: `0 <= density <= 1` must hold, but got den",
+        "models[0].parameters.density[1]: `0 <= density <= 1` must hold, but got density=-0.1",
     ),
     "layers up to 10**18": (
         wrote(

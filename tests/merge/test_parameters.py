@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterosis.merge.parameters import as_bool, as_number, evaluate_setting, lookup, setting_faults
+from heterosis.merge.parameters import (
+    as_bool,
+    as_number,
+    evaluate_setting,
+    filters,
+    lookup,
+    scalars,
+    setting_faults,
+)
 
 NAME = "model.layers.3.mlp.up_proj.weight"
 
@@ -116,3 +124,17 @@ def test_good_settings_have_no_faults(setting: object) -> None:
 )
 def test_faults_of_settings_are_placed(setting: object, place: tuple[object, ...]) -> None:
     assert [found for found, _ in setting_faults(setting)] == [place]
+
+
+def test_every_value_and_filter_of_a_setting_has_its_place() -> None:
+    assert list(scalars("x")) == [((), "x")]
+    assert list(scalars([])) == list(filters(0.5)) == list(filters([0.5, 1])) == []
+    setting: list[Any] = [{"filter": "mlp", "value": [0, 1]}, {"filter": "*", "value": 2}, {"value": True}]
+    assert list(scalars(setting)) == [
+        ((0, "value", 0), 0),
+        ((0, "value", 1), 1),
+        ((1, "value"), 2),
+        ((2, "value"), True),
+    ]
+    assert list(filters(setting)) == [((0,), "mlp"), ((1,), None), ((2,), None)]
+    assert list(filters(setting[0])) == [((), "mlp")]

@@ -101,7 +101,13 @@ slices:
       - {model: $base, layer_range: [1, 3]}
 parameters: {weight: 3, lambda: 0.25}
 """
-    ops = ops_of(models, text)
+    with pytest.warns(UserWarning, match="weight") as caught:
+        ops = ops_of(models, text)
+    texts = [str(warning.message) for warning in caught]
+    assert "slices[1].sources[1].parameters.weight: the gradient is empty, so that nothing is set here" in texts
+    assert any(
+        text.startswith("slices[1].sources[0].parameters.weight.filter: no tensor's name") for text in texts
+    )
     seen = {
         k: (ops[n].arguments["weight"], ops[n].arguments["lambda_"]) for k, n in enumerate(map(Q.format, range(3)))
     }
@@ -401,20 +407,19 @@ def test_a_fault_of_the_recipe(models: dict[str, str], text: str, expected: str)
         ),
         (
             whole("ties", "model: $a", rest=", base_model: $base, parameters: {weight: 1, density: -0.1}"),
-            f"{EMBEDDING}: $a: `0 <= density <= 1` must hold, but got density=-0.1",
+            "parameters.density: `0 <= density <= 1` must hold, but got density=-0.1",
         ),
         (
             whole("ties", "model: $a", rest=", base_model: $base, parameters: {weight: 1, density: [0.5, 1.5]}"),
-            f"{Q.format(2).replace('self_attn.q_proj', 'input_layernorm')}: $a: "
-            "`0 <= density <= 1` must hold, but got density=1.5",
+            "parameters.density[1]: `0 <= density <= 1` must hold, but got density=1.5",
         ),
         (
             whole("linear", "model: $a", rest=", parameters: {weight: 1, normalize: 0.5}"),
-            f"{EMBEDDING}: parameters.normalize: must be true or false, but got 0.5",
+            "parameters.normalize: must be true or false, but got 0.5",
         ),
         (
-            whole("linear", "model: $a", rest=", parameters: {weight: much}"),
-            f"{EMBEDDING}: $a: parameters.weight: must be a number, but got 'much'",
+            whole("linear", "{model: $a, parameters: {weight: [{filter: nowhere, value: [1, much]}]}}"),
+            "models[0].parameters.weight[0].value[1]: must be a number, but got 'much'",
         ),
     ],
 )
@@ -487,6 +492,15 @@ def test_every_model_that_cannot_be_opened_is_named() -> None:
     assert [fault.split(":")[0] for fault in caught.value.faults] == ["./no/such", "./nor/this"]
 
 
+def test_a_fault_that_is_found_twice_is_told_once() -> None:
+    slices = [{"sources": [{"model": model, "layer_range": [0, 1]}]} for model in ("./no", "./no@v1", "./no")]
+    recipe = Recipe.model_validate({"merge_method": "passthrough", "slices": slices})
+    with pytest.raises(InputError) as caught:
+        build_plan(recipe)
+    assert len(caught.value.faults) == 1
+    assert InputError("x", "y", "x").faults == ("x", "y")
+
+
 def test_a_parameter_of_another_method_warns(models: dict[str, str]) -> None:
     text = whole("linear", "model: $a", rest=", parameters: {weight: 1, density: 0.5, int8_mask: true}")
     with pytest.warns(UserWarning, match=r"^parameters.density: has no effect with linear$") as caught:
@@ -548,3 +562,54 @@ def test_a_head_that_files_hold_twice_is_left_out_unless_it_is_merged_otherwise(
     scale = f"[{{filter: lm_head, value: {factor}}}, {{value: 1}}]"
     text = f"{{merge_method: passthrough, models: [model: $twice], parameters: {{scale: {scale}}}}}"
     assert (HEAD in {op.name for op in plan_of({"twice": str(folder)}, text).ops}) == kept
+
+
+@pytest.mark.parametrize(
+    ("own", "shared", "expected"),
+    [
+        (
+            "weight: [{filter: atention, value: 1}, {value: 1}]",
+            "",
+            "models[0].parameters.weight[0].filter: no tensor",
+        ),
+        (
+            "weight: 1",
+            "normalize: {filter: layers.9., value: true}",
+            "parameters.normalize.filter: no tensor's name",
+        ),
+        (
+            "weight: [{value: 1}, {filter: mlp, value: 3}]",
+            "",
+            "models[0].parameters.weight[1]: never applies after an",
+        ),
+        (
+            "weight: [{filter: mlp, value: 1}, {filter: mlp.up, value: 2}, {value: 1}]",
+            "",
+            "models[0].parameters.weight[1]: never applies after the filter 'mlp'; put it before that",
+        ),
+        ("weight: [{filter: mlp, value: 1}, {filter: layers.2., value: 2}, {value: 1}]", "", None),
+    ],
+)
+def test_filters_that_never_apply_warn(
+    models: dict[str, str], own: str, shared: str, expected: str | None, recwarn: pytest.WarningsRecorder
+) -> None:
+    ops_of(models, whole("linear", f"{{model: $a, parameters: {{{own}}}}}", rest=f", parameters: {{{shared}}}"))
+    texts = [str(w.message) for w in recwarn if w.category is UserWarning]
+    assert len(texts) == (expected is not None), texts
+    assert expected is None or texts[0].startswith(expected)
+
+
+def test_a_filter_sees_the_names_of_its_own_model(models: dict[str, str]) -> None:
+    text = SLICES.format(
+        method="linear",
+        a="",
+        b="",
+        deep=", parameters: {weight: [{filter: layers.4., value: 2}, {value: 1}]}",
+        rest="parameters: {weight: [{filter: layers.4., value: 1}, {value: 1}], "
+        "normalize: [{filter: layers.4., value: true}, {value: true}]}",
+    )
+    with pytest.warns(UserWarning, match="filter") as caught:
+        ops_of(models, text)
+    # The deep model has a layer 4, the output has four layers.
+    found = [str(w.message).split(":")[0] for w in caught if "no tensor" in str(w.message)]
+    assert found == ["parameters.normalize[0].filter"]

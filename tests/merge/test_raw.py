@@ -349,7 +349,7 @@ def test_old_pickles_and_other_files(tmp_path: Path) -> None:
 
 def test_nothing_is_written_if_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = [save(tmp_path / f"{i}.safetensors", random_tensors(i)) for i in (1, 2)]
-    monkeypatch.setattr(api.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    monkeypatch.setattr(api.shutil, "disk_usage", lambda _: SimpleNamespace(free=10, total=100))
     (fault,) = faults_of(recipe_of(files), tmp_path / "out.safetensors")
     assert "the merged model takes" in fault
 

@@ -39,7 +39,7 @@ models:
 parameters: {normalize: true}
 dtype: torch.float32
 out_dtype: bfloat16
-heterosis: {seed: 7, sources: {org/a: "sha256:00"}}
+heterosis: {seed: 7, models: {org/a: {sha256: "00"}}}
 """
 
 
@@ -143,7 +143,7 @@ slices:
     residual_weight: 1
   - {}
 dtype: bf16
-heterosis: {seed: -1}
+heterosis: {seed: -1, modles: {}}
 """
     )
     expected = [
@@ -195,6 +195,7 @@ heterosis: {seed: -1}
         "slices[2].sources: must be given",
         "dtype: unknown dtype 'bf16'; did you mean 'bfloat16'?",
         "heterosis.seed: must be a whole number in [0, 2**64), but got -1",
+        "heterosis.modles: unknown key; did you mean 'models'?",
         "must have one of 'models', 'slices' and 'modules', but got 'models' and 'slices' and 'modules'; keep one",
     ]
     for start in expected:
@@ -254,6 +255,22 @@ heterosis: {seed: -1}
         ("models: [{model: a}]\nchat_template: '{{ x }}'", "chat_template: must be 'auto', a built-in name or a"),
         ("models: [{model: a}]\nheterosis: {seed: true}", "heterosis.seed: must be a whole number"),
         ("models: [{model: a}]\nheterosis: 1", "heterosis: must be a mapping"),
+        ("models: [{model: a}]\nheterosis: {sed: 3}", "heterosis.sed: unknown key; did you mean 'seed'?"),
+        ("models: [{model: a}]\nmodles: []", "modles: unknown key; did you mean 'models'?"),
+        (
+            "slices: [{sources: [{model: a, layer_range: [0, 1]}], model: b}]",
+            "slices[0].model: unknown key; put it into an entry under 'sources'",
+        ),
+        (
+            "models: [{model: a}]\ntokenizer_source: unoin",
+            "tokenizer_source: no such model folder as 'unoin'; did",
+        ),
+        ("models: [{model: a}]\ntokenizer: {source: bas}", "tokenizer.source: no such model folder as 'bas'; did"),
+        ("genome: {models: [a]}\ntasks: [x]", "is a search config, not a recipe; run heterosis evolve on it"),
+        (
+            "experts: [{source_model: a}]\ngate_mode: hidden",
+            "describes a mixture of experts; building those is not",
+        ),
         ("models: [{model: a}]\nparameters: {weight: }", "parameters.weight: must be a number"),
         ("models: [{model: a}]\nparameters: {on: 1}", "parameters: keys must be texts, but got True; quote it"),
         ("models: [{model: a}]\nparameters: {weight: nan}", "parameters.weight: must be a finite number"),
@@ -461,7 +478,29 @@ def test_modules_slices_bases_and_tokenizers_use_stages_too() -> None:
             "frist",
             ["has no stage 'frist'; did you mean 'first'?"],
         ),
-        (stage("", "x"), "first", ["has no stage 'first'"]),
+        (
+            stage("", "x"),
+            "first",
+            ["has only one recipe, so there is no stage 'first'; leave out --stage"],
+        ),
+        (
+            documents(stage("first", "x"), stage("", "frist", "y/first")),
+            None,
+            ["frist: no such stage or model folder; did you mean 'first'?"],
+        ),
+        (
+            "{model_type: llama, architectures: [X]}",
+            None,
+            ["is a model's config.json, not a recipe; write a recipe that names the model's folder"],
+        ),
+        (
+            "merge_method: tyes\nmodles: [{model: a}]\nmodels: [{model: a}]\n",
+            None,
+            [
+                "modles: unknown key; did you mean 'models'?",
+                "merge_method: unknown method 'tyes'; did you mean 'ties'?",
+            ],
+        ),
         (
             documents(stage("a@b", "x"), "merge_methd: ties\nmodels: [{model: a}]\n"),
             None,
@@ -629,7 +668,7 @@ def recipes(draw: st.DrawFn, models: st.SearchStrategy[ModelRef] = refs, name: s
         dtype=draw(dtypes),
         out_dtype=draw(dtypes),
         chat_template=draw(st.none() | templates),
-        heterosis=draw(st.dictionaries(texts.filter(lambda key: key != "seed"), values, max_size=2)),
+        heterosis=draw(st.dictionaries(st.just("models"), values)),
         **fields,
     )
 

@@ -1,6 +1,11 @@
 """The writer: the format byte for byte, the limits of shards, and folders that appear at once or not at all."""
 
+import errno
+import fcntl
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -143,6 +148,7 @@ def test_overwriting_replaces_everything(tmp_path: Path) -> None:
 def test_refusals(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine").touch()
     for out, overwrite, message in [
         ("out", False, "out: exists already; choose another folder, or pass --overwrite"),
         ("file", False, "file: exists already; choose another folder, or pass --overwrite"),
@@ -151,4 +157,57 @@ def test_refusals(tmp_path: Path) -> None:
     ]:
         with pytest.raises(InputError, match=message), published_folder(tmp_path / out, overwrite=overwrite):
             raise AssertionError
-    assert names(tmp_path) == ["file", "out"]
+    assert names(tmp_path) == ["file", "out", "out/mine"]
+
+
+def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with published_folder(tmp_path / "out") as partial:
+        (partial / "file").write_text("x")
+    assert names(tmp_path) == ["out", "out/file"]
+
+
+def test_where_a_disk_is_mounted_is_refused_beforehand() -> None:
+    with pytest.raises(InputError, match="/proc: is where a disk is mounted"), published_folder(Path("/proc")):
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [(errno.ENOSPC, "make room"), (errno.EFBIG, "--shard-size"), (errno.EROFS, "choose another")],
+)
+def test_a_failed_write_names_the_place_and_the_remedy(number: int, remedy: str, tmp_path: Path) -> None:
+    says = f"out: cannot be written: .*; .*{remedy}"
+    with pytest.raises(InputError, match=says), published_folder(tmp_path / "out"):
+        raise OSError(number, os.strerror(number))
+    with pytest.raises(OSError, match="cannot read"), published_folder(tmp_path / "out"):
+        raise OSError(errno.EIO, "cannot read")
+    assert names(tmp_path) == []
+
+
+def test_what_killed_merges_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    dead, living, own = ended.pid, os.getppid(), os.getpid()
+    kept = [f".out.partial-{living}", f".out.replaced-{dead}", f".other.partial-{dead}", f"out.partial-{dead}"]
+    kept += [f".out.partial-{dead}x", f".out.more.partial-{dead}", ".out.partial-1234567890"]
+    for name in (*kept, f".out.partial-{dead}", f".out.partial-{own}"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    # Its number is nobody's here, but somebody holds it.
+    held = os.open(tmp_path / kept[-1], os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with published_folder(tmp_path / "out"):
+        assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*kept, f".out.partial-{own}"])
+    os.close(held)
+    with published_folder(tmp_path / "out", overwrite=True):  # what was replaced is there anew
+        left = sorted(p.name for p in tmp_path.iterdir())
+    assert left == sorted(["out", kept[0], *kept[2:-1], f".out.partial-{own}"])
+
+
+def test_the_folder_that_is_being_filled_is_held(tmp_path: Path) -> None:
+    with published_folder(tmp_path / "out") as partial:
+        descriptor = os.open(partial, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(descriptor)
