@@ -1,6 +1,9 @@
 """The streaming merge core: tensors and files, nothing of scoring or search.
 
 recipe.py            the recipe language (mergekit's YAML)
+recipe_rules.py      what must hold between its keys and documents
+reference.py         which model is meant
+faults.py            what is wrong with a mapping, in our words
 yaml_file.py         strict YAML
 parameters.py        its settings: gradients and filters, resolved for one tensor
 checkpoint.py        a model as named lazy tensors, from a folder, the Hub, or with an adapter
@@ -12,10 +15,18 @@ layout.py            which layer a tensor's name speaks of
 names.py             one model's names for another's tensors
 modules.py           which tensors the modules of a recipe speak of
 output_config.py     the output's config.json
-plan.py              recipe -> one operation for each output tensor
+grouping.py          which tensors of which models make each tensor of the output
+contract.py          what a method asks of a recipe
+planner.py, plan.py  recipe -> one operation for each output tensor
+stages.py            an earlier merge as an input, computed as it is read
+tokenizer.py         the output's tokenizer
+vocabulary.py        rows of embeddings in the order of its tokens
+chat_template.py     chat templates: built in, or the most frequent
 methods/             the merge methods, one file each
 statistics.py        what a method may ask of a whole tensor
+selection.py         the k largest values, exactly, in few passes
 kernels.py           compiled loops over blocks
+computation.py       the arithmetic of one operation: rows, program, merged blocks
 executor.py          plan -> blocks, within a memory budget, on several threads
 sinks.py, writer.py  where blocks go: a live model, or safetensors shards
 companions.py        config, tokenizer

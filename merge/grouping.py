@@ -136,8 +136,8 @@ class Grouping:
         if not heads:
             _warn_of_tied_heads(slices)
         for part, first in ((slices[0], True), (slices[-1], False)):
-            own = [name for x in part.inputs for name in x.tensors]
-            for name in dict.fromkeys([*own, *heads]):
+            known = [name for x in part.inputs for name in x.tensors]
+            for name in dict.fromkeys([*known, *heads]):
                 place = place_of(name)
                 outside = place is None or (stack is not None and place.stack != stack) or name in whole
                 if outside and comes_first(name) == first:

@@ -246,7 +246,9 @@ class _Planner:
         if not inputs or (missing and self.names == "same"):
             x, name = missing[0]
             has = inputs[0].ref if inputs else "another model"
-            self.faults.append(f"{name}: missing in {x.ref}, but {has} has it; merge one architecture only")
+            raw = not self.checkpoints[self.recipe.donor].config
+            remedy = "pass --tensor-union or --tensor-intersection" if raw else "merge one architecture only"
+            self.faults.append(f"{name}: missing in {x.ref}, but {has} has it; {remedy}")
             return None
         return inputs, own, sources
 

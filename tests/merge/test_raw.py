@@ -190,7 +190,7 @@ def test_what_looks_like_a_tied_head_or_a_mask_is_an_ordinary_tensor(tmp_path: P
     b = {"embed_tokens.weight": torch.zeros(4, 2)}
     files = [save(tmp_path / "a.safetensors", a), save(tmp_path / "b.safetensors", b)]
     assert set(faults_of(recipe_of(files), tmp_path / "out")) == {
-        f"{name}: missing in {files[1]}, but {files[0]} has it; merge one architecture only"
+        f"{name}: missing in {files[1]}, but {files[0]} has it; pass --tensor-union or --tensor-intersection"
         for name in ("lm_head.weight", "h.0.attn.bias")
     }
     union = load_file(merge_models(recipe_of(files), tmp_path / "u.safetensors", names="union"))
