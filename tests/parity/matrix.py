@@ -219,7 +219,7 @@ class _Writer:
         slice_ = {
             p.name: [
                 {"filter": f"{made.stack}.2.", "value": list(self._values(p))},
-                {"filter": "no such", "value": 5},
+                {"filter": "no such", "value": self._values(p)[1]},
             ]
             for p in self._method.parameters.values()
         }
