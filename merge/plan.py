@@ -55,13 +55,6 @@ class TensorOp:
         identities = tuple(s.identity for s in sources)
         return name, identities, tuple(sorted(self.arguments.items())), self.keys, self.dtype, self.compute
 
-    def describe(self) -> str:
-        """One line for people."""
-        numbers = ", ".join(f"{k}={v}" for k, v in self.arguments.items())
-        how = f"{self.method.name}({numbers})" if self.method else "copy"
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"{self.name} {list(self.shape)} {dtype}: {how}, inputs: {len(self.inputs)}"
-
 
 @dataclass(frozen=True)
 class MergePlan:
