@@ -1,56 +1,28 @@
 """The arithmetic of one operation: inputs as rows, a program, merged blocks."""
 
-import itertools
-import math
-import mmap
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import TypeGuard
+from typing import TypeAlias, TypeGuard
 
 import numpy as np
 import torch
 
 from heterosis.merge.checkpoint import TensorSource
-from heterosis.merge.kernels import RUN, Inputs, Row, all_finite, map_loop
+from heterosis.merge.kernels import Inputs, Rounded, Row, Unrounded, add_rounded, all_finite, map_loop, part_of
 from heterosis.merge.lora import LoraTensor
-from heterosis.merge.methods import Program
+from heterosis.merge.methods import Bound, Program
 from heterosis.merge.plan import TensorOp
-from heterosis.merge.statistics import Statistics, apply_each, typed
+from heterosis.merge.statistics import Statistics, between, cuts_in, typed
+from heterosis.merge.workspace import Workspace
 
 # Elements of a block that is read once: with a handful of models, rows of this length stay in the L2 cache.
-STREAMING_BLOCK = 32 * RUN
+STREAMING_BLOCK = 1 << 19
 
+# Where loops with random numbers begin anew.
+_KEYED = 1 << 32
 
-class Workspace(threading.local):
-    """Buffers by name, of each thread its own; they live as long as the thread, as touching new pages is dear.
-
-    Attributes:
-        content: What a user of the buffers left in them, for it to recognise.
-        arrays: The same, as loops take it.
-    """
-
-    def __init__(self) -> None:
-        self.content: object = None
-        self.arrays = Inputs(())
-        self._buffers: dict[str, torch.Tensor] = {}
-
-    def buffer(self, name: str, size: int, dtype: torch.dtype) -> torch.Tensor:
-        """A 1-D tensor with undefined values, valid until the name is asked for again."""
-        return self.buffers(name, size, [dtype])[0]
-
-    def buffers(self, name: str, size: int, dtypes: Sequence[torch.dtype]) -> list[torch.Tensor]:
-        """Tensors of one size in one buffer. They begin at pages, into which files are read much faster."""
-        lengths = [-(-size * dtype.itemsize // mmap.PAGESIZE) * mmap.PAGESIZE for dtype in dtypes]
-        needed = max(sum(lengths), mmap.PAGESIZE)
-        buffer = self._buffers.get(name)
-        if buffer is None or len(buffer) < needed:
-            buffer = self._buffers[name] = torch.frombuffer(mmap.mmap(-1, needed), dtype=torch.uint8)
-        ends = list(itertools.accumulate(lengths))
-        return [
-            buffer[end - length : end].view(dtype)[:size]
-            for dtype, length, end in zip(dtypes, lengths, ends, strict=True)
-        ]
+# Where a block may be computed at once: elements [start, stop) of the merged tensor, or None.
+Places: TypeAlias = Callable[[int, int], torch.Tensor | None]
 
 
 def read_copy(op: TensorOp, start: int, out: torch.Tensor) -> None:
@@ -76,11 +48,10 @@ def check_finite(block: torch.Tensor) -> None:
     """
     if not block.dtype.is_floating_point:
         return
-    if block.dtype == torch.bfloat16:
-        finite = all_finite(_bits(block))
-    else:  # a finite sum, which is the cheaper to have, shows that all are
-        wide = torch.promote_types(block.dtype, torch.float32)
-        finite = math.isfinite(block.sum(dtype=wide)) or bool(torch.isfinite(block).all())
+    if block.dtype in (torch.bfloat16, torch.float32, torch.float64):
+        finite = all_finite(_array(block))
+    else:
+        finite = bool(torch.isfinite(block.float()).all())
     if not finite:
         raise ValueError("the merged tensor has NaN or infinity; check the inputs, weights and dtype")
 
@@ -88,8 +59,8 @@ def check_finite(block: torch.Tensor) -> None:
 class Computation:
     """Merges one tensor, block by block.
 
-    Inputs are rounded to the compute dtype; where there is a base, methods get task vectors, rounded too. Rows
-    of bfloat16 stay bits, which the loops widen; all else is made floats, and task vectors, while it is read. A
+    Inputs are rounded to the compute dtype; where there is a base, methods get task vectors, rounded too. Values of
+    bfloat16 stay bits, which the loops widen; all else is made floats, and task vectors, while it is read. A
     tensor whose rows fit the budget is read once. The result does not depend on blocks or budget.
 
     Args:
@@ -107,12 +78,16 @@ class Computation:
         self._block = block or STREAMING_BLOCK
         self._work = torch.float64 if op.compute == torch.float64 else torch.float32
         self._numpy = torch.empty(0, dtype=self._work).numpy().dtype
-        self._rows = [self._row_dtype(source) for source in op.inputs]
-        self._base = self._row_dtype(op.base) if op.base else None
-        if self._base == torch.bfloat16 and op.compute != torch.bfloat16:
-            self._base = self._work  # task vectors are rounded only if the base is bits
-        row_bytes = sum(dtype.itemsize for dtype in (*self._rows, *([self._base] if self._base else [])))
+        self._dtypes = tuple(self._row_dtype(source) for source in self._sources)
+        row_bytes = sum(dtype.itemsize for dtype in self._dtypes)
         self._fits = self._method.reduces and op.numel * row_bytes <= budget
+        self._statistics = self._make_statistics()
+        self._program: Program | None = None
+
+    @property
+    def _sources(self) -> list[TensorSource]:
+        """The inputs, then the base."""
+        return [*self._op.inputs, *([self._op.base] if self._op.base else [])]
 
     def _row_dtype(self, source: TensorSource) -> torch.dtype:
         """What a source is kept as: bits of bfloat16 where these are its values, else floats."""
@@ -122,31 +97,44 @@ class Computation:
         exact = op.compute == torch.float32 and source.dtype == torch.bfloat16
         return torch.bfloat16 if exact and not isinstance(source, LoraTensor) else self._work
 
-    @cached_property
+    @property
     def program(self) -> Program:
         """What to do with the elements; the reductions behind it run at first use.
 
         Raises:
             ValueError: If the method's numbers cannot be had.
         """
+        if self._program is None:  # cached_property would let one thread of all at a time run reductions, until 3.12
+            self._program = self._made()
+        return self._program
+
+    def _made(self) -> Program:
         op = self._op
         if not self._method.reduces:
             return self._method.function(**op.arguments)
         with np.errstate(invalid="ignore"):  # infinite inputs are found in the merged values
             return self._method.function(self._statistics, **op.arguments)
 
-    @cached_property
-    def _statistics(self) -> Statistics:
-        return Statistics(self._blocks, self._numpy, len(self._op.inputs), self._op.shape, self._op.keys)
+    def _make_statistics(self) -> Statistics:
+        op = self._op
+        # A step drops or keeps entries: of task vectors rounded to bfloat16, it makes bits of bfloat16 again.
+        exact = op.base is None or op.compute == torch.bfloat16 or torch.bfloat16 not in self._dtypes
+        in_place = self._fits and exact
+        return Statistics(self._blocks, self._numpy, len(op.inputs), op.shape, op.keys, self._workspace, in_place)
 
-    def blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """The merged tensor, block after block: the start, and values that the next block overwrites.
+    # ------------------------------------------------------------------ merging
+
+    def blocks(self, places: Places | None = None) -> Iterator[tuple[int, torch.Tensor]]:
+        """The merged tensor, block after block: the start, and values, which the next block overwrites.
 
         They are of the output dtype if that is bfloat16, else floats still to be rounded.
+
+        Args:
+            places: Where blocks may be computed at once, in which case these are what is given.
         """
         each = self.program.each
         for start, stop in self._ranges(each.row_length if each else 1):
-            yield start, self._merged(start, stop)
+            yield start, self._merged(start, stop, places and places(start, stop))
 
     def read(self, start: int, stop: int) -> torch.Tensor:
         """Merged elements ``[start, stop)``, as of `blocks`; the next call overwrites them."""
@@ -155,89 +143,139 @@ class Computation:
         first, last = start // row * row, min(-(-stop // row) * row, self._op.numel)
         return self._merged(first, last)[start - first : stop - first]
 
-    def _merged(self, start: int, stop: int) -> torch.Tensor:
-        each, inputs = self.program.each, self._inputs(start, stop)
-        rows = inputs.rows
-        if each is not None and each.formula.per_row:
-            changed = self._statistics.floats(inputs)
-            for j, row in enumerate(changed):
-                apply_each(each, j, start, row)
-            rows = tuple(changed)
-        result, array = self._result(stop - start)
-        loop, steps, numbers = self._loop
-        loop(rows, inputs.base, start, steps, numbers, array)
+    def _merged(self, start: int, stop: int, place: torch.Tensor | None = None) -> torch.Tensor:
+        each = self.program.each
+        inputs = self._inputs(start, stop)
+        rows, base = inputs
+        if each is not None and each is self._stepped:
+            base = None
+        elif each is not None and each.formula.per_row:
+            rows, base = self._stepped_rows(each, start, inputs), None
+        result, out = self._result(stop - start, place)
+        for first, last, loop, numbers in self._segments:
+            if first <= start and stop <= last:
+                loop(rows, base, inputs.base, start, *numbers, out)
+            elif start < last and first < stop:
+                at, end = max(start, first), min(stop, last)
+                part = slice(at - start, end - start)
+                of_rows = tuple(row[part] for row in rows)
+                loop(of_rows, part_of(base, part), part_of(inputs.base, part), at, *numbers, part_of(out, part))
         return result
 
     @cached_property
-    def _loop(self) -> tuple[Callable[..., None], tuple[object, ...] | None, tuple[object, ...]]:
-        """The program's loop, each model's numbers of its step, and the numbers of its map."""
-        each, formula = self.program.each, self.program.map.formula.function
-        numbers = typed(self.program.map.numbers, self._numpy)
-        if each is None or each.formula.per_row:
-            return map_loop(formula), None, numbers
-        steps = (typed(tuple(number[j] for number in each.numbers), self._numpy) for j in range(len(self._rows)))
-        return map_loop(formula, each.formula.function), tuple(steps), numbers
+    def _segments(self) -> list[tuple[int, int, Callable[..., None], tuple[object, ...]]]:
+        """The tensor in pieces where the thresholds of cuts stay the same: where, the loop, and its numbers."""
+        program, each = self.program, self.program.each
+        if each is not None and (each.formula.per_row or each is self._stepped):
+            each = None
+        loop = map_loop(program.map.formula.function, None if each is None else each.formula.function)
+        scale = None if program.scale is None else typed(program.scale, self._numpy)
+        keys = self._op.keys if each is not None and each.formula.random else None
+        cuts = [*cuts_in(program.map.numbers), *cuts_in(each.numbers if each else ())]
+        segments = []
+        for start, stop in between(0, self._op.numel, cuts, _KEYED if keys else None):
+            steps = each and tuple(
+                typed(tuple(number[j] for number in each.numbers), self._numpy, start)
+                for j in range(len(self._op.inputs))
+            )
+            numbers = typed(program.map.numbers, self._numpy, start)
+            segments.append((start, stop, loop, (steps, keys, scale, numbers)))
+        return segments
 
-    def _result(self, size: int) -> tuple[torch.Tensor, Row]:
-        to = self._op.dtype if self._op.dtype == torch.bfloat16 and self._work == torch.float32 else self._work
+    def _stepped_rows(self, each: Bound, start: int, inputs: Inputs) -> tuple[Row, ...]:
+        """What a step makes of a block of whole rows."""
+        size = len(inputs.rows[0])
+        rows = tuple(self._workspace.array("stepped", (len(inputs.rows), size), self._numpy))
+        for j, row in enumerate(rows):
+            self._statistics.step(each, j, start, inputs, row)
+        return rows
+
+    @property
+    def _stepped(self) -> Bound | None:
+        """The step whose results the rows hold already."""
+        return self._statistics.stepped
+
+    def _result(self, size: int, place: torch.Tensor | None) -> tuple[torch.Tensor, Row | Rounded]:
+        """A block's tensor, in its place if it can be computed there, and the same as loops take it."""
+        narrow = self._op.dtype == torch.bfloat16 and self._work == torch.float32
+        to = torch.bfloat16 if narrow else self._work
+        if place is not None and place.dtype == torch.float32 and narrow:
+            return place, Rounded(place.numpy())
+        if place is not None and place.dtype == to == self._op.dtype:
+            return place, _array(place)
         result = self._workspace.buffer("result", size, to)
         return result, _array(result)
 
-    def _blocks(self, row_length: int) -> Iterator[tuple[int, Inputs]]:
-        for start, stop in self._ranges(row_length):
-            yield start, self._inputs(start, stop)
+    def _blocks(self, row_length: int = 1, start: int = 0) -> Iterator[tuple[int, Inputs]]:
+        for at, stop in self._ranges(row_length, start):
+            yield at, self._inputs(at, stop)
 
-    def _ranges(self, row_length: int) -> Iterator[tuple[int, int]]:
-        """The tensor in blocks of whole rows."""
+    def _ranges(self, row_length: int, first: int = 0) -> Iterator[tuple[int, int]]:
+        """The tensor in blocks of whole rows, without those before ``first``."""
         size = max(row_length, self._block // row_length * row_length)
-        for start in range(0, self._op.numel, size):
+        for start in range(first // size * size, self._op.numel, size):
             yield start, min(start + size, self._op.numel)
 
     # ------------------------------------------------------------------ rows
 
     def _inputs(self, start: int, stop: int) -> Inputs:
+        """The values of a block. Rows of the whole tensor, where they fit, are filled as they are asked for."""
         first, last = (0, self._op.numel) if self._fits else (start, stop)
-        content = (self, first, last)
-        if self._workspace.content != content:
-            self._workspace.content = None
-            rows, base, arrays = self._buffers(last - first)
-            for at in range(first, last, self._block):
-                part = slice(at - first, min(at + self._block, last) - first)
-                self._read(at, [row[part] for row in rows], None if base is None else base[part])
-            self._workspace.content = content
-            self._workspace.arrays = arrays
-        arrays = self._workspace.arrays
-        if self._fits:
-            part = slice(start, stop)
-            return Inputs(
-                tuple(row[part] for row in arrays.rows), arrays.base[part] if arrays.base is not None else None
-            )
-        return arrays
+        if self._workspace.content != (self, first, last):
+            assert self._stepped is None or not self._fits, "the rows hold what the step made of them"
+            self._workspace.content = (self, first, last)
+            self._tensors = self._workspace.buffers("rows", last - first, self._dtypes)
+            self._arrays = self._as_inputs(self._tensors)
+            self._filled = first
+        while self._filled < stop:
+            end = min(self._filled + self._block, last)
+            whole = last - first <= self._block
+            part = slice(self._filled - first, end - first)
+            self._read(self._filled, self._tensors if whole else [tensor[part] for tensor in self._tensors])
+            self._filled = end
+        return self._arrays.part(slice(start, stop)) if self._fits else self._arrays
 
-    def _buffers(self, size: int) -> tuple[list[torch.Tensor], torch.Tensor | None, Inputs]:
-        """Rows and base, and the same as loops take them."""
-        dtypes = [*self._rows, *([self._base] if self._base else [])]
-        buffers = self._workspace.buffers("rows", size, dtypes)
-        rows, base = (buffers[:-1], buffers[-1]) if self._base else (buffers, None)
-        return rows, base, Inputs(tuple(map(_array, rows)), None if base is None else _array(base))
+    def _as_inputs(self, tensors: list[torch.Tensor]) -> Inputs:
+        """Rows and base as loops take them."""
+        arrays = tuple(map(_array, tensors))
+        if self._op.base is None:
+            return Inputs(arrays)
+        *rows, base = arrays
+        unrounded = self._dtypes[-1] == torch.bfloat16 and self._op.compute != torch.bfloat16
+        return Inputs(tuple(rows), Unrounded(base) if unrounded else base)
 
-    def _read(self, start: int, rows: list[torch.Tensor], base: torch.Tensor | None) -> None:
-        op = self._op
-        if op.base is not None and base is not None:
-            self._read_rounded(op.base, start, base)
-        for source, row in zip(op.inputs, rows, strict=True):
-            if op.base is None or base is None or row.dtype == torch.bfloat16:
+    def _read(self, start: int, tensors: list[torch.Tensor]) -> None:
+        base = tensors[-1]
+        for source, row in reversed(list(zip(self._sources, tensors, strict=True))):  # the base first
+            if self._op.base is None or row is base:
                 self._read_rounded(source, start, row)
-            elif source.identity == op.base.identity:
-                row.zero_()
-            elif self._is_adapted(source, op.base):
-                row.zero_()
-                source.add_delta(start, row)
+            elif row.dtype == torch.bfloat16:
+                if isinstance(source, LoraTensor) and source.base.identity == self._op.base.identity:
+                    self._add_adapter(source, start, base, row)
+                else:
+                    self._read_rounded(source, start, row)
             else:
-                self._read_rounded(source, start, row)
-                row.sub_(base)
-                if op.compute not in (torch.float32, torch.float64):
-                    row.copy_(row.to(op.compute))
+                self._read_task_vector(source, start, base, row)
+
+    def _read_task_vector(self, source: TensorSource, start: int, base: torch.Tensor, row: torch.Tensor) -> None:
+        """Read a source as floats, less the base."""
+        assert self._op.base is not None
+        if source.identity == self._op.base.identity:
+            row.zero_()
+        elif self._is_adapted(source, self._op.base):
+            row.zero_()
+            source.add_delta(start, row)
+        else:
+            self._read_rounded(source, start, row)
+            row.sub_(base)
+            if self._op.compute not in (torch.float32, torch.float64):
+                row.copy_(row.to(self._op.compute))
+
+    def _add_adapter(self, source: LoraTensor, start: int, base: torch.Tensor, row: torch.Tensor) -> None:
+        """What reading the source would give, from the base that was read already."""
+        product = self._workspace.buffer("product", row.numel(), torch.float32).zero_()
+        source.add_delta(start, product)
+        add_rounded(_array(base), product.numpy(), _array(row))
 
     def _is_adapted(self, source: TensorSource, base: TensorSource) -> TypeGuard[LoraTensor]:
         """Whether the adapter's product is the task vector itself, which needs no reading and no rounding."""
@@ -254,8 +292,4 @@ class Computation:
 
 def _array(row: torch.Tensor) -> Row:
     """A tensor as loops take it: bfloat16 as bits."""
-    return _bits(row) if row.dtype == torch.bfloat16 else row.numpy()
-
-
-def _bits(row: torch.Tensor) -> Row:
-    return row.view(torch.uint16).numpy()
+    return (row.view(torch.uint16) if row.dtype == torch.bfloat16 else row).numpy()

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from heterosis.errors import InputError
 from heterosis.merge.checkpoint import Model, TensorSource
-from heterosis.merge.computation import STREAMING_BLOCK, Workspace
+from heterosis.merge.computation import STREAMING_BLOCK
 from heterosis.merge.kernels import Inputs
 from heterosis.merge.layout import place_of
 from heterosis.merge.names import align
 from heterosis.merge.statistics import Statistics
+from heterosis.merge.workspace import Workspace
 
 Matrix = NDArray[np.float64]
 
@@ -115,8 +116,8 @@ def _gram(sources: Sequence[TensorSource], workspace: Workspace) -> Matrix:
     wide = any(source.dtype == torch.float64 for source in sources)
     work = torch.float64 if wide else torch.float32
 
-    def blocks(row_length: int) -> Iterator[tuple[int, Inputs]]:
-        assert row_length == 1
+    def blocks(row_length: int = 1, start: int = 0) -> Iterator[tuple[int, Inputs]]:
+        assert row_length == 1 and start == 0  # as dot products ask
         for start in range(0, numel, STREAMING_BLOCK):
             stop = min(start + STREAMING_BLOCK, numel)
             rows = [workspace.buffer(f"row {j}", stop - start, work) for j in range(len(sources))]

@@ -2,14 +2,19 @@
 
 import os
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from functools import partial
 
 import torch
 
-from heterosis.merge.computation import STREAMING_BLOCK, Computation, Workspace, check_finite, read_copy
+from heterosis.merge.computation import Computation, check_finite, read_copy
 from heterosis.merge.plan import MergePlan, TensorOp
 from heterosis.merge.sinks import Sink
+from heterosis.merge.workspace import Workspace
 
 DEFAULT_MEMORY_LIMIT = 512 * 1024**2
+
+# Elements of a block that is only copied.
+COPIED_BLOCK = 1 << 18
 
 # What a thread takes however small the limit: a streaming block of a dozen models, and a reader's buffer.
 THREAD_MINIMUM = 16 * 1024**2
@@ -70,7 +75,8 @@ class _Workers:
             if op.method is None or op.numel == 0:  # there is nothing to ask statistics of
                 self._copy(op)
             else:
-                for start, block in Computation(op, self._workspace, self._budget).blocks():
+                place = partial(self._sink.place, op)
+                for start, block in Computation(op, self._workspace, self._budget).blocks(place):
                     self._write(op, start, block)
             self._sink.done(op)
         except (ValueError, ArithmeticError) as error:
@@ -78,15 +84,18 @@ class _Workers:
 
     def _copy(self, op: TensorOp) -> None:
         """Copy the one input."""
-        for start in range(0, op.numel, STREAMING_BLOCK):
-            stop = min(start + STREAMING_BLOCK, op.numel)
+        for start in range(0, op.numel, COPIED_BLOCK):
+            stop = min(start + COPIED_BLOCK, op.numel)
             block = self._workspace.buffer("copied", stop - start, op.compute)
             read_copy(op, start, block)
             self._write(op, start, block)
 
     def _write(self, op: TensorOp, start: int, block: torch.Tensor) -> None:
-        narrow = block
+        check_finite(block)
+        place = self._sink.place(op, start, start + block.numel())
+        if place is not None and place.data_ptr() == block.data_ptr():
+            return
         if block.dtype != op.dtype:
-            narrow = self._workspace.buffer("narrow", block.numel(), op.dtype).copy_(block)
-        check_finite(narrow)
-        self._sink.write(op, start, narrow)
+            block = self._workspace.buffer("narrow", block.numel(), op.dtype).copy_(block)
+            check_finite(block)
+        self._sink.write(op, start, block)

@@ -8,13 +8,15 @@ depend on blocks, threads or order.
 What a loop reads is `Inputs`: a row for each model, of float32 (float64 for float64 recipes) or of the bits of
 bfloat16 as 16-bit integers, which are widened in registers. With a base, rows of bits are models, and formulas get
 task vectors, rounded to bfloat16 if the base is bits too; rows of floats are task vectors already.
+
+LLVM vectorises a loop that runs from 0 over slices, but not one whose indices have an offset.
 """
 
 import hashlib
-import inspect
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import numba
 import numpy as np
@@ -23,17 +25,70 @@ from numba.extending import overload, register_jitable
 
 Row = np.ndarray[tuple[int], np.dtype[Any]]
 
-# Sums are taken over runs of this many elements, in float64, in four interleaved accumulators that hide the
-# latency of the addition: an element's position in the tensor tells where it is added, so a sum does not depend
-# on how the tensor was cut into blocks. The partial sums are then added exactly.
-RUN = 4096
+# Sums are taken over runs of this many elements, in float64, in interleaved lanes that vectorise: an element's
+# position in the tensor tells where it is added, so a sum does not depend on how the tensor was cut into blocks.
+# The partial sums are then added exactly.
+RUN = 16384
+LANES = 256
+
+
+def compiled(loop: Callable[..., Any], *formulas: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """Compile a loop for this CPU without the GIL, and keep the machine code on disk for the next process.
+
+    numba finds code there by the name and the line of the loop, and watches only the file that this is in; several
+    loops of one name, or two processes at once, could mix it up. So the name tells of the formulas that the loop
+    calls, and of the content of all files that formulas may come from.
+    """
+    names = [f"{formula.__module__}.{formula.__qualname__}" for formula in formulas]
+    files = {formula.__code__.co_filename for formula in (loop, *formulas)}
+    loop.__qualname__ = ".".join([loop.__qualname__, *names, _content(frozenset(files))])
+    try:
+        return numba.njit(nogil=True, cache=True, **options)(loop)  # type: ignore[no-any-return]
+    except RuntimeError:  # there is no folder to keep it in
+        return numba.njit(nogil=True, **options)(loop)  # type: ignore[no-any-return]
+
+
+@cache
+def _content(files: frozenset[str]) -> str:
+    """A hash of some files, and of those that may hold what they call."""
+    own = [Path(__file__), *(Path(__file__).parent / "methods").glob("*.py")]
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted({*own, *map(Path, files)}):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+class Rounded(NamedTuple):
+    """A result of floats that takes values of bfloat16, as a live model in float32 does."""
+
+    row: Row
+
+
+class Unrounded(NamedTuple):
+    """A base of bits from which task vectors are not rounded."""
+
+    row: Row
 
 
 class Inputs(NamedTuple):
-    """The values of all models in a block, and the base's where there is one."""
+    """The values of all models in a block, and the base's where it is still to be subtracted."""
 
     rows: tuple[Row, ...]
-    base: Row | None = None
+    base: Row | Unrounded | None = None
+
+    def part(self, elements: slice) -> "Inputs":
+        """Some of them."""
+        return Inputs(tuple(row[elements] for row in self.rows), part_of(self.base, elements))
+
+
+Part = TypeVar("Part", Row, Rounded, Unrounded, None)
+
+
+def part_of(row: Part, elements: slice) -> Part:
+    """Some elements of what loops take."""
+    if isinstance(row, Rounded | Unrounded):
+        return type(row)(row.row[elements])
+    return None if row is None else row[elements]
 
 
 # --- bfloat16 as bits: the upper half of a float32 --------------------------------------------------------------
@@ -59,19 +114,52 @@ def _wide_overload(value):  # type: ignore[no-untyped-def]
     return lambda value: value
 
 
-def _delta(value: Any, base: Any) -> Any:
+def _delta(row: Any, base: Any, i: Any) -> Any:
     """A row's entry as a task vector's."""
 
 
 @overload(_delta)
-def _delta_overload(value, base):  # type: ignore[no-untyped-def]
-    if not isinstance(value, types.Integer):
-        return lambda value, base: value
-    if isinstance(base, types.Integer):
-        return lambda value, base: np.uint32(
-            np.uint32(_rounded_bits(_wide(value) - _wide(base))) & np.uint32(0xFFFF0000)
+def _delta_overload(row, base, i):  # type: ignore[no-untyped-def]
+    if not isinstance(row.dtype, types.Integer):
+        return lambda row, base, i: row[i]
+    if isinstance(base, types.BaseTuple):
+        return lambda row, base, i: _wide(row[i]) - _wide(base.row[i])
+    if isinstance(base.dtype, types.Integer):
+        return lambda row, base, i: np.uint32(
+            np.uint32(_rounded_bits(_wide(row[i]) - _wide(base[i]))) & np.uint32(0xFFFF0000)
         ).view(np.float32)
-    return lambda value, base: _wide(value) - base
+    return lambda row, base, i: _wide(row[i]) - base[i]
+
+
+def _entry(row: Any, base: Any, i: Any) -> Any:
+    """What formulas get of element ``i`` of one model."""
+
+
+@overload(_entry)
+def _entry_overload(row, base, i):  # type: ignore[no-untyped-def]
+    if isinstance(base, types.NoneType):
+        return lambda row, base, i: _wide(row[i])
+    return lambda row, base, i: _delta(row, base, i)
+
+
+@register_jitable
+def _magnitude_bits(row, base, i):  # type: ignore[no-untyped-def]
+    """The bits of the magnitude of what formulas get of element ``i``, a value of bfloat16."""
+    bits = np.uint32(np.float32(_entry(row, base, i)).view(np.uint32) >> np.uint32(16))
+    return np.uint16(bits & np.uint32(0x7FFF))
+
+
+def _part(base: Any, start: Any, stop: Any) -> Any:
+    """A slice of the base, if there is one."""
+
+
+@overload(_part)
+def _part_overload(base, start, stop):  # type: ignore[no-untyped-def]
+    if isinstance(base, types.NoneType):
+        return lambda base, start, stop: None
+    if isinstance(base, types.BaseTuple):
+        return lambda base, start, stop: Unrounded(base.row[start:stop])
+    return lambda base, start, stop: base[start:stop]
 
 
 def _column(rows: Any, base: Any, i: Any) -> Any:
@@ -86,47 +174,151 @@ def _column_overload(rows, base, i):  # type: ignore[no-untyped-def]
             return lambda rows, base, i: (_wide(rows[0][i]),)
         return lambda rows, base, i: (_wide(rows[0][i]), *_column(rows[1:], base, i))
     if len(rows) == 1:
-        return lambda rows, base, i: (_delta(rows[0][i], base[i]),)
-    return lambda rows, base, i: (_delta(rows[0][i], base[i]), *_column(rows[1:], base, i))
+        return lambda rows, base, i: (_delta(rows[0], base, i),)
+    return lambda rows, base, i: (_delta(rows[0], base, i), *_column(rows[1:], base, i))
 
 
-def _merged(value: Any, base: Any, i: Any, out: Any) -> Any:
-    """A merged value, on top of the base, as ``out`` holds it."""
+def _onto(value: Any, base: Any, i: Any) -> Any:
+    """A merged value on top of the base, if there is one."""
 
 
-@overload(_merged)
-def _merged_overload(value, base, i, out):  # type: ignore[no-untyped-def]
-    if isinstance(out.dtype, types.Integer):
-        if isinstance(base, types.NoneType):
-            return lambda value, base, i, out: np.uint16(np.uint32(_rounded_bits(value) >> np.uint32(16)))
-        return lambda value, base, i, out: np.uint16(
-            np.uint32(_rounded_bits(value + _wide(base[i])) >> np.uint32(16))
-        )
+@overload(_onto)
+def _onto_overload(value, base, i):  # type: ignore[no-untyped-def]
     if isinstance(base, types.NoneType):
-        return lambda value, base, i, out: value
-    return lambda value, base, i, out: value + _wide(base[i])
+        return lambda value, base, i: value
+    if isinstance(base, types.BaseTuple):
+        return lambda value, base, i: value + _wide(base.row[i])
+    return lambda value, base, i: value + _wide(base[i])
 
 
-@numba.njit(nogil=True, cache=True)
-def all_finite(bits):  # type: ignore[no-untyped-def]
-    """Whether no bfloat16 is NaN or infinite, given their bits."""
-    bad = 0
-    for i in range(bits.shape[0]):
-        bad += (bits[i] & 0x7F80) == 0x7F80
-    return bad == 0
+def _store(value: Any, out: Any, i: Any) -> Any:
+    """Put a merged value into a result."""
+
+
+@overload(_store)
+def _store_overload(value, out, i):  # type: ignore[no-untyped-def]
+    if isinstance(out, types.BaseTuple):
+
+        def rounded(value, out, i):  # type: ignore[no-untyped-def]
+            out.row[i] = np.uint32(_rounded_bits(value) & np.uint32(0xFFFF0000)).view(np.float32)
+
+        return rounded
+    if isinstance(out.dtype, types.Integer):
+
+        def narrowed(value, out, i):  # type: ignore[no-untyped-def]
+            out[i] = np.uint16(_rounded_bits(value) >> np.uint32(16))
+
+        return narrowed
+
+    def plain(value, out, i):  # type: ignore[no-untyped-def]
+        out[i] = value
+
+    return plain
+
+
+@register_jitable
+def _size(out):  # type: ignore[no-untyped-def]
+    return _row(out).shape[0]
+
+
+def _row(out: Any) -> Any:
+    """The array of a result."""
+
+
+@overload(_row)
+def _row_overload(out):  # type: ignore[no-untyped-def]
+    if isinstance(out, types.BaseTuple):
+        return lambda out: out.row
+    return lambda out: out
+
+
+def _scaled(x: Any, scales: Any) -> Any:
+    """Every model's value times its factor, if there are factors."""
+
+
+@overload(_scaled)
+def _scaled_overload(x, scales):  # type: ignore[no-untyped-def]
+    if isinstance(scales, types.NoneType):
+        return lambda x, scales: x
+    if len(x) == 1:
+        return lambda x, scales: (x[0] * scales[0],)
+    return lambda x, scales: (x[0] * scales[0], *_scaled(x[1:], scales[1:]))
+
+
+@compiled
+def all_finite(row):  # type: ignore[no-untyped-def]
+    """Whether no entry is NaN or infinite: floats, or the bits of bfloat16."""
+    return _all_finite(row)
+
+
+def _all_finite(row: Any) -> Any:
+    """The same, by type."""
+
+
+@overload(_all_finite)
+def _all_finite_overload(row):  # type: ignore[no-untyped-def]
+    if isinstance(row.dtype, types.Integer):
+
+        def of_bits(row):  # type: ignore[no-untyped-def]
+            largest = np.uint16(0)
+            for i in range(row.shape[0]):
+                largest = max(largest, np.uint16(row[i] & np.uint16(0x7FFF)))
+            return largest < np.uint16(0x7F80)
+
+        return of_bits
+
+    def of_floats(row):  # type: ignore[no-untyped-def]
+        for at in range(0, row.shape[0], LANES):
+            part = row[at : at + LANES]
+            bad = np.uint16(0)
+            for i in range(part.shape[0]):
+                bad += np.uint16(not abs(part[i]) < np.inf)
+            if bad:
+                return False
+        return True
+
+    return of_floats
+
+
+# --- random numbers -----------------------------------------------------------------------------------------------
+
+# Multipliers of a 32-bit mixing function with low bias (C. Wellons, hash-prospector, 2018).
+_M1 = np.uint32(0x7FEB352D)
+_M2 = np.uint32(0x846CA68B)
+
+
+@register_jitable
+def _mix(x):  # type: ignore[no-untyped-def]
+    x = np.uint32(np.uint32(x ^ (x >> np.uint32(16))) * _M1)
+    x = np.uint32(np.uint32(x ^ (x >> np.uint32(15))) * _M2)
+    return np.uint32(x ^ (x >> np.uint32(16)))
+
+
+@register_jitable
+def uniform(start, k, key):  # type: ignore[no-untyped-def]
+    """The random number of element ``start + k``, in [0, 1).
+
+    It depends on the element and the key alone. No multiple of 2 ** 32 lies in between: what is above the lower 32
+    bits is taken from ``start``, for which the loop over k stays within 32 bits and is twice as fast.
+    """
+    x = _mix(np.uint32(np.uint32((start + key[0]) & 0xFFFFFFFF) + np.uint32(k)))
+    x = _mix(np.uint32(x ^ np.uint32((key[1] ^ (start >> 32)) & 0xFFFFFFFF)))
+    # The upper 24 bits, which float32 holds exactly.
+    return np.float32(np.int32(x >> np.uint32(8))) * np.float32(2.0**-24)
+
+
+@compiled
+def fill_uniform(start, key, out):  # type: ignore[no-untyped-def]
+    """The random numbers of the elements from ``start`` on."""
+    at = 0
+    while at < out.shape[0]:
+        part = out[at : min(out.shape[0], at + (1 << 32) - (start + at) % (1 << 32))]
+        for k in range(np.int32(part.shape[0])):
+            part[k] = uniform(start + at, k, key)
+        at += part.shape[0]
 
 
 # --- formulas ---------------------------------------------------------------------------------------------------
-
-
-def _stamp(formula: Callable[..., Any]) -> str:
-    """A hash of the file that a formula lives in, to make it part of the key of the compiled loop.
-
-    numba's on-disk cache watches the file of the loop, which is this one, and not that of the formula.
-    """
-    return hashlib.blake2b(
-        inspect.getsource(inspect.getmodule(formula) or formula).encode(), digest_size=8
-    ).hexdigest()
 
 
 @cache
@@ -135,48 +327,44 @@ def map_loop(formula: Callable[..., Any], each: Callable[..., Any] | None = None
 
     Args:
         formula: ``formula(i, x, *numbers)``.
-        each: Applied before it to every model's value: ``each(i, x_j, *each_numbers[j])``.
+        each: Applied before it to every model's value: ``each(i, x_j, *steps[j])``, or with keys, where u is the
+            element's random number, ``each(i, x_j, u_j, *steps[j])``.
 
     Returns:
-        ``loop(rows, base, start, each_numbers, numbers, out)``. With a base, it is added to what the formula
-        gives; ``out`` takes floats, or bits of bfloat16.
+        ``loop(rows, base, onto, start, steps, keys, scales, numbers, out)``. Values, after their steps, are multiplied
+        by ``scales[j]`` unless that is None; ``onto`` is added to what the formula gives, unless it is None; ``out``
+        takes floats, bits of bfloat16, or is `Rounded`. With keys, no multiple of 2 ** 32 lies inside the block.
     """
-    jitable, stamp = register_jitable(formula), _stamp(formula)
+    jitable = register_jitable(formula)
     if each is None:
 
-        @numba.njit(nogil=True, cache=True, error_model="numpy")
-        def loop(rows, base, start, each_numbers, numbers, out):  # type: ignore[no-untyped-def]
-            stamp  # noqa: B018
-            for i in range(out.shape[0]):
-                value = jitable(start + i, _column(rows, base, i), *numbers)
-                out[i] = _merged(value, base, i, out)
+        def loop(rows, base, onto, start, steps, keys, scales, numbers, out):  # type: ignore[no-untyped-def]
+            for k in range(np.int32(_size(out))):
+                value = jitable(start + k, _scaled(_column(rows, base, k), scales), *numbers)
+                _store(_onto(value, onto, k), out, k)
 
-        return loop  # type: ignore[no-any-return]
+        return compiled(loop, formula, error_model="numpy")
 
-    stepped, stamp = _stepped(each), stamp + _stamp(each)
+    stepped = _stepped(each)
 
-    @numba.njit(nogil=True, cache=True, error_model="numpy")
-    def loop_with_step(rows, base, start, each_numbers, numbers, out):  # type: ignore[no-untyped-def]
-        stamp  # noqa: B018
-        for i in range(out.shape[0]):
-            x = stepped(start + i, _column(rows, base, i), each_numbers)
-            out[i] = _merged(jitable(start + i, x, *numbers), base, i, out)
+    def loop_with_step(rows, base, onto, start, steps, keys, scales, numbers, out):  # type: ignore[no-untyped-def]
+        for k in range(np.int32(_size(out))):
+            x = _scaled(stepped(start, k, _column(rows, base, k), keys, steps), scales)
+            _store(_onto(jitable(start + k, x, *numbers), onto, k), out, k)
 
-    return loop_with_step  # type: ignore[no-any-return]
+    return compiled(loop_with_step, formula, each, error_model="numpy")
 
 
 @cache
 def quantity_loop(formula: Callable[..., Any]) -> Callable[..., None]:
     """``loop(rows, base, start, numbers, out)``: the formula's value for every element of a block."""
-    jitable, stamp = register_jitable(formula), _stamp(formula)
+    jitable = register_jitable(formula)
 
-    @numba.njit(nogil=True, cache=True, error_model="numpy")
     def loop(rows, base, start, numbers, out):  # type: ignore[no-untyped-def]
-        stamp  # noqa: B018
         for i in range(out.shape[0]):
             out[i] = jitable(start + i, _column(rows, base, i), *numbers)
 
-    return loop  # type: ignore[no-any-return]
+    return compiled(loop, formula, error_model="numpy")
 
 
 @cache
@@ -184,107 +372,144 @@ def _stepped(each: Callable[..., Any]) -> Callable[..., Any]:
     """A step for every model as a function of their tuple, for compiled code."""
     jitable = register_jitable(each)
 
-    def apply(i: Any, x: Any, numbers: Any) -> Any:
+    def apply(start: Any, k: Any, x: Any, keys: Any, steps: Any) -> Any:
         """The steps, one after another."""
 
     @overload(apply)
-    def apply_overload(i, x, numbers):  # type: ignore[no-untyped-def]
+    def apply_overload(start, k, x, keys, steps):  # type: ignore[no-untyped-def]
+        if isinstance(keys, types.NoneType):
+            if len(x) == 1:
+                return lambda start, k, x, keys, steps: (jitable(start + k, x[0], *steps[0]),)
+            return lambda start, k, x, keys, steps: (
+                jitable(start + k, x[0], *steps[0]),
+                *apply(start, k, x[1:], keys, steps[1:]),
+            )
         if len(x) == 1:
-            return lambda i, x, numbers: (jitable(i, x[0], *numbers[0]),)
-        return lambda i, x, numbers: (jitable(i, x[0], *numbers[0]), *apply(i, x[1:], numbers[1:]))
+            return lambda start, k, x, keys, steps: (
+                jitable(start + k, x[0], uniform(start, k, keys[0]), *steps[0]),
+            )
+        return lambda start, k, x, keys, steps: (
+            jitable(start + k, x[0], uniform(start, k, keys[0]), *steps[0]),
+            *apply(start, k, x[1:], keys[1:], steps[1:]),
+        )
 
     return apply
 
 
-@cache
-def each_loop(formula: Callable[..., Any]) -> Callable[..., None]:
-    """``loop(row, start, numbers)``: ``row[i] = formula(start + i, row[i], *numbers)``, in place."""
-    jitable, stamp = register_jitable(formula), _stamp(formula)
-
-    @numba.njit(nogil=True, cache=True, error_model="numpy")
-    def loop(row, start, numbers):  # type: ignore[no-untyped-def]
-        stamp  # noqa: B018
-        for i in range(row.shape[0]):
-            row[i] = jitable(start + i, row[i], *numbers)
-
-    return loop  # type: ignore[no-any-return]
-
-
-@numba.njit(nogil=True, cache=True)
+@compiled
 def widen_row(row, base, out):  # type: ignore[no-untyped-def]
     """What formulas get of one model, as floats."""
     for i in range(out.shape[0]):
-        out[i] = _column((row,), base, i)[0]
+        out[i] = _entry(row, base, i)
+
+
+@compiled
+def add_rounded(bits, values, out):  # type: ignore[no-untyped-def]
+    """``bits + values`` as bits of bfloat16."""
+    for i in range(out.shape[0]):
+        _store(_wide(bits[i]) + values[i], out, i)
+
+
+@compiled
+def narrow_row(values, out):  # type: ignore[no-untyped-def]
+    """Put floats into a row: as they are, or as bits of bfloat16."""
+    for i in range(values.shape[0]):
+        _store(values[i], out, i)
+
+
+def _adding(term: Callable[..., Any]) -> Callable[..., Any]:
+    """``add(a, b, start, sums)``: add the terms of two blocks, which begin at ``start``, to sums.
+
+    Blocks come in order. ``sums`` is ``[LANES + runs]``: the lanes of the run that is being added up, then the sum
+    of every run, as far as it has come.
+    """
+    jitable = register_jitable(term)
+
+    def add(a, b, start, sums):  # type: ignore[no-untyped-def]
+        at, end = 0, a.shape[0]
+        while at < end:
+            position = start + at
+            if position % RUN == 0:
+                sums[:LANES] = 0
+            lane = position % LANES
+            stop = min(at + LANES - lane, end)
+            left, right, lanes = a[at:stop], b[at:stop], sums[lane : lane + stop - at]
+            for k in range(left.shape[0]):
+                lanes[k] += jitable(left[k], right[k])
+            at = stop
+            if at == end or (start + at) % RUN == 0:
+                sums[LANES + position // RUN] = sums[:LANES].sum()
+
+    return compiled(add, term)
+
+
+def _value(a: Any, b: Any) -> Any:
+    return np.float64(a)
+
+
+def _magnitude(a: Any, b: Any) -> Any:
+    return np.float64(abs(a))
+
+
+def _product(a: Any, b: Any) -> Any:
+    return np.float64(a) * np.float64(b)
+
+
+add_values, add_magnitudes, add_products = map(_adding, (_value, _magnitude, _product))
 
 
 @cache
-def rows_loop(formula: Callable[..., Any]) -> Callable[..., None]:
-    """``loop(rows, start, length, numbers)``: the formula changes every whole row of ``length`` in place."""
-    jitable, stamp = register_jitable(formula), _stamp(formula)
+def step_loop(formula: Callable[..., Any], per_row: bool, random: bool) -> Callable[..., None]:
+    """Apply a step to one model's values, and sum their magnitudes before and after it.
 
-    @numba.njit(nogil=True, cache=True, error_model="numpy")
-    def loop(rows, start, length, numbers):  # type: ignore[no-untyped-def]
-        stamp  # noqa: B018
-        for at in range(0, rows.shape[0], length):
-            jitable(start + at, rows[at : at + length], *numbers)
+    Args:
+        formula: ``formula(i, x, *numbers)``, or ``formula(i, x, u, *numbers)`` if it is random. Per row, x and u are
+            whole rows ``[rows, length]``, and x is changed in place.
+        per_row: Whether it takes whole rows.
+        random: Whether it takes random numbers.
 
-    return loop  # type: ignore[no-any-return]
+    Returns:
+        ``loop(row, base, start, length, key, numbers, values, u, before, after, out)``. ``length`` is that of a row;
+        ``values`` and ``u`` are room for some whole rows of floats, which are worked on at a time; ``before`` and
+        ``after`` are sums (see `add_values`), or empty; ``out`` takes floats or bits of bfloat16, and may be the row.
+    """
+    jitable = register_jitable(formula)
 
+    def loop(row, base, start, length, key, numbers, values, u, before, after, out):  # type: ignore[no-untyped-def]
+        for first in range(0, row.shape[0], values.shape[0]):
+            stop = min(first + values.shape[0], row.shape[0])
+            at, x, of_x = start + first, values[: stop - first], u[: stop - first]
+            widen_row(row[first:stop], _part(base, first, stop), x)
+            if before.shape[0]:
+                add_magnitudes(x, x, at, before)
+            if random:
+                fill_uniform(at, key, of_x)
+            if per_row:
+                if random:
+                    jitable(at, x.reshape((-1, length)), of_x.reshape((-1, length)), *numbers)
+                else:
+                    jitable(at, x.reshape((-1, length)), *numbers)
+            elif random:
+                for k in range(x.shape[0]):
+                    x[k] = jitable(at + k, x[k], of_x[k], *numbers)
+            else:
+                for k in range(x.shape[0]):
+                    x[k] = jitable(at + k, x[k], *numbers)
+            if after.shape[0]:
+                add_magnitudes(x, x, at, after)
+            narrow_row(x, out[first:stop])
 
-@numba.njit(nogil=True, cache=True)
-def add_runs(values, start, partials):  # type: ignore[no-untyped-def]
-    """Add a block's values, which begin at ``start``, to the partial sums ``[runs, 4]``."""
-    at, end = 0, values.shape[0]
-    while at < end:
-        run = (start + at) // RUN
-        stop = min(end, (run + 1) * RUN - start)
-        while at < stop and (start + at) % 4:
-            partials[run, (start + at) % 4] += np.float64(values[at])
-            at += 1
-        s0, s1, s2, s3 = partials[run, 0], partials[run, 1], partials[run, 2], partials[run, 3]
-        while at + 4 <= stop:
-            s0 += np.float64(values[at])
-            s1 += np.float64(values[at + 1])
-            s2 += np.float64(values[at + 2])
-            s3 += np.float64(values[at + 3])
-            at += 4
-        partials[run, 0], partials[run, 1], partials[run, 2], partials[run, 3] = s0, s1, s2, s3
-        while at < stop:
-            partials[run, (start + at) % 4] += np.float64(values[at])
-            at += 1
-
-
-@numba.njit(nogil=True, cache=True)
-def add_dot_runs(a, b, start, partials):  # type: ignore[no-untyped-def]
-    """Add the products of two blocks, which begin at ``start``, to the partial sums ``[runs, 4]``."""
-    at, end = 0, a.shape[0]
-    while at < end:
-        run = (start + at) // RUN
-        stop = min(end, (run + 1) * RUN - start)
-        while at < stop and (start + at) % 4:
-            partials[run, (start + at) % 4] += np.float64(a[at]) * np.float64(b[at])
-            at += 1
-        s0, s1, s2, s3 = partials[run, 0], partials[run, 1], partials[run, 2], partials[run, 3]
-        while at + 4 <= stop:
-            s0 += np.float64(a[at]) * np.float64(b[at])
-            s1 += np.float64(a[at + 1]) * np.float64(b[at + 1])
-            s2 += np.float64(a[at + 2]) * np.float64(b[at + 2])
-            s3 += np.float64(a[at + 3]) * np.float64(b[at + 3])
-            at += 4
-        partials[run, 0], partials[run, 1], partials[run, 2], partials[run, 3] = s0, s1, s2, s3
-        while at < stop:
-            partials[run, (start + at) % 4] += np.float64(a[at]) * np.float64(b[at])
-            at += 1
+    return compiled(loop, formula, error_model="numpy")
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def add_groups(values, start, stride, totals):  # type: ignore[no-untyped-def]
     """Add a block's values, in order, to ``totals[position // stride % len(totals)]``."""
     for i in range(values.shape[0]):
         totals[(start + i) // stride % totals.shape[0]] += np.float64(values[i])
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def max_groups(values, start, stride, maxima):  # type: ignore[no-untyped-def]
     """Raise ``maxima[position // stride % len(maxima)]`` to a block's values where those are larger."""
     for i in range(values.shape[0]):
@@ -292,53 +517,77 @@ def max_groups(values, start, stride, maxima):  # type: ignore[no-untyped-def]
         maxima[group] = max(maxima[group], np.float64(values[i]))
 
 
-@numba.njit(nogil=True, cache=True)
-def digit_histogram(bits, shift, lower, prefix, counts):  # type: ignore[no-untyped-def]
+@compiled
+def count_magnitudes(row, base, counts):  # type: ignore[no-untyped-def]
+    """Count the magnitudes of a model's bits, less the base's if there are such.
+
+    Args:
+        row: Bits of bfloat16, ``[n]``.
+        base: Likewise, or None.
+        counts: ``[2 ** 16]``: a histogram in each half, taken in turn, so that equal neighbours wait less for
+            each other.
+    """
+    sizes = np.empty(LANES, np.uint16)
+    for at in range(0, row.shape[0], LANES):
+        stop = min(at + LANES, row.shape[0])
+        part, onto, size = row[at:stop], _part(base, at, stop), sizes[: stop - at]
+        for i in range(size.shape[0]):
+            size[i] = _magnitude_bits(part, onto, i)
+        whole = size.shape[0] // 8 * 8
+        for i in range(0, whole, 8):
+            for k in range(8):
+                counts[(k & 1) << 15 | size[i + k]] += np.uint32(1)
+        for i in range(whole, size.shape[0]):
+            counts[size[i]] += np.uint32(1)
+
+
+@compiled
+def count_digits(bits, shift, lower, prefix, counts):  # type: ignore[no-untyped-def]
     """Count the 16-bit digit at ``shift`` of the unsigned ``bits`` whose higher digits equal ``prefix``.
 
     Args:
         bits: ``[n]``; of zeros, the sign may be set.
         shift: Position of the digit's lowest bit.
         lower: A mask of the bits below it.
-        prefix: The higher digits, 0 where there are none.
-        counts: ``[4, 2 ** 16]``: four histograms in turn, so that equal neighbours do not wait for each other.
+        prefix: The higher digits without the sign, 0 where there are none.
+        counts: ``[2 ** 16]``; of the first digit, which has no sign, a histogram in each half, taken in turn.
 
     Returns:
-        Whether any bit below the digit is set anywhere.
+        Whether of the values counted, one has a bit below the digit.
     """
     below = bits[0] & 0
-    whole = bits.shape[0] // 4 * 4
     top = bits.itemsize * 8 - shift
-    digit = (1 << min(top - 1, 16)) - 1  # without the sign of a zero
     if top == 16:
-        for i in range(0, whole, 4):
-            for k in range(4):
+        whole = bits.shape[0] // 2 * 2
+        for i in range(0, whole, 2):
+            for k in range(2):
                 below |= bits[i + k] & lower
-                counts[k, (bits[i + k] >> shift) & digit] += 1
-    else:
-        for i in range(0, whole, 4):
-            for k in range(4):
-                value = bits[i + k]
-                below |= value & lower
-                if ((value >> shift) >> 16) & (1 << (top - 17)) - 1 == prefix:
-                    counts[k, (value >> shift) & 0xFFFF] += 1
-    for i in range(whole, bits.shape[0]):
-        value = bits[i]
-        below |= value & lower
-        if top == 16:
-            counts[0, (value >> shift) & digit] += 1
-        elif ((value >> shift) >> 16) & (1 << (top - 17)) - 1 == prefix:
-            counts[0, (value >> shift) & 0xFFFF] += 1
+                counts[k << 15 | ((bits[i + k] >> shift) & 0x7FFF)] += np.uint32(1)
+        for i in range(whole, bits.shape[0]):
+            below |= bits[i] & lower
+            counts[(bits[i] >> shift) & 0x7FFF] += np.uint32(1)
+        return below != 0
+    for i in range(bits.shape[0]):
+        digits = bits[i] >> shift
+        if (digits >> 16) & (1 << (top - 17)) - 1 == prefix:
+            below |= bits[i] & lower
+            counts[digits & 0xFFFF] += np.uint32(1)
     return below != 0
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def find_equal(row, value, count):  # type: ignore[no-untyped-def]
     """The position of the ``count``-th entry (from 1) equal to ``value`` or -1, and how many were seen."""
     seen = 0
-    for i in range(row.shape[0]):
-        if row[i] == value:
-            seen += 1
-            if seen == count:
-                return i, seen
+    for at in range(0, row.shape[0], LANES):
+        part = row[at : at + LANES]
+        equal = np.uint16(0)
+        for i in range(part.shape[0]):
+            equal += np.uint16(part[i] == value)
+        if seen + equal >= count:
+            for i in range(part.shape[0]):
+                seen += part[i] == value
+                if seen == count:
+                    return at + i, seen
+        seen += np.int64(equal)
     return -1, seen

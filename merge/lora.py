@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from torch import Tensor
 from heterosis.errors import InputError
 
 from .faults import brief
+from .kernels import compiled
 
 if TYPE_CHECKING:
     from .checkpoint import TensorSource, Weights
@@ -68,7 +68,7 @@ _CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transfor
 _TILE = 1024  # columns; partial sums of this many stay in the L1 cache
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _add_product(out, start, left, right):  # type: ignore[no-untyped-def]
     """``out += (left @ right).ravel()[start : start + len(out)]``, each sum over k in the same order.
 

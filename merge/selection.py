@@ -1,27 +1,56 @@
-"""The k largest values of quantities over a tensor, exactly, in a pass for each 16 bits that tell them apart."""
+"""Exact selection of a tensor's largest entries by one quantity: how many values there are of each size, then where."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
-from heterosis.merge.kernels import Row, digit_histogram, find_equal
-from heterosis.merge.methods.base import Bound
+from heterosis.merge.kernels import Row
+from heterosis.merge.methods.base import Bound, Cut
 
-# Gives the values of quantities, block after block: the start, and each one's values there.
-Passes = Callable[[Sequence[Bound]], Iterable[tuple[int, Sequence[Row]]]]
-
-
+# Tensors up to this size are sorted instead: histograms would take longer.
 SMALL = 1 << 16
+
+# A quantity, the position of a digit's lowest bit, and the digits above it.
+Digit: TypeAlias = tuple[Bound, int, int]
 
 
 @dataclass(frozen=True)
-class Cut:
-    """The largest entries of a quantity: those above ``value``, and at it up to position ``last``."""
+class Histogram:
+    """How often each digit occurs among a quantity's values that have the same higher digits.
 
-    value: float
-    last: int
+    Attributes:
+        digits: Those that occur, ascending, ``[k]``.
+        counts: In each part of the tensor, ``[parts, k]``.
+        deeper: Whether a value has bits below the digit.
+    """
+
+    digits: npt.NDArray[np.uint16]
+    counts: npt.NDArray[np.uint32]
+    deeper: bool
+
+    @property
+    def nbytes(self) -> int:
+        return self.digits.nbytes + self.counts.nbytes
+
+
+class Values(Protocol):
+    """A tensor's quantities, as selection asks for them. None of their values is negative."""
+
+    numel: int
+    part: int
+    """Elements of each of the parts that positions are searched in."""
+
+    def whole(self, quantities: Sequence[Bound]) -> list[Row]:
+        """All values of quantities of a small tensor."""
+
+    def histograms(self, digits: Sequence[Digit]) -> list[Histogram]:
+        """The histogram of each, from one pass for all."""
+
+    def find(self, quantity: Bound, value: float, count: int, start: int) -> int:
+        """The position of the ``count``-th value equal to ``value``, from ``start`` on."""
 
 
 @dataclass
@@ -31,110 +60,66 @@ class _Search:
     quantity: Bound
     keep: int
     prefix: int = 0
+    deeper: bool = True
     above: int = 0  # values that are larger than any with this prefix
-    equal: int = 0  # values with this prefix
-    last: int = -1
+    equal: npt.NDArray[np.uint32] | None = None  # values with this prefix in each part
 
-    @property
-    def takes_all(self) -> bool:
-        """Whether all values equal at the cut are kept."""
-        return self.keep - self.above == self.equal
+    def narrow(self, histogram: Histogram) -> None:
+        """Fix the next digit."""
+        totals = histogram.counts.sum(axis=0, dtype=np.int64)
+        down_to = self.above + np.cumsum(totals[::-1])
+        at = len(totals) - 1 - int(np.searchsorted(down_to, self.keep))
+        self.above += int(totals[at + 1 :].sum())
+        self.equal = histogram.counts[:, at]
+        self.prefix = self.prefix << 16 | int(histogram.digits[at])
+        self.deeper = histogram.deeper
 
-    def narrow(self, counts: np.ndarray[Any, np.dtype[np.int64]]) -> None:
-        """Fix the next digit, given how many values with the prefix have which."""
-        down_to = self.above + np.cumsum(counts[::-1])
-        skipped = int(np.searchsorted(down_to, self.keep))
-        digit = counts.size - 1 - skipped
-        self.equal = int(counts[digit])
-        self.above = int(down_to[skipped]) - self.equal
-        self.prefix = self.prefix << 16 | digit
+    def cut(self, values: Values, value: float) -> Cut:
+        """The cut at the value found, up to the position where enough are kept."""
+        assert self.equal is not None
+        down_to = self.above + np.cumsum(self.equal, dtype=np.int64)
+        if down_to[-1] == self.keep:
+            return Cut(value, values.numel)
+        part = int(np.searchsorted(down_to, self.keep))
+        left = self.keep - int(down_to[part]) + int(self.equal[part])
+        return Cut(value, values.find(self.quantity, value, left, part * values.part))
 
 
-def select(passes: Passes, dtype: np.dtype[Any], numel: int, wanted: Sequence[tuple[Bound, int]]) -> list[Cut]:
+def select(values: Values, dtype: np.dtype[Any], wanted: Sequence[tuple[Bound, int]]) -> list[Cut]:
     """The cuts that keep the largest values of quantities.
 
-    Radix selection over the bit patterns, which order as the values do. Values that need only 16 bits, such as
-    magnitudes of bfloat16, take one pass for all quantities together. Values equal at a cut are kept in the
-    order of their positions, which takes another pass where not all of them are kept.
+    Radix selection over the bit patterns, which order as the values do, 16 bits a pass for all quantities together.
+    It stops where no value has bits below: magnitudes of bfloat16 take one pass. Values equal at a cut are kept in
+    the order of their positions, which are searched in one part of the tensor.
 
     Args:
-        passes: The quantities' values, never negative.
+        values: What they are.
         dtype: Their type, float32 or float64.
-        numel: How many there are of each.
         wanted: Quantities, and how many values to keep, in ``[1, numel]``.
     """
     searches = [_Search(quantity, keep) for quantity, keep in wanted]
-    if not searches:
-        return []
-    if numel <= SMALL:
-        return _sorted(passes, numel, searches)
-    width = dtype.itemsize * 8
+    if values.numel <= SMALL:
+        return _sorted(values, searches)
     unsigned = np.dtype(f"u{dtype.itemsize}")
-    for shift in range(width - 16, -1, -16):
-        if not _fix_digit(passes, unsigned, shift, searches):
-            for search in searches:
-                search.prefix <<= shift
-            break
-    _find_last(passes, dtype, unsigned, [search for search in searches if not search.takes_all])
-    return [
-        Cut(_value(search, dtype, unsigned), numel if search.takes_all else search.last) for search in searches
-    ]
+    for shift in range(dtype.itemsize * 8 - 16, -1, -16):
+        digits = {(id(s.quantity), s.prefix): (s.quantity, shift, s.prefix) for s in searches if s.deeper}
+        found = dict(zip(digits, values.histograms(list(digits.values())), strict=True)) if digits else {}
+        for search in searches:
+            if search.deeper:
+                search.narrow(found[id(search.quantity), search.prefix])
+            else:
+                search.prefix <<= 16
+    numbers = (float(np.array([search.prefix], dtype=unsigned).view(dtype)[0]) for search in searches)
+    return [search.cut(values, number) for search, number in zip(searches, numbers, strict=True)]
 
 
-def _sorted(passes: Passes, numel: int, searches: Sequence[_Search]) -> list[Cut]:
-    """The same for few values, whose histograms would take longer than sorting them."""
-    quantities = _distinct(searches)
-    parts = [[row.copy() for row in values] for _, values in passes(quantities)]
-    rows = {id(q): np.concatenate([part[k] for part in parts]) for k, q in enumerate(quantities)}
+def _sorted(values: Values, searches: Sequence[_Search]) -> list[Cut]:
+    quantities = list({id(search.quantity): search.quantity for search in searches}.values())
+    rows = dict(zip(map(id, quantities), values.whole(quantities), strict=True))
     orders = {key: np.argsort(-row, kind="stable") for key, row in rows.items()}
     cuts = []
     for search in searches:
         row, last = rows[id(search.quantity)], orders[id(search.quantity)][search.keep - 1]
         whole = np.count_nonzero(row >= row[last]) == search.keep
-        cuts.append(Cut(float(row[last]), numel if whole else int(last)))
+        cuts.append(Cut(float(row[last]), values.numel if whole else int(last)))
     return cuts
-
-
-def _fix_digit(passes: Passes, unsigned: np.dtype[Any], shift: int, searches: Sequence[_Search]) -> bool:
-    """Fix one more digit of every search; returns whether values differ in bits below it."""
-    quantities = _distinct(searches)
-    counts = {(id(search.quantity), search.prefix): np.zeros((4, 1 << 16), dtype=np.uint32) for search in searches}
-    lower = unsigned.type((1 << shift) - 1)
-    more = False
-    for _, values in passes(quantities):
-        for quantity, row in zip(quantities, values, strict=True):
-            bits = row.view(unsigned)
-            for (of, prefix), count in counts.items():
-                if of == id(quantity):
-                    more |= digit_histogram(bits, unsigned.type(shift), lower, unsigned.type(prefix), count)
-    totals = {key: count.sum(axis=0, dtype=np.int64) for key, count in counts.items()}
-    for search in searches:
-        search.narrow(totals[id(search.quantity), search.prefix])
-    return more
-
-
-def _find_last(passes: Passes, dtype: np.dtype[Any], unsigned: np.dtype[Any], searches: Sequence[_Search]) -> None:
-    """Find the positions of the last values kept among those equal at the cuts."""
-    if not searches:
-        return
-    left = [search.keep - search.above for search in searches]
-    quantities = _distinct(searches)
-    for start, values in passes(quantities):
-        rows = {id(quantity): row for quantity, row in zip(quantities, values, strict=True)}
-        for k, search in enumerate(searches):
-            if search.last < 0:
-                value = dtype.type(_value(search, dtype, unsigned))
-                position, seen = find_equal(rows[id(search.quantity)], value, left[k])
-                left[k] -= seen
-                search.last = start + position if position >= 0 else -1
-        if all(search.last >= 0 for search in searches):
-            return
-
-
-def _distinct(searches: Sequence[_Search]) -> list[Bound]:
-    """Each quantity once, however many cuts of it are searched."""
-    return list({id(search.quantity): search.quantity for search in searches}.values())
-
-
-def _value(search: _Search, dtype: np.dtype[Any], unsigned: np.dtype[Any]) -> float:
-    return float(np.array([search.prefix], dtype=unsigned).view(dtype)[0])

@@ -15,6 +15,10 @@ class Sink(Protocol):
         """Whether the tensor has to be computed; False if the sink holds it already."""
         ...
 
+    def place(self, op: TensorOp, start: int, stop: int) -> torch.Tensor | None:
+        """Where flat elements ``[start, stop)`` may be put at once instead of being written; None if nowhere."""
+        ...
+
     def write(self, op: TensorOp, start: int, block: torch.Tensor) -> None:
         """Take flat elements from ``start`` on, in the output dtype. The block is reused after the call."""
         ...
@@ -43,6 +47,10 @@ class ModelSink:
             return False
         self._held.pop(op.name, None)
         return True
+
+    def place(self, op: TensorOp, start: int, stop: int) -> torch.Tensor | None:
+        tensor = self._flat[op.name]
+        return tensor[start:stop] if tensor.device.type == "cpu" else None
 
     def write(self, op: TensorOp, start: int, block: torch.Tensor) -> None:
         self._flat[op.name][start : start + block.numel()].copy_(block)

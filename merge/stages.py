@@ -7,9 +7,10 @@ from threading import Lock
 import torch
 
 from heterosis.merge.checkpoint import TensorSource
-from heterosis.merge.computation import STREAMING_BLOCK, Computation, Workspace, check_finite, read_copy
+from heterosis.merge.computation import STREAMING_BLOCK, Computation, check_finite, read_copy
 from heterosis.merge.plan import MergePlan, TensorOp
 from heterosis.merge.reference import ModelRef
+from heterosis.merge.workspace import Workspace
 
 
 class MergedTensor:

@@ -5,35 +5,53 @@ A *quantity* is a bound map formula: a number for every element, from the values
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from heterosis.merge.kernels import (
+    LANES,
     RUN,
     Inputs,
     Row,
-    add_dot_runs,
     add_groups,
-    add_runs,
-    each_loop,
+    add_magnitudes,
+    add_products,
+    add_values,
+    count_digits,
+    count_magnitudes,
+    find_equal,
     max_groups,
+    part_of,
     quantity_loop,
-    rows_loop,
+    step_loop,
     widen_row,
 )
-from heterosis.merge.methods.base import Bound, formula
-from heterosis.merge.selection import Cut, select
+from heterosis.merge.methods.base import Bound, Cut, formula
+from heterosis.merge.selection import Digit, Histogram, select
+from heterosis.merge.workspace import Workspace
 
-# Called with a length of rows, gives a tensor's blocks in order, each of whole rows: the start, and the values
-# there, which the next block may overwrite.
-Blocks: TypeAlias = Callable[[int], Iterable[tuple[int, Inputs]]]
 Vector: TypeAlias = npt.NDArray[np.float64]
 
 _WIDE = np.dtype(np.float64)
+_PARTS = 8  # that positions of equal entries are searched in, at most
+_SMALLEST_PART = 1 << 20
+_PIECE = 1 << 16  # elements whose floats stay in the L2 cache
+_STEPPED = 1 << 12  # elements that a step works on at a time, in the L1 cache
+_NO_SUMS = np.empty(0)
+
+
+class Blocks(Protocol):
+    """A tensor's inputs, block after block."""
+
+    def __call__(self, row_length: int = 1, start: int = 0) -> Iterable[tuple[int, Inputs]]:
+        """Blocks of whole rows, in order from ``start`` on: where each begins, and the values there.
+
+        The next block may overwrite them.
+        """
 
 
 @formula
@@ -43,9 +61,9 @@ def magnitude(i, x):  # type: ignore[no-untyped-def]
 
 
 @formula
-def product(i, x, a, b):  # type: ignore[no-untyped-def]
-    """``x_a x_b``, of float32 values exact in float64."""
-    return np.float64(x[a]) * np.float64(x[b])
+def product(i, x):  # type: ignore[no-untyped-def]
+    """``x_a x_b``, of the two models that it is bound to; of float32 values exact in float64."""
+    return np.float64(x[0]) * np.float64(x[1])
 
 
 class Statistics:
@@ -57,6 +75,11 @@ class Statistics:
         models: The number of models m.
         shape: Of the tensor.
         keys: Each model's address of random masks.
+        workspace: Where blocks of floats, and counts, are kept.
+        in_place: Whether `absolute_sums` may leave in the blocks what the step makes of them.
+
+    Attributes:
+        stepped: The step whose results the blocks hold, where it was left there.
     """
 
     def __init__(
@@ -66,12 +89,17 @@ class Statistics:
         models: int,
         shape: tuple[int, ...],
         keys: tuple[tuple[int, int], ...],
+        workspace: Workspace | None = None,
+        in_place: bool = False,
     ) -> None:
         self._blocks = blocks
         self._dtype = dtype
         self.models = models
         self.shape = shape
         self.keys = keys
+        self._workspace = workspace or Workspace()
+        self._in_place = in_place
+        self.stepped: Bound | None = None
 
     @property
     def numel(self) -> int:
@@ -84,17 +112,14 @@ class Statistics:
 
     def gram(self) -> tuple[tuple[float, ...], ...]:
         """Dot products of the inputs, ``[m, m]``."""
-        return self._gram
-
-    @cached_property
-    def _gram(self) -> tuple[tuple[float, ...], ...]:
         m = self.models
-        partials = {(a, b): self._partials() for a in range(m) for b in range(a, m)}
-        for start, inputs in self._blocks(1):
+        pairs = [(a, b) for a in range(m) for b in range(a, m)]
+        partials = self._partials(len(pairs))
+        for start, inputs in self._pieces(_PIECE):
             rows = self.floats(inputs)
-            for (a, b), sums in partials.items():
-                add_dot_runs(rows[a], rows[b], start, sums)
-        dots = {pair: _total(sums) for pair, sums in partials.items()}
+            for (a, b), sums in zip(pairs, partials, strict=True):
+                add_products(rows[a], rows[b], start, sums)
+        dots = dict(zip(pairs, map(_total, partials), strict=True))
         return tuple(tuple(dots[min(a, b), max(a, b)] for b in range(m)) for a in range(m))
 
     def grams(self, dim: int) -> Vector:
@@ -103,15 +128,16 @@ class Statistics:
         grams = np.empty((m, m, self.groups(dim)[1]))
         for a in range(m):
             for b in range(a, m):
-                grams[a, b] = grams[b, a] = self.grouped_totals(product.bind(a, b), dim)
+                grams[a, b] = grams[b, a] = self.grouped_totals(product.bind(models=(a, b)), dim)
         return grams
 
     def totals(self, *quantities: Bound) -> tuple[float, ...]:
         """The sum of every quantity over the tensor, in one pass."""
-        partials = [self._partials() for _ in quantities]
-        for start, values in self._passes(quantities, _WIDE):
-            for row, sums in zip(values, partials, strict=True):
-                add_runs(row, start, sums)
+        partials = self._partials(len(quantities))
+        for start, inputs in self._pieces(_PIECE):
+            for quantity, sums in zip(quantities, partials, strict=True):
+                values = self._values(quantity, start, inputs, _WIDE)
+                add_values(values, values, start, sums)
         return tuple(map(_total, partials))
 
     def grouped_totals(self, quantity: Bound, dim: int = -1) -> Vector:
@@ -123,16 +149,16 @@ class Statistics:
         """
         stride, groups = self.groups(dim)
         totals = np.zeros(groups)
-        for start, (values,) in self._passes([quantity], _WIDE):
-            add_groups(values, start, stride, totals)
+        for start, inputs in self._pieces(_PIECE):
+            add_groups(self._values(quantity, start, inputs, _WIDE), start, stride, totals)
         return totals
 
     def row_maxima(self, quantity: Bound) -> Vector:
         """The maxima of a quantity along the last dimension, ``[rows]``."""
         stride, groups = self.groups(-1)
         maxima = np.full(groups, -np.inf)
-        for start, (values,) in self._passes([quantity], _WIDE):
-            max_groups(values, start, stride, maxima)
+        for start, inputs in self._pieces(_PIECE):
+            max_groups(self._values(quantity, start, inputs, _WIDE), start, stride, maxima)
         return maxima
 
     def groups(self, dim: int) -> tuple[int, int]:
@@ -143,18 +169,46 @@ class Statistics:
         return self.width, self.numel // self.width
 
     def absolute_sums(self, each: Bound) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """The L1 norm of every input, ``[m]``, and that of what a step makes of it."""
-        before, after = ([self._partials() for _ in range(self.models)] for _ in range(2))
+        """The L1 norm of every input, ``[m]``, and that of what a step makes of it; ask for it last.
+
+        The blocks may hold what the step made of them from now on (`stepped`).
+        """
+        before, after = (self._partials(self.models, name) for name in ("before", "after"))
         for start, inputs in self._blocks(each.row_length):
-            for j, row in enumerate(self.floats(inputs)):
-                add_runs(np.abs(row), start, before[j])
-                apply_each(each, j, start, row)
-                add_runs(np.abs(row, out=row), start, after[j])
+            for j, row in enumerate(inputs.rows):
+                out = row if self._in_place else self._workspace.array("stepped", (len(row),), self._dtype)
+                self.step(each, j, start, inputs, out, before[j], after[j])
+        if self._in_place:
+            self.stepped = each
         return tuple(map(_total, before)), tuple(map(_total, after))
+
+    def step(
+        self,
+        each: Bound,
+        model: int,
+        start: int,
+        inputs: Inputs,
+        out: Row,
+        before: Vector = _NO_SUMS,
+        after: Vector = _NO_SUMS,
+    ) -> None:
+        """Apply a step to one model's values in a block of whole rows; sum their magnitudes before and after it."""
+        row, length = inputs.rows[model], each.row_length
+        at_once = max(1, _STEPPED // length) * length
+        values = self._workspace.array("values", (at_once,), self._dtype)
+        u = self._workspace.array("random numbers", (at_once,), np.float32)
+        loop = step_loop(each.formula.function, each.formula.per_row, each.formula.random)
+        own = tuple(number[model] for number in each.numbers)
+        key = self.keys[model] if each.formula.random else (0, 0)
+        for at, stop in between(start, start + len(row), cuts_in(own)):
+            part = slice(at - start, stop - start)
+            numbers = typed(own, self._dtype, at)
+            base = part_of(inputs.base, part)
+            loop(row[part], base, at, length, key, numbers, values, u, before, after, out[part])
 
     def floats(self, inputs: Inputs) -> list[Row]:
         """What formulas get of a block's models, one row each, to be changed at will."""
-        rows = [np.empty(len(row), self._dtype) for row in inputs.rows]
+        rows = list(self._workspace.array("floats", (self.models, len(inputs.rows[0])), self._dtype))
         for row, out in zip(inputs.rows, rows, strict=True):
             widen_row(row, inputs.base, out)
         return rows
@@ -180,48 +234,144 @@ class Statistics:
         return [cut.value for cut in self._select([(quantity, self.numel - index) for index in indices])]
 
     def _select(self, wanted: Sequence[tuple[Bound, int]]) -> list[Cut]:
-        return select(lambda asked: self._passes(asked, self._dtype), self._dtype, self.numel, wanted)
+        return select(self, self._dtype, wanted) if wanted else []
 
-    def _passes(self, quantities: Sequence[Bound], dtype: np.dtype[Any]) -> Iterator[tuple[int, list[Row]]]:
-        """The values of quantities, block after block; the next block overwrites them."""
-        scratch: list[Row] = []
-        for start, inputs in self._blocks(1):
-            size = len(inputs.rows[0])
-            if not scratch or len(scratch[0]) < size:
-                scratch = [np.empty(size, dtype) for _ in quantities]
-            values = [row[:size] for row in scratch]
-            for quantity, out in zip(quantities, values, strict=True):
-                rows = inputs.rows if quantity.model is None else (inputs.rows[quantity.model],)
-                loop = quantity_loop(quantity.formula.function)
-                loop(rows, inputs.base, start, typed(quantity.numbers, self._dtype), out)
-            yield start, values
+    # ------------------------------------------------------------------ for selection
 
-    def _partials(self) -> Vector:
-        return np.zeros((-(-self.numel // RUN), 4))
+    @property
+    def part(self) -> int:
+        """Elements of each of the parts that positions are searched in: whole blocks, of any usual size."""
+        least = max(_SMALLEST_PART, -(-self.numel // _PARTS))
+        return -(-least // _SMALLEST_PART) * _SMALLEST_PART
+
+    def whole(self, quantities: Sequence[Bound]) -> list[Row]:
+        """All values of quantities of a small tensor."""
+        rows = [np.empty(self.numel, self._dtype) for _ in quantities]
+        for start, inputs in self._blocks():
+            for quantity, row in zip(quantities, rows, strict=True):
+                values = self._values(quantity, start, inputs, self._dtype)
+                row[start : start + len(values)] = values
+        return rows
+
+    def histograms(self, digits: Sequence[Digit]) -> list[Histogram]:
+        """The histogram of each digit, from one pass for all."""
+        parts = -(-self.numel // self.part)
+        counts = self._workspace.array("counts", (len(digits), parts, 1 << 16), np.uint32)
+        counts.fill(0)
+        deeper = [False] * len(digits)
+        for start, inputs in self._pieces(self.part):
+            for k, digit in enumerate(digits):
+                deeper[k] |= self._count(digit, start, inputs, counts[k, start // self.part])
+        first = self._dtype.itemsize * 8 - 16
+        return [
+            _histogram(count, shift == first, more)
+            for count, (_, shift, _), more in zip(counts, digits, deeper, strict=True)
+        ]
+
+    def _count(self, digit: Digit, start: int, inputs: Inputs, counts: npt.NDArray[np.uint32]) -> bool:
+        """Count a digit in a block; returns whether there are bits below it."""
+        quantity, shift, prefix = digit
+        if quantity.formula is magnitude and quantity.models is not None:
+            row, base = inputs.rows[quantity.models[0]], inputs.base
+            if row.dtype == np.uint16 and (base is None or getattr(base, "dtype", None) == np.uint16):
+                count_magnitudes(row, base, counts)
+                return False
+        unsigned = np.dtype(f"u{self._dtype.itemsize}")
+        numbers = tuple(map(unsigned.type, (shift, (1 << shift) - 1, prefix)))
+        deeper = False
+        for at, piece in _pieces(start, inputs, _PIECE):
+            bits = self._values(quantity, at, piece, self._dtype).view(unsigned)
+            deeper |= bool(count_digits(bits, *numbers, counts))
+        return deeper
+
+    def find(self, quantity: Bound, value: float, count: int, start: int) -> int:
+        """The position of the ``count``-th value equal to ``value``, from ``start`` on."""
+        for at, inputs in self._blocks(start=start):
+            row = self._values(quantity, at, inputs, self._dtype)
+            skipped = max(start - at, 0)
+            position, seen = find_equal(row[skipped:], self._dtype.type(value), count)
+            if position >= 0:
+                return at + skipped + int(position)
+            count -= seen
+        raise AssertionError("the histogram has counted what is not there")
+
+    def _pieces(self, size: int) -> Iterator[tuple[int, Inputs]]:
+        """The tensor in pieces that end where multiples of ``size`` do, at the latest."""
+        for start, inputs in self._blocks():
+            yield from _pieces(start, inputs, size)
+
+    def _values(self, quantity: Bound, start: int, inputs: Inputs, dtype: np.dtype[Any]) -> Row:
+        """A quantity's values in a block; the next call overwrites them."""
+        values = self._workspace.array("values", (len(inputs.rows[0]),), dtype)
+        rows = inputs.rows if quantity.models is None else tuple(inputs.rows[j] for j in quantity.models)
+        loop = quantity_loop(quantity.formula.function)
+        for at, stop in between(start, start + len(values), cuts_in(quantity.numbers)):
+            part = slice(at - start, stop - start)
+            numbers = typed(quantity.numbers, self._dtype, at)
+            loop(tuple(row[part] for row in rows), part_of(inputs.base, part), at, numbers, values[part])
+        return values
+
+    def _partials(self, count: int, name: str = "partial sums") -> Vector:
+        """Room for sums over the tensor, ``[count, LANES + runs]``."""
+        return self._workspace.array(name, (count, LANES + -(-self.numel // RUN)), np.float64)
+
+
+def _pieces(start: int, inputs: Inputs, size: int) -> Iterator[tuple[int, Inputs]]:
+    """A block in pieces that end where multiples of ``size`` do, at the latest."""
+    stop = start + len(inputs.rows[0])
+    if start // size == (stop - 1) // size:
+        yield start, inputs
+        return
+    for at in range(start // size * size, stop, size):
+        piece = slice(max(at - start, 0), min(at + size, stop) - start)
+        yield start + piece.start, inputs.part(piece)
+
+
+def _histogram(counts: npt.NDArray[np.uint32], halves: bool, deeper: bool) -> Histogram:
+    """From counts ``[parts, 2 ** 16]``; in two halves where these count in turn."""
+    summed = counts[:, : 1 << 15] + counts[:, 1 << 15 :] if halves else counts
+    digits = np.flatnonzero(summed.any(axis=0))
+    return Histogram(digits.astype(np.uint16), summed[:, digits], deeper)
 
 
 def _total(partials: Vector) -> float:
-    return math.fsum((partials[:, 0] + partials[:, 1]) + (partials[:, 2] + partials[:, 3]))
+    return math.fsum(partials[LANES:])
 
 
-def apply_each(step: Bound, model: int, start: int, row: Row) -> None:
-    """Apply a program's ``each`` step to one model's values in place."""
-    numbers = typed(tuple(n[model] for n in step.numbers), row.dtype)
-    if step.formula.per_row:
-        rows_loop(step.formula.function)(row, start, step.row_length, numbers)
-    else:
-        each_loop(step.formula.function)(row, start, numbers)
+def cuts_in(numbers: Iterable[object]) -> Iterator[Cut]:
+    """The cuts among a formula's numbers."""
+    for number in numbers:
+        if isinstance(number, Cut):
+            yield number
+        elif isinstance(number, tuple):
+            yield from cuts_in(number)
 
 
-def typed(numbers: tuple[object, ...], dtype: np.dtype[Any]) -> tuple[object, ...]:
-    """Numbers of a formula with floats in the values' type, so that nothing is widened by accident."""
+def between(start: int, stop: int, cuts: Iterable[Cut], length: int | None = None) -> list[tuple[int, int]]:
+    """A range in pieces in which the thresholds of cuts stay the same, up to multiples of a ``length``."""
+    ends = {cut.last + 1 for cut in cuts if start <= cut.last < stop - 1}
+    if length is not None:
+        ends.update(range((start // length + 1) * length, stop, length))
+    return list(pairwise(sorted({start, *ends, stop})))
+
+
+def typed(numbers: tuple[object, ...], dtype: np.dtype[Any], position: int = 0) -> tuple[object, ...]:
+    """Numbers of a formula with floats in the values' type, so that nothing is widened by accident.
+
+    Args:
+        numbers: Cuts among them become their thresholds.
+        dtype: The values' type.
+        position: Where in the tensor.
+    """
     with np.errstate(over="ignore"):  # what becomes infinite is found in the merged tensor
-        return tuple(_typed(number, dtype) for number in numbers)
+        return tuple(_typed(number, dtype, position) for number in numbers)
 
 
-def _typed(number: object, dtype: np.dtype[Any]) -> object:
+def _typed(number: object, dtype: np.dtype[Any], position: int) -> object:
     if isinstance(number, tuple):
-        return typed(number, dtype)
+        return typed(number, dtype, position)
+    if isinstance(number, Cut):
+        return number.threshold(position, dtype)
     if isinstance(number, np.ndarray) and number.dtype.kind == "f":
         return number.astype(dtype)
     return dtype.type(number) if isinstance(number, float) else number

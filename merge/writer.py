@@ -98,6 +98,9 @@ class SafetensorsSink:
     def wants(self, op: TensorOp) -> bool:
         return True
 
+    def place(self, op: TensorOp, start: int, stop: int) -> None:
+        return None
+
     def write(self, op: TensorOp, start: int, block: torch.Tensor) -> None:
         slot = self._slots[op.name]
         if block.numel():

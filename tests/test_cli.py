@@ -1,5 +1,6 @@
 """The command line, in this process: what it prints, writes and exits with."""
 
+import gc
 import json
 import signal
 import warnings
@@ -238,6 +239,7 @@ def test_merge_and_inspect(run: Run, toy_models: dict[str, Path]) -> None:
     assert errors[0].startswith("20 tensors")
     assert "memory for buffers 16 MiB" in errors[0]
     assert (Path("out") / "model.safetensors").is_file()
+    assert gc.isenabled()  # again, after the imports
 
     code, _, errors = run("merge", recipe, "out")
     assert code == 2

@@ -8,10 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVEL = {"merge": 0, "evaluate": 1, "evolve": 2}
 PUBLIC = ["heterosis", "heterosis.merge", "heterosis.evaluate", "heterosis.evolve"]
+UNNEEDED = (
+    "accelerate datasets huggingface_hub lm_eval optuna pandas ray rich safetensors sqlalchemy tokenizers "
+    "torch._dynamo transformers"
+).split()
 SOURCES = sorted(path for folder in ("heterosis", *LEVEL) for path in (ROOT / folder).rglob("*.py"))
 
 
@@ -38,6 +43,19 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
         [sys.executable, "-c", code], cwd=ROOT / "tests", capture_output=True, text=True, check=True
     )
     assert run.stdout.strip() == ""
+
+
+def test_a_merge_of_local_models_loads_little(toy_models: dict[str, Path], tmp_path: Path) -> None:
+    """Libraries that fetch, load, score or search for models take longer to import than a small merge."""
+    models = [{"model": str(toy_models[name]), "parameters": {"weight": 0.5}} for name in ("ann", "bob")]
+    recipe = {"merge_method": "linear", "dtype": "bfloat16", "models": models}
+    Path(tmp_path, "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    code = "import sys; from heterosis import cli; cli.main(); print(*sys.modules, sep='\\n')"
+    command = [sys.executable, "-c", code, "merge", "recipe.yaml", "out"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    loaded = set(run.stdout.splitlines())
+    assert "heterosis.merge.api" in loaded
+    assert not loaded & set(UNNEEDED)
 
 
 @pytest.mark.parametrize("package", LEVEL)

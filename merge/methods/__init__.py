@@ -26,7 +26,8 @@ from heterosis.merge.methods.base import (
     get_method,
     merge_method,
     methods,
-    row_formula,
+    random_formula,
+    random_row_formula,
 )
 
 __all__ = [
@@ -43,5 +44,6 @@ __all__ = [
     "get_method",
     "merge_method",
     "methods",
-    "row_formula",
+    "random_formula",
+    "random_row_formula",
 ]

@@ -13,15 +13,15 @@ INFINITY = np.float32(np.inf)
 
 
 @formula
-def value(i, x, model):  # type: ignore[no-untyped-def]
-    """``x_j``."""
-    return x[model]
+def value(i, x):  # type: ignore[no-untyped-def]
+    """``x_j``, of the one model j that it is bound to."""
+    return x[0]
 
 
 @formula
-def exponential(i, x, model, width, maximum):  # type: ignore[no-untyped-def]
+def exponential(i, x, width, maximum):  # type: ignore[no-untyped-def]
     """``exp(x_j - max x_j)``, the numerator of the softmax over a row of ``width``."""
-    return math.exp(np.float64(x[model]) - np.float64(maximum[i // width]))
+    return math.exp(np.float64(x[0]) - np.float64(maximum[i // width]))
 
 
 @formula
@@ -53,8 +53,8 @@ def choose(i, x, width, divergences, threshold):  # type: ignore[no-untyped-def]
 def _divergences(models: Statistics) -> Vector:
     """``KL(softmax(x) || softmax(b))`` of every row."""
     width = models.width
-    maxima = tuple(models.row_maxima(value.bind(j)) for j in (BASE, OTHER))
-    masses = tuple(models.grouped_totals(exponential.bind(j, width, maxima[j])) for j in (BASE, OTHER))
+    maxima = tuple(models.row_maxima(value.bind(models=(j,))) for j in (BASE, OTHER))
+    masses = tuple(models.grouped_totals(exponential.bind(width, maxima[j], models=(j,))) for j in (BASE, OTHER))
     # Rounding may leave almost equal rows a hair below zero.
     return np.maximum(models.grouped_totals(divergence.bind(width, maxima, masses)), 0.0)
 

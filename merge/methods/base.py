@@ -78,23 +78,43 @@ Fractions: TypeAlias = Annotated[PerInput, Within(0.0, 1.0)]
 
 
 @dataclass(frozen=True)
+class Cut:
+    """The largest entries of a quantity: those above ``value``, and at it up to position ``last``.
+
+    As a number of a formula it is a threshold: what is smaller, at the element's position, is cut off.
+    """
+
+    value: float
+    last: int
+
+    def threshold(self, position: int, dtype: np.dtype[Any]) -> Any:
+        """What an entry there must reach, in the quantity's type; it is the same up to `last`, and from there on."""
+        value = dtype.type(self.value)
+        return value if position <= self.last else np.nextafter(value, dtype.type(np.inf))
+
+
+@dataclass(frozen=True)
 class Formula:
     """A function of elements; call it as plain Python, or bind numbers to be compiled.
 
     Per element it is ``f(i, x, *numbers)``. For a map, ``x`` is a tuple with one value per model; for a step
     applied to each model, one value. ``i`` is the element's position in the flattened tensor.
 
-    Per row it is ``f(i, row, *numbers)`` and changes a row of the tensor in place; ``i`` is the row's start.
+    Per row, ``x`` holds whole rows of the tensor, ``[rows, length]``, to be changed in place; ``i`` is their start.
+
+    A random step gets random numbers after x, in [0, 1): one for the element, or as many as there are in the rows.
+    They depend on the recipe's seed, the tensor, the model and the position alone.
     """
 
     function: Callable[..., Any]
     per_row: bool = False
+    random: bool = False
 
     def __call__(self, *args: Any) -> Any:
         return self.function(*args)
 
-    def bind(self, *numbers: Any, row_length: int = 1, model: int | None = None) -> "Bound":
-        return Bound(self, numbers, row_length, model)
+    def bind(self, *numbers: Any, row_length: int = 1, models: tuple[int, ...] | None = None) -> "Bound":
+        return Bound(self, numbers, row_length, models)
 
 
 @dataclass(frozen=True)
@@ -103,15 +123,15 @@ class Bound:
 
     Attributes:
         formula: The function.
-        numbers: Scalars, or tuples with one entry per model, or arrays.
+        numbers: Scalars, cuts, or tuples with one entry per model, or arrays.
         row_length: Elements of a row, for a formula per row.
-        model: The one model whose values the formula gets, None for all.
+        models: Those whose values the formula gets, in this order; None for all.
     """
 
     formula: Formula
     numbers: tuple[Any, ...]
     row_length: int = 1
-    model: int | None = None
+    models: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -121,10 +141,12 @@ class Program:
     Attributes:
         map: Merges the values of all models into one.
         each: Applied before it to every model's values; entry ``j`` of each of its numbers belongs to model ``j``.
+        scale: A factor for each model's values after that.
     """
 
     map: Bound
     each: Bound | None = None
+    scale: PerInput | None = None
 
 
 @dataclass(frozen=True)
@@ -205,9 +227,14 @@ def formula(function: Callable[..., Any]) -> Formula:
     return Formula(function)
 
 
-def row_formula(function: Callable[..., Any]) -> Formula:
-    """Mark a function of a whole row, a numpy array that it changes in place; numba must compile it."""
-    return Formula(function, per_row=True)
+def random_formula(function: Callable[..., Any]) -> Formula:
+    """Mark a step for one element that takes a random number: ``f(i, x, u, *numbers)``."""
+    return Formula(function, random=True)
+
+
+def random_row_formula(function: Callable[..., Any]) -> Formula:
+    """Mark a step for whole rows that takes random numbers, both ``[rows, length]``; numba must compile it."""
+    return Formula(function, per_row=True, random=True)
 
 
 def merge_method(

@@ -25,30 +25,23 @@ SEARCH = {"weight": Uniform(0.0, 1.5), "density": Uniform(0.05, 1.0), "gamma": U
 
 
 @formula
-def keep_band(i, d, low, low_last, high, high_last, scale):  # type: ignore[no-untyped-def]
-    """Keep ``d`` at or above one cut and below another, times ``scale``.
-
-    NaN and infinity stay, to be found at the end.
-    """
+def keep_band(i, d, low, high):  # type: ignore[no-untyped-def]
+    """Drop ``d`` below one cut, and from another on. NaN and infinity stay, to be found at the end."""
     size = abs(d)
-    small = (size < low) | ((size == low) & (i > low_last))
-    large = (size > high) | ((size == high) & (i <= high_last))
-    return ZERO if small | (large & (size < INFINITY)) else d * scale
+    return ZERO if (size < low) | ((size >= high) & (size < INFINITY)) else d
 
 
-def _masking(deltas: Statistics, density: PerInput, gamma: PerInput, rescale: bool) -> Bound:
+def _masking(deltas: Statistics, density: PerInput, gamma: PerInput) -> Bound:
     n = deltas.numel
     keep = [math.floor(fraction * n) for fraction in density]
     outliers = [min(math.floor(fraction * n), n - kept) for fraction, kept in zip(gamma, keep, strict=True)]
-    sizes = [magnitude.bind(model=j) for j in range(deltas.models)]
+    sizes = [magnitude.bind(models=(j,)) for j in range(deltas.models)]
     # Entries above the first cuts count, unless they are outliers, above the second.
     cuts = deltas.cuts(
         *((size, a + b) for size, a, b in zip(sizes, keep, outliers, strict=True)),
         *zip(sizes, outliers, strict=True),
     )
-    sides = cuts[: len(sizes)], cuts[len(sizes) :]
-    numbers = [tuple(getattr(cut, field) for cut in side) for side in sides for field in ("value", "last")]
-    return rescaled(deltas, lambda scale: keep_band.bind(*numbers, scale), density, rescale)
+    return keep_band.bind(tuple(cuts[: len(sizes)]), tuple(cuts[len(sizes) :]))
 
 
 @merge_method("breadcrumbs", paper=PAPER, base="required", search=SEARCH)
@@ -77,9 +70,8 @@ def breadcrumbs(
     Differs from the paper: it has the fractions dropped at either end, here are the fractions kept and dropped at
     the top, as in mergekit; of equal magnitudes at a cut the first count as the larger ones.
     """
-    return Program(
-        combine.bind(scaling(weight, normalize, lambda_)), each=_masking(deltas, density, gamma, rescale)
-    )
+    merged = combine.bind(scaling(weight, normalize, lambda_))
+    return rescaled(deltas, merged, _masking(deltas, density, gamma), density, rescale)
 
 
 @merge_method("breadcrumbs_ties", paper=PAPER, base="required", search=SEARCH)
@@ -94,4 +86,5 @@ def breadcrumbs_ties(
     lambda_: float = 1.0,
 ) -> Program:
     """The masks of Breadcrumbs, then the sign election of TIES. Arguments as of ``breadcrumbs``."""
-    return Program(elect.bind(weight, normalize, lambda_), each=_masking(deltas, density, gamma, rescale))
+    merged = elect.bind(weight, normalize, lambda_)
+    return rescaled(deltas, merged, _masking(deltas, density, gamma), density, rescale)

@@ -1,6 +1,6 @@
 """DARE: drop entries of the task vectors at random and rescale the rest."""
 
-from heterosis.merge.methods.base import Bound, Fractions, PerInput, Program, Uniform, merge_method
+from heterosis.merge.methods.base import Fractions, PerInput, Program, Uniform, merge_method
 from heterosis.merge.methods.combine import combine, scaling
 from heterosis.merge.methods.elect import elect
 from heterosis.merge.methods.random_mask import drop
@@ -9,11 +9,6 @@ from heterosis.merge.statistics import Statistics
 
 PAPER = "https://arxiv.org/abs/2311.03099"
 SEARCH = {"weight": Uniform(0.0, 1.5), "density": Uniform(0.05, 1.0)}
-
-
-def _dropping(deltas: Statistics, density: PerInput, rescale: bool) -> Bound:
-    low, high = zip(*deltas.keys, strict=True)
-    return rescaled(deltas, lambda scale: drop.bind(density, scale, low, high), density, rescale)
 
 
 @merge_method("dare_linear", paper=PAPER, base="required", search=SEARCH)
@@ -38,7 +33,8 @@ def dare_linear(
 
     Differs from the paper: it divides by the density; we restore the L1 norm, as mergekit does.
     """
-    return Program(combine.bind(scaling(weight, normalize, lambda_)), each=_dropping(deltas, density, rescale))
+    merged = combine.bind(scaling(weight, normalize, lambda_))
+    return rescaled(deltas, merged, drop.bind(density), density, rescale)
 
 
 @merge_method("dare_ties", paper=PAPER, base="required", search=SEARCH)
@@ -52,4 +48,5 @@ def dare_ties(
     lambda_: float = 1.0,
 ) -> Program:
     """DARE's random mask, then the sign election of TIES. Arguments as of ``dare_linear``."""
-    return Program(elect.bind(weight, normalize, lambda_), each=_dropping(deltas, density, rescale))
+    merged = elect.bind(weight, normalize, lambda_)
+    return rescaled(deltas, merged, drop.bind(density), density, rescale)

@@ -12,16 +12,11 @@ PAPER = "https://arxiv.org/abs/2406.11617"
 SEARCH = {"weight": Uniform(0.0, 1.5), "density": Uniform(0.2, 0.8), "epsilon": Uniform(0.0, 0.19)}
 
 
-def _dropping(deltas: Statistics, density: PerInput, epsilon: PerInput, rescale: bool) -> Bound:
+def _dropping(deltas: Statistics, density: PerInput, epsilon: PerInput) -> Bound:
     shape = deltas.shape
     length = deltas.numel // shape[0] if len(shape) > 1 else deltas.numel
     least, step = zip(*(_probabilities(d, e, length) for d, e in zip(density, epsilon, strict=True)), strict=True)
-    low, high = zip(*deltas.keys, strict=True)
-
-    def dropping(scale: PerInput) -> Bound:
-        return drop_by_rank.bind(least, step, scale, low, high, row_length=length)
-
-    return rescaled(deltas, dropping, density, rescale)
+    return drop_by_rank.bind(least, step, row_length=length)
 
 
 def _probabilities(density: float, epsilon: float, length: int) -> tuple[float, float]:
@@ -49,7 +44,8 @@ def della(
     lambda_: float = 1.0,
 ) -> Program:
     """DELLA's random mask, then the sign election of TIES. Arguments as of ``della_linear``."""
-    return Program(elect.bind(weight, normalize, lambda_), each=_dropping(deltas, density, epsilon, rescale))
+    merged = elect.bind(weight, normalize, lambda_)
+    return rescaled(deltas, merged, _dropping(deltas, density, epsilon), density, rescale)
 
 
 @merge_method("della_linear", paper=PAPER, base="required", search=SEARCH)
@@ -87,6 +83,5 @@ def della_linear(
     coarse; ours are exact. It ranks tensors of more than two dimensions along the second alone, and fails on
     rows of length one.
     """
-    return Program(
-        combine.bind(scaling(weight, normalize, lambda_)), each=_dropping(deltas, density, epsilon, rescale)
-    )
+    merged = combine.bind(scaling(weight, normalize, lambda_))
+    return rescaled(deltas, merged, _dropping(deltas, density, epsilon), density, rescale)

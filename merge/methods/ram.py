@@ -39,18 +39,18 @@ def reinforce(i, d, epsilon, factor):  # type: ignore[no-untyped-def]
 
 
 @formula
-def active(i, d, epsilon, model):  # type: ignore[no-untyped-def]
-    """1 where the model's entry is active."""
-    return ZERO if abs(d[model]) <= epsilon else ONE
+def active(i, d, epsilon):  # type: ignore[no-untyped-def]
+    """1 where the entry of the one model that it is bound to is active."""
+    return ZERO if abs(d[0]) <= epsilon else ONE
 
 
 @formula
-def unique(i, d, epsilon, model):  # type: ignore[no-untyped-def]
-    """1 where the model's entry is the only active one."""
+def unique(i, d, epsilon):  # type: ignore[no-untyped-def]
+    """1 where the entry of the first model that it is bound to is the only active one."""
     others = ZERO
-    for j in range(len(d)):
-        others += ZERO if (j == model) | (abs(d[j]) <= epsilon) else ONE
-    return ZERO if (others > ZERO) | (abs(d[model]) <= epsilon) else ONE
+    for j in range(1, len(d)):
+        others += ZERO if abs(d[j]) <= epsilon else ONE
+    return ZERO if (others > ZERO) | (abs(d[0]) <= epsilon) else ONE
 
 
 @merge_method("ram", paper=PAPER, base="required", search={"epsilon": EPSILON})
@@ -89,10 +89,14 @@ def ramplus_tl(
 
     Differs from the paper: the numbers are those of a tensor (hence ``_tl``, tensor-local), not of the model.
     """
-    quantities = [quantity.bind(epsilon, j) for j in range(deltas.models) for quantity in (active, unique)]
-    counts = deltas.totals(*quantities)
+    models = range(deltas.models)
+    first = [(j, *(k for k in models if k != j)) for j in models]
+    counts = deltas.totals(
+        *(active.bind(epsilon, models=(j,)) for j in models),
+        *(unique.bind(epsilon, models=order) for order in first),
+    )
     factors = tuple(
         1.0 + r * min((changed - alone) / max(alone, 1.0), alpha)
-        for changed, alone in zip(counts[::2], counts[1::2], strict=True)
+        for changed, alone in zip(counts[: deltas.models], counts[deltas.models :], strict=True)
     )
     return Program(reinforce.bind(epsilon, factors))

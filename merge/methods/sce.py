@@ -6,8 +6,7 @@ from typing import Annotated
 import numpy as np
 from numba.extending import register_jitable
 
-from heterosis.merge.methods.base import ONE, ZERO, Program, Uniform, Within, formula, merge_method
-from heterosis.merge.selection import Cut
+from heterosis.merge.methods.base import ONE, ZERO, Cut, Program, Uniform, Within, formula, merge_method
 from heterosis.merge.statistics import Statistics
 
 # Of the sum of mean squares, and of an element's weights, as in mergekit.
@@ -26,10 +25,9 @@ def spread(d):  # type: ignore[no-untyped-def]
 
 
 @register_jitable
-def is_selected(i, d, cut, last):  # type: ignore[no-untyped-def]
+def is_selected(d, cut):  # type: ignore[no-untyped-def]
     """Whether the models differ enough. NaN is selected, to be found at the end."""
-    size = spread(d)
-    return not ((size < cut) | ((size == cut) & (i > last)))
+    return not spread(d) < cut
 
 
 @formula
@@ -45,18 +43,21 @@ def varies(i, d):  # type: ignore[no-untyped-def]
 
 
 @formula
-def selected_square(i, d, model, cut, last):  # type: ignore[no-untyped-def]
-    """``d_j^2`` where selected."""
-    return np.float64(d[model]) * np.float64(d[model]) if is_selected(i, d, cut, last) else np.float64(0)
+def selected_square(i, d, own, cut):  # type: ignore[no-untyped-def]
+    """``d_j^2`` where selected; ``own`` is 1 for model j and else 0, as an index would keep it from vectorising."""
+    entry = np.float64(0)
+    for k in range(len(d)):
+        entry += np.float64(own[k] * d[k])
+    return entry * entry if is_selected(d, cut) else np.float64(0)
 
 
 @formula
-def fuse(i, d, weight, cut, last):  # type: ignore[no-untyped-def]
+def fuse(i, d, weight, cut):  # type: ignore[no-untyped-def]
     """The weighted mean of the entries whose sign is that of the plain sum, where selected, else zero.
 
     A sum of zero counts as positive.
     """
-    if not is_selected(i, d, cut, last):
+    if not is_selected(d, cut):
         return ZERO
     total = ZERO
     for j in range(len(d)):
@@ -99,8 +100,9 @@ def sce(deltas: Statistics, *, select_topk: Annotated[float, Within(0.0, 1.0)] =
     Differs from mergekit: variances are not rounded to the recipe's dtype.
     """
     cut = _select(deltas, select_topk)
-    squares = deltas.totals(*(selected_square.bind(j, cut.value, cut.last) for j in range(deltas.models)))
+    units = [tuple(float(k == j) for k in range(deltas.models)) for j in range(deltas.models)]
+    squares = deltas.totals(*(selected_square.bind(own, cut) for own in units))
     total = math.fsum(squares)
     uniform = total / deltas.numel < NEGLIGIBLE
     weight = tuple(1 / deltas.models if uniform else square / total for square in squares)
-    return Program(fuse.bind(weight, cut.value, cut.last))
+    return Program(fuse.bind(weight, cut))

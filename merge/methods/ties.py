@@ -18,22 +18,16 @@ from heterosis.merge.statistics import Statistics, magnitude
 
 
 @formula
-def trim(i, d, cut, last, scale):  # type: ignore[no-untyped-def]
-    """Keep ``d`` above the cut, and at the cut up to position ``last``, times ``scale``.
-
-    NaN stays, to be found at the end.
-    """
-    size = abs(d)
-    return ZERO if (size < cut) | ((size == cut) & (i > last)) else d * scale
+def trim(i, d, cut):  # type: ignore[no-untyped-def]
+    """Drop ``d`` below the cut. NaN stays, to be found at the end."""
+    return ZERO if abs(d) < cut else d
 
 
-def trimming(deltas: Statistics, density: PerInput, rescale: bool) -> Bound:
+def trimming(deltas: Statistics, density: PerInput) -> Bound:
     """Keep the ``max(1, floor(density n))`` largest entries of every task vector; none where it is 0."""
     n = deltas.numel
     keep = [max(1, math.floor(fraction * n)) if fraction > 0 else 0 for fraction in density]
-    cuts = deltas.cuts(*((magnitude.bind(model=j), count) for j, count in enumerate(keep)))
-    values, lasts = tuple(cut.value for cut in cuts), tuple(cut.last for cut in cuts)
-    return rescaled(deltas, lambda scale: trim.bind(values, lasts, scale), density, rescale)
+    return trim.bind(tuple(deltas.cuts(*((magnitude.bind(models=(j,)), count) for j, count in enumerate(keep)))))
 
 
 @merge_method(
@@ -65,4 +59,4 @@ def ties(
     Differs from the paper: trimming is per tensor, because we stream; equal magnitudes at the cut are kept
     by position; a tied election is positive.
     """
-    return Program(elect.bind(weight, normalize, lambda_), each=trimming(deltas, density, rescale))
+    return rescaled(deltas, elect.bind(weight, normalize, lambda_), trimming(deltas, density), density, rescale)

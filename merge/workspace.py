@@ -1,0 +1,70 @@
+"""Buffers that threads reuse, because touching new pages of memory is dear."""
+
+import math
+import mmap
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+T = TypeVar("T")
+
+MOST_VIEWS = 64  # of a buffer; more are forgotten
+
+
+class Workspace(threading.local):
+    """Buffers by name, of each thread its own; they live as long as the thread.
+
+    Attributes:
+        content: What a user of the buffers left in them, for it to recognise.
+    """
+
+    def __init__(self) -> None:
+        self.content: object = None
+        self._buffers: dict[str, torch.Tensor] = {}
+        self._views: dict[str, dict[tuple[object, ...], Any]] = {}
+
+    def buffer(self, name: str, size: int, dtype: torch.dtype) -> torch.Tensor:
+        """A 1-D tensor with undefined values, valid until the name is asked for again."""
+        return self.buffers(name, size, (dtype,))[0]
+
+    def buffers(self, name: str, size: int, dtypes: tuple[torch.dtype, ...]) -> list[torch.Tensor]:
+        """Tensors of one size in one buffer. They begin at pages, into which files are read much faster."""
+        lengths = [_whole_pages(size * dtype.itemsize) for dtype in dtypes]
+        return self._view(name, sum(lengths), (size, dtypes), lambda whole: [
+            part.view(dtype)[:size] for part, dtype in zip(whole[:sum(lengths)].split(lengths), dtypes, strict=True)
+        ])
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray[Any, np.dtype[Any]]:
+        """The same as an array of numpy."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        return self._view(name, size, (shape, dtype), lambda whole: whole[:size].numpy().view(dtype).reshape(shape))
+
+    def _view(self, name: str, size: int, key: tuple[object, ...], make: Callable[[torch.Tensor], T]) -> T:
+        """What is made of a buffer of at least so many bytes, made once."""
+        buffer, views = self._buffers.get(name), self._views.get(name, {})
+        if buffer is None or len(buffer) < size or len(views) > MOST_VIEWS:
+            views = self._views[name] = {}
+        if buffer is None or len(buffer) < size:
+            del buffer
+            self._buffers.pop(name, None)  # before there is another one
+            buffer = self._buffers[name] = torch.frombuffer(_pages(size), dtype=torch.uint8)
+        if key not in views:
+            views[key] = make(buffer)
+        return views[key]
+
+
+def _pages(size: int) -> mmap.mmap:
+    area = mmap.mmap(-1, _whole_pages(size))
+    if hasattr(mmap, "MADV_HUGEPAGE"):  # touching a page for the first time takes microseconds, whatever its size
+        with suppress(OSError):  # of a kernel without them
+            area.madvise(mmap.MADV_HUGEPAGE)
+    return area
+
+
+def _whole_pages(size: int) -> int:
+    return -(-max(size, 1) // mmap.PAGESIZE) * mmap.PAGESIZE
