@@ -14,6 +14,7 @@ from heterosis.merge import (
     ModelRef,
     ModelSink,
     Recipe,
+    Reductions,
     build_plan,
     execute,
     merge_models,
@@ -28,11 +29,15 @@ class CandidateLoader:
     Args:
         device: Where the model lives.
         threads: Of the merge, and of torch in this process; None leaves both as they are.
+        reductions: What merges over the same models have in common; None keeps nothing.
     """
 
-    def __init__(self, device: str = "cpu", threads: int | None = None) -> None:
+    def __init__(
+        self, device: str = "cpu", threads: int | None = None, reductions: Reductions | None = None
+    ) -> None:
         self._device = device
         self._threads = threads
+        self._reductions = reductions
         self._checkpoints: dict[ModelRef, Checkpoint] = {}
         self._resident: ResidentModel | None = None
         self._sink: ModelSink | None = None
@@ -41,7 +46,7 @@ class CandidateLoader:
     def open(self, ref: ModelRef) -> Checkpoint:
         """A checkpoint, opened once."""
         if ref not in self._checkpoints:
-            self._checkpoints[ref] = open_checkpoint(ref)
+            self._checkpoints[ref] = open_checkpoint(ref, mapped=True)
         return self._checkpoints[ref]
 
     def load(self, recipe: Recipe, origin: str = "") -> ResidentModel:
@@ -70,7 +75,7 @@ class CandidateLoader:
             return self._load_from_folder(plan)
         if self._sink is None:
             self._sink = ModelSink({own: self._resident.parameters[name] for own, name in live.items()})
-        execute(plan, self._sink, threads=self._threads)
+        execute(plan, self._sink, threads=self._threads, reductions=self._reductions)
         return self._resident
 
     def _load_from_folder(self, plan: MergePlan) -> ResidentModel:

@@ -11,6 +11,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 
 from heterosis.errors import InputError
 from heterosis.evolve.worker import DocumentIds, Evaluation, Failure, Setup, Worker
+from heterosis.merge.reductions import Reductions, node_folder
 
 Outcome = Evaluation | Failure
 
@@ -116,6 +117,8 @@ class RayPool:
         self._running.clear()
         if self._started:
             ray.shutdown()
+        if self._setup.run:  # what the workers of this machine shared; elsewhere it stays, for the run to go on
+            Reductions(node_folder(self._setup.run)).close()
 
 
 def _start(address: str | None, cpus: int) -> None:

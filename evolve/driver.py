@@ -149,7 +149,8 @@ class _Driver:
         self._provenance = self._state["provenance"] = checked.provenance()
         cores = available_cores()
         self.workers = config.workers or max(1, cores // 4)
-        self._setup = Setup(config, self._split, threads=max(1, cores // self.workers), device=device)
+        threads = max(1, cores // self.workers)
+        self._setup = Setup(config, self._split, threads, device, run=str(folder.path.resolve()))
         self._check_environment()
         url = storage or f"sqlite:///{folder.path.resolve() / 'study.db'}"
         self._record = Record(folder.path, url, self._state["study"], self._space.parameters)

@@ -25,12 +25,14 @@ class Setup:
         split: All documents that will be scored.
         threads: Threads of a worker.
         device: Where its model lives.
+        run: Names the run; its workers on one machine share what candidates have in common.
     """
 
     config: EvolveConfig
     split: Split
     threads: int = 1
     device: str = "cpu"
+    run: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,11 +96,13 @@ class Worker:
 
     def _score(self, recipe: str, documents: DocumentIds) -> Evaluation:
         from heterosis.evaluate.candidates import CandidateLoader
-        from heterosis.merge import Recipe
+        from heterosis.merge import Recipe, Reductions
+        from heterosis.merge.reductions import node_folder
 
         config = self._setup.config
         if self._loader is None:
-            self._loader = CandidateLoader(self._setup.device, self._setup.threads)
+            reductions = Reductions(node_folder(self._setup.run) if self._setup.run else None)
+            self._loader = CandidateLoader(self._setup.device, self._setup.threads, reductions)
         begun = time.perf_counter()
         resident = self._loader.load(Recipe.parse(recipe, "candidate"))
         merged = time.perf_counter()

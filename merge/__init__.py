@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from heterosis.merge.plan import MergePlan, TensorOp
     from heterosis.merge.planner import build_plan
     from heterosis.merge.recipe import ModelRef, Recipe
+    from heterosis.merge.reductions import Reductions
     from heterosis.merge.sinks import ModelSink
 
 _HOME = {
@@ -57,6 +58,7 @@ _HOME = {
     "ModelRef": "recipe",
     "ModelSink": "sinks",
     "Recipe": "recipe",
+    "Reductions": "reductions",
     "TensorOp": "plan",
     "build_plan": "planner",
     "execute": "executor",
@@ -71,6 +73,7 @@ __all__ = [
     "ModelRef",
     "ModelSink",
     "Recipe",
+    "Reductions",
     "TensorOp",
     "build_plan",
     "execute",

@@ -50,6 +50,9 @@ class TensorSource(Protocol):
     def identity(self) -> Hashable:
         """Sources of equal identity hold the same values."""
 
+    def view(self, start: int, stop: int) -> Tensor | None:
+        """Flat elements ``[start, stop)`` where they lie in memory, to be read alone; None if they do not."""
+
     def read(self, start: int, stop: int, out: Tensor) -> None:
         """Fill the 1-D ``out`` (``stop - start`` elements) with flat elements ``[start, stop)``.
 
@@ -170,8 +173,12 @@ class Checkpoint:
         self.close()
 
 
-def open_checkpoint(ref: ModelRef | str) -> Checkpoint:
+def open_checkpoint(ref: ModelRef | str, mapped: bool = False) -> Checkpoint:
     """Open a local folder, a Hub id or a single file of weights, with the adapter of ``path+adapter`` applied.
+
+    Args:
+        ref: The model.
+        mapped: Whether weights are to be used where the system keeps their files in memory (see `SafetensorsFile`).
 
     Raises:
         InputError: If it is missing, malformed, quantised, or has an adapter that cannot be applied.
@@ -183,7 +190,7 @@ def open_checkpoint(ref: ModelRef | str) -> Checkpoint:
             raise InputError(f"model: {error}") from None
     file = Path(ref.path).expanduser()
     if file.suffix in WEIGHT_FILES and file.is_file() and ref.revision is None and ref.adapter is None:
-        alone = Weights(file.parent, [file.name])
+        alone = Weights(file.parent, [file.name], mapped)
         try:
             refuse_tensors(file, alone.tensors)
         except InputError:
@@ -201,7 +208,7 @@ def open_checkpoint(ref: ModelRef | str) -> Checkpoint:
     for name in _CONFIGS:  # which a merge edits when all else is written
         if (folder / name).is_file():
             read_json(folder / name)
-    weights = _open_weights(folder, "model", "pytorch_model")
+    weights = _open_weights(folder, "model", "pytorch_model", mapped)
     adapter: lora.Adapter | None = None
     adapter_revision = None
     try:
@@ -229,7 +236,7 @@ class Weights:
         file_of: The file that holds each tensor, relative to the folder.
     """
 
-    def __init__(self, folder: Path, names: Iterable[str]) -> None:
+    def __init__(self, folder: Path, names: Iterable[str], mapped: bool = False) -> None:
         """Open the files.
 
         Raises:
@@ -242,7 +249,7 @@ class Weights:
         try:
             for name in sorted(names):
                 path = folder / name
-                file = SafetensorsFile(path) if path.suffix == ".safetensors" else _PickleFile(path)
+                file = SafetensorsFile(path, mapped) if path.suffix == ".safetensors" else _PickleFile(path)
                 self.paths.append(path)
                 self._files.append(file)
                 for tensor, source in file.tensors().items():
@@ -292,21 +299,21 @@ def _resolve(path: str, revision: str | None, what: str, weights: tuple[str, str
 # --- opening weight files ---------------------------------------------------------------------------------------
 
 
-def _open_weights(folder: Path, stem: str, pickle_stem: str | None = None) -> Weights:
+def _open_weights(folder: Path, stem: str, pickle_stem: str | None = None, mapped: bool = False) -> Weights:
     """The weights of a folder, in transformers' order of preference: safetensors before pickles."""
     expected = []
     for name in (f"{stem}.safetensors", f"{pickle_stem or stem}.bin"):
         index = folder / f"{name}.index.json"
         if (folder / name).exists():
-            return Weights(folder, [name])
+            return Weights(folder, [name], mapped)
         if index.exists():
-            return _open_sharded(folder, index)
+            return _open_sharded(folder, index, mapped)
         expected += [name, index.name]
     refuse_gguf(folder)
     raise InputError(f"{folder}: has no weights; expected one of {', '.join(expected)}")
 
 
-def _open_sharded(folder: Path, index: Path) -> Weights:
+def _open_sharded(folder: Path, index: Path, mapped: bool) -> Weights:
     # A file that is listed may be a link to anywhere, as in the Hub's cache, but its name may not lead out.
     listed = read_json(index).get("weight_map")
     if not isinstance(listed, dict) or not listed or not all(isinstance(file, str) for file in listed.values()):
@@ -321,7 +328,7 @@ def _open_sharded(folder: Path, index: Path) -> Weights:
             faults.append(f"{index}: weight_map: there is no file {brief(file)}; download the model again")
     if faults:
         raise InputError(*faults[:_MAX_FAULTS])
-    weights = Weights(folder, files)
+    weights = Weights(folder, files, mapped)
     for name in sorted(listed.keys() | weights.tensors.keys()):
         held, expected = weights.file_of.get(name), listed.get(name)
         if held != expected:
@@ -436,6 +443,10 @@ class _LoadedTensor:
         self.dtype = tensor.dtype
         self.identity = identity
         self._tensor = tensor
+
+    def view(self, start: int, stop: int) -> Tensor | None:
+        """None: a tensor saved transposed would be a copy, and older files are not aligned."""
+        return None
 
     def read(self, start: int, stop: int, out: Tensor) -> None:
         """Fill the 1-D ``out`` with flat elements ``[start, stop)``, converted to its dtype."""

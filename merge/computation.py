@@ -12,6 +12,7 @@ from heterosis.merge.kernels import Inputs, Rounded, Row, Unrounded, add_rounded
 from heterosis.merge.lora import LoraTensor
 from heterosis.merge.methods import Bound, Program
 from heterosis.merge.plan import TensorOp
+from heterosis.merge.reductions import Reductions
 from heterosis.merge.statistics import Statistics, between, cuts_in, typed
 from heterosis.merge.workspace import Workspace
 
@@ -68,9 +69,17 @@ class Computation:
         workspace: Where rows are kept.
         budget: Bytes for the rows of a whole tensor; without enough, blocks are read again by every reduction.
         block: Elements worked on at a time.
+        reductions: Where to keep what does not depend on the recipe's numbers.
     """
 
-    def __init__(self, op: TensorOp, workspace: Workspace, budget: int = 0, block: int | None = None) -> None:
+    def __init__(
+        self,
+        op: TensorOp,
+        workspace: Workspace,
+        budget: int = 0,
+        block: int | None = None,
+        reductions: Reductions | None = None,
+    ) -> None:
         assert op.method is not None
         self._op = op
         self._method = op.method
@@ -79,8 +88,12 @@ class Computation:
         self._work = torch.float64 if op.compute == torch.float64 else torch.float32
         self._numpy = torch.empty(0, dtype=self._work).numpy().dtype
         self._dtypes = tuple(self._row_dtype(source) for source in self._sources)
-        row_bytes = sum(dtype.itemsize for dtype in self._dtypes)
-        self._fits = self._method.reduces and op.numel * row_bytes <= budget
+        self._views = [self._view(*pair) for pair in zip(self._sources, self._dtypes, strict=True)]
+        row_bytes = sum(
+            dtype.itemsize for dtype, view in zip(self._dtypes, self._views, strict=True) if view is None
+        )
+        self._fits = row_bytes == 0 or (self._method.reduces and op.numel * row_bytes <= budget)
+        self._reductions = reductions
         self._statistics = self._make_statistics()
         self._program: Program | None = None
 
@@ -88,6 +101,11 @@ class Computation:
     def _sources(self) -> list[TensorSource]:
         """The inputs, then the base."""
         return [*self._op.inputs, *([self._op.base] if self._op.base else [])]
+
+    def _view(self, source: TensorSource, dtype: torch.dtype) -> torch.Tensor | None:
+        """A source's values where they lie in memory, if rows are just that."""
+        as_they_are = source.dtype == dtype and (dtype == torch.bfloat16 or self._op.base is None)
+        return source.view(0, self._op.numel) if as_they_are else None
 
     def _row_dtype(self, source: TensorSource) -> torch.dtype:
         """What a source is kept as: bits of bfloat16 where these are its values, else floats."""
@@ -119,8 +137,14 @@ class Computation:
         op = self._op
         # A step drops or keeps entries: of task vectors rounded to bfloat16, it makes bits of bfloat16 again.
         exact = op.base is None or op.compute == torch.bfloat16 or torch.bfloat16 not in self._dtypes
-        in_place = self._fits and exact
-        return Statistics(self._blocks, self._numpy, len(op.inputs), op.shape, op.keys, self._workspace, in_place)
+        in_place = self._fits and exact and all(view is None for view in self._views)
+        keep = None
+        if self._reductions is not None:
+            identities = tuple(source.identity for source in self._sources)
+            keep = self._reductions.of(identities, op.base is not None, str(op.compute))
+        return Statistics(
+            self._blocks, self._numpy, len(op.inputs), op.shape, op.keys, self._workspace, in_place, keep
+        )
 
     # ------------------------------------------------------------------ merging
 
@@ -224,9 +248,13 @@ class Computation:
         if self._workspace.content != (self, first, last):
             assert self._stepped is None or not self._fits, "the rows hold what the step made of them"
             self._workspace.content = (self, first, last)
-            self._tensors = self._workspace.buffers("rows", last - first, self._dtypes)
+            missing = tuple(
+                dtype for dtype, view in zip(self._dtypes, self._views, strict=True) if view is None
+            )
+            buffers = iter(self._workspace.buffers("rows", last - first, missing) if missing else ())
+            self._tensors = [next(buffers) if view is None else view[first:last] for view in self._views]
             self._arrays = self._as_inputs(self._tensors)
-            self._filled = first
+            self._filled = first if missing else last
         while self._filled < stop:
             end = min(self._filled + self._block, last)
             whole = last - first <= self._block
@@ -246,7 +274,10 @@ class Computation:
 
     def _read(self, start: int, tensors: list[torch.Tensor]) -> None:
         base = tensors[-1]
-        for source, row in reversed(list(zip(self._sources, tensors, strict=True))):  # the base first
+        all_of = list(zip(self._sources, tensors, self._views, strict=True))
+        for source, row, view in reversed(all_of):  # the base first
+            if view is not None:
+                continue
             if self._op.base is None or row is base:
                 self._read_rounded(source, start, row)
             elif row.dtype == torch.bfloat16:

@@ -8,6 +8,7 @@ import torch
 
 from heterosis.merge.computation import Computation, check_finite, read_copy
 from heterosis.merge.plan import MergePlan, TensorOp
+from heterosis.merge.reductions import Reductions
 from heterosis.merge.sinks import Sink
 from heterosis.merge.workspace import Workspace
 
@@ -31,7 +32,12 @@ class MergeError(RuntimeError):
 
 
 def execute(
-    plan: MergePlan, sink: Sink, *, threads: int | None = None, memory_limit: int = DEFAULT_MEMORY_LIMIT
+    plan: MergePlan,
+    sink: Sink,
+    *,
+    threads: int | None = None,
+    memory_limit: int = DEFAULT_MEMORY_LIMIT,
+    reductions: Reductions | None = None,
 ) -> None:
     """Run every operation of a plan.
 
@@ -42,12 +48,13 @@ def execute(
         sink: Where the tensors go.
         threads: Tensors worked on at the same time; None takes torch's number of threads.
         memory_limit: Bytes for buffers of all threads together; with less than 16 MiB for each, threads are fewer.
+        reductions: Where to keep what further plans over the same models need again.
 
     Raises:
         MergeError: If a merged tensor has NaN or infinity, or a method's numbers cannot be had.
     """
     threads = max(1, min(threads or torch.get_num_threads(), memory_limit // THREAD_MINIMUM))
-    workers = _Workers(plan, sink, memory_limit // threads)
+    workers = _Workers(sink, memory_limit // threads, reductions)
     pending = [op for op in plan.ops if sink.wants(op)]
     if threads == 1:
         for op in pending:
@@ -65,9 +72,10 @@ def execute(
 class _Workers:
     """Runs operations; every thread reuses buffers of its own."""
 
-    def __init__(self, plan: MergePlan, sink: Sink, budget: int) -> None:
+    def __init__(self, sink: Sink, budget: int, reductions: Reductions | None) -> None:
         self._sink = sink
         self._budget = budget
+        self._reductions = reductions
         self._workspace = Workspace()
 
     def run(self, op: TensorOp) -> None:
@@ -76,7 +84,8 @@ class _Workers:
                 self._copy(op)
             else:
                 place = partial(self._sink.place, op)
-                for start, block in Computation(op, self._workspace, self._budget).blocks(place):
+                computation = Computation(op, self._workspace, self._budget, reductions=self._reductions)
+                for start, block in computation.blocks(place):
                     self._write(op, start, block)
             self._sink.done(op)
         except (ValueError, ArithmeticError) as error:

@@ -123,6 +123,10 @@ class LoraTensor:
         self.base, self._a, self._b = base, a, b
         self._scaling, self._transposed = scaling, transposed
 
+    def view(self, start: int, stop: int) -> Tensor | None:
+        """None: the sum is nowhere."""
+        return None
+
     def read(self, start: int, stop: int, out: Tensor) -> None:
         """Fill the 1-D ``out`` with flat elements ``[start, stop)``: base, widened, plus product.
 
@@ -171,6 +175,7 @@ class _Renamed:
         self.dtype = source.dtype
         self.identity = source.identity
         self.read = source.read
+        self.view = source.view
 
 
 @dataclass

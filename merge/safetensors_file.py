@@ -2,6 +2,7 @@
 
 import json
 import math
+import mmap
 import os
 import threading
 from collections import Counter
@@ -60,13 +61,19 @@ class TensorEntry:
 class SafetensorsFile:
     """An open safetensors file. Only its header is read until a tensor is asked for."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, mapped: bool = False) -> None:
         """Open the file and check its header.
+
+        Args:
+            path: The file.
+            mapped: Whether tensors are to be used where the system keeps the file in memory, which all processes
+                share. Should the file be cut short meanwhile, the process dies.
 
         Raises:
             InputError: If it is missing, truncated or malformed.
         """
         self.path = path
+        self._map: mmap.mmap | None = None
         try:
             self._file = open_ordinary(path)
         except OSError as error:
@@ -74,6 +81,8 @@ class SafetensorsFile:
         try:
             stat = os.fstat(self._file.fileno())
             self.entries = read_header(path, self._file.fileno(), stat.st_size)
+            if mapped:
+                self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
         except BaseException:
             self._file.close()
             raise
@@ -86,6 +95,12 @@ class SafetensorsFile:
 
     def close(self) -> None:
         self._file.close()
+
+    def view(self, entry: "TensorEntry") -> Tensor | None:
+        """A tensor's flat values where they lie in memory, if the file is mapped and they are aligned there."""
+        if self._map is None or entry.offset % entry.dtype.itemsize or entry.numel == 0:
+            return None
+        return torch.frombuffer(self._map, dtype=entry.dtype, count=entry.numel, offset=entry.offset)
 
     def read_bytes(self, offset: int, into: Tensor) -> None:
         """Fill a contiguous uint8 tensor from ``offset`` on. Safe to call from any thread."""
@@ -107,6 +122,11 @@ class FileTensor:
         self.identity: Hashable = (*file._identity, name)
         self._file = file
         self._entry = entry
+        self._view = file.view(entry)
+
+    def view(self, start: int, stop: int) -> Tensor | None:
+        """Flat elements ``[start, stop)`` where they lie in memory, to be read alone; None if they do not."""
+        return None if self._view is None else self._view[start:stop]
 
     def read(self, start: int, stop: int, out: Tensor) -> None:
         """Fill the 1-D ``out`` with flat elements ``[start, stop)``, converted to its dtype."""

@@ -32,8 +32,17 @@ class Histogram:
     deeper: bool
 
     @property
-    def nbytes(self) -> int:
-        return self.digits.nbytes + self.counts.nbytes
+    def array(self) -> npt.NDArray[np.uint32]:
+        """All of it in one array."""
+        array = np.empty((1 + len(self.counts), 1 + len(self.digits)), np.uint32)
+        array[:, 0] = self.deeper
+        array[0, 1:], array[1:, 1:] = self.digits, self.counts
+        return array
+
+    @classmethod
+    def of_array(cls, array: npt.NDArray[np.uint32]) -> "Histogram":
+        """The inverse of `array`."""
+        return cls(array[0, 1:].astype(np.uint16), array[1:, 1:], bool(array[0, 0]))
 
 
 class Values(Protocol):

@@ -26,6 +26,10 @@ class MergedTensor:
         self._workspace = workspace
         self._lock = Lock()
 
+    def view(self, start: int, stop: int) -> torch.Tensor | None:
+        """None: it is computed while it is read."""
+        return None
+
     def read(self, start: int, stop: int, out: torch.Tensor) -> None:
         """Fill the 1-D ``out`` with flat elements ``[start, stop)``, converted to its dtype.
 

@@ -5,7 +5,7 @@ A *quantity* is a bound map formula: a number for every element, from the values
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Protocol, TypeAlias
 
@@ -31,6 +31,7 @@ from heterosis.merge.kernels import (
     widen_row,
 )
 from heterosis.merge.methods.base import Bound, Cut, formula
+from heterosis.merge.reductions import Keep, Kept
 from heterosis.merge.selection import Digit, Histogram, select
 from heterosis.merge.workspace import Workspace
 
@@ -77,6 +78,7 @@ class Statistics:
         keys: Each model's address of random masks.
         workspace: Where blocks of floats, and counts, are kept.
         in_place: Whether `absolute_sums` may leave in the blocks what the step makes of them.
+        keep: Where to keep what needs no numbers of a recipe; None computes it anew.
 
     Attributes:
         stepped: The step whose results the blocks hold, where it was left there.
@@ -91,6 +93,7 @@ class Statistics:
         keys: tuple[tuple[int, int], ...],
         workspace: Workspace | None = None,
         in_place: bool = False,
+        keep: Keep | None = None,
     ) -> None:
         self._blocks = blocks
         self._dtype = dtype
@@ -99,6 +102,7 @@ class Statistics:
         self.keys = keys
         self._workspace = workspace or Workspace()
         self._in_place = in_place
+        self._keep = keep
         self.stepped: Bound | None = None
 
     @property
@@ -112,6 +116,9 @@ class Statistics:
 
     def gram(self) -> tuple[tuple[float, ...], ...]:
         """Dot products of the inputs, ``[m, m]``."""
+        return tuple(map(tuple, self._kept("gram", self._gram).tolist()))
+
+    def _gram(self) -> Vector:
         m = self.models
         pairs = [(a, b) for a in range(m) for b in range(a, m)]
         partials = self._partials(len(pairs))
@@ -119,8 +126,10 @@ class Statistics:
             rows = self.floats(inputs)
             for (a, b), sums in zip(pairs, partials, strict=True):
                 add_products(rows[a], rows[b], start, sums)
-        dots = dict(zip(pairs, map(_total, partials), strict=True))
-        return tuple(tuple(dots[min(a, b), max(a, b)] for b in range(m)) for a in range(m))
+        gram = np.empty((m, m))
+        for (a, b), sums in zip(pairs, partials, strict=True):
+            gram[a, b] = gram[b, a] = _total(sums)
+        return gram
 
     def grams(self, dim: int) -> Vector:
         """Dot products of the inputs along one dimension, ``[m, m, groups]`` (see `groups`)."""
@@ -133,12 +142,18 @@ class Statistics:
 
     def totals(self, *quantities: Bound) -> tuple[float, ...]:
         """The sum of every quantity over the tensor, in one pass."""
+        if any(quantity.numbers for quantity in quantities):
+            return tuple(self._totals(quantities))
+        key = ("totals", *map(_name, quantities))
+        return tuple(self._kept(key, lambda: np.array(self._totals(quantities))).tolist())
+
+    def _totals(self, quantities: Sequence[Bound]) -> list[float]:
         partials = self._partials(len(quantities))
         for start, inputs in self._pieces(_PIECE):
             for quantity, sums in zip(quantities, partials, strict=True):
                 values = self._values(quantity, start, inputs, _WIDE)
                 add_values(values, values, start, sums)
-        return tuple(map(_total, partials))
+        return [_total(sums) for sums in partials]
 
     def grouped_totals(self, quantity: Bound, dim: int = -1) -> Vector:
         """The sums of a quantity along a dimension.
@@ -147,6 +162,11 @@ class Statistics:
             quantity: What is summed.
             dim: -1 sums along the last dimension, ``[rows]``; 0 along the first, one for each of what is left.
         """
+        if quantity.numbers:
+            return self._grouped_totals(quantity, dim)
+        return self._kept(("grouped totals", _name(quantity), dim), lambda: self._grouped_totals(quantity, dim))
+
+    def _grouped_totals(self, quantity: Bound, dim: int) -> Vector:
         stride, groups = self.groups(dim)
         totals = np.zeros(groups)
         for start, inputs in self._pieces(_PIECE):
@@ -254,7 +274,16 @@ class Statistics:
         return rows
 
     def histograms(self, digits: Sequence[Digit]) -> list[Histogram]:
-        """The histogram of each digit, from one pass for all."""
+        """The histogram of each digit, from one pass for all unless they are kept."""
+        first = self._dtype.itemsize * 8 - 16
+        if self._keep is None or any(shift != first or quantity.numbers for quantity, shift, _ in digits):
+            return self._histograms(digits)
+        return [
+            Histogram.of_array(self._kept(("histogram", _name(digit[0])), lambda: self._histograms([digit])[0].array))
+            for digit in digits
+        ]
+
+    def _histograms(self, digits: Sequence[Digit]) -> list[Histogram]:
         parts = -(-self.numel // self.part)
         counts = self._workspace.array("counts", (len(digits), parts, 1 << 16), np.uint32)
         counts.fill(0)
@@ -311,6 +340,10 @@ class Statistics:
             loop(tuple(row[part] for row in rows), part_of(inputs.base, part), at, numbers, values[part])
         return values
 
+    def _kept(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
+        """What needs no numbers of a recipe, from where it is kept."""
+        return make() if self._keep is None else self._keep(key, make)
+
     def _partials(self, count: int, name: str = "partial sums") -> Vector:
         """Room for sums over the tensor, ``[count, LANES + runs]``."""
         return self._workspace.array(name, (count, LANES + -(-self.numel // RUN)), np.float64)
@@ -332,6 +365,11 @@ def _histogram(counts: npt.NDArray[np.uint32], halves: bool, deeper: bool) -> Hi
     summed = counts[:, : 1 << 15] + counts[:, 1 << 15 :] if halves else counts
     digits = np.flatnonzero(summed.any(axis=0))
     return Histogram(digits.astype(np.uint16), summed[:, digits], deeper)
+
+
+def _name(quantity: Bound) -> tuple[object, ...]:
+    """What a quantity without numbers depends on, beside the inputs."""
+    return quantity.formula.function.__qualname__, quantity.models
 
 
 def _total(partials: Vector) -> float:

@@ -181,6 +181,10 @@ class _AlignedTensor:
         digest.update(self._is_token.tobytes())
         return ("aligned", self.shape, self.dtype, digest.hexdigest(), tuple(numbers))
 
+    def view(self, start: int, stop: int) -> torch.Tensor | None:
+        """None: rows come from several places."""
+        return None
+
     def read(self, start: int, stop: int, out: torch.Tensor) -> None:
         """Fill the 1-D ``out`` with flat elements ``[start, stop)``, converted to its dtype."""
         assert out.shape == (stop - start,)

@@ -3,9 +3,11 @@
 import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -13,15 +15,19 @@ import torch
 from heterosis.errors import InputError
 from heterosis.merge import computation, executor
 from heterosis.merge.executor import execute
-from heterosis.merge.kernels import Inputs, each_loop, map_loop
-from heterosis.merge.methods import Method, PerInput, Program, Uniform, get_method, merge_method, methods
+from heterosis.merge.kernels import Inputs, Row, fill_uniform, map_loop, step_loop
+from heterosis.merge.methods import Bound, Method, PerInput, Program, Uniform, get_method, merge_method, methods
+from heterosis.merge.methods.combine import combine
+from heterosis.merge.methods.random_mask import drop
 from heterosis.merge.planner import build_plan
 from heterosis.merge.recipe import InputModel, ModelRef, Recipe
 from heterosis.merge.sinks import ModelSink
-from heterosis.merge.statistics import Statistics, apply_each, typed
+from heterosis.merge.statistics import Statistics, between, cuts_in, typed
 
 MakeLlama = Callable[..., Path]
 NAMES = sorted(methods())
+# Addresses of random masks, of a few models.
+KEYS = ((7, 0), (8, 11), (9, 22))
 
 
 def middle(method: Method, name: str, fraction: float) -> float:
@@ -128,14 +134,46 @@ def program_of(method: Method, rows: tuple[Any, ...]) -> Program:
             arguments[p.argument] = middle(method, p.name, 0.3) if p.required else p.default
     if not method.reduces:
         return method.function(**arguments)
-    keys = tuple((7 + j, 11 * j) for j in range(m))
     shape = (20, len(rows[0]) // 20)
-    return method.function(Statistics(lambda _: [(0, Inputs(rows))], rows[0].dtype, m, shape, keys), **arguments)
+    deltas = Statistics(lambda *_: [(0, Inputs(rows))], rows[0].dtype, m, shape, KEYS[:m])
+    return method.function(deltas, **arguments)
+
+
+compiled = cache(numba.njit)
+
+
+def stepped_plainly(each: Bound, model: int, row: Row, start: int) -> Row:
+    """What a step makes of one model's values, by calling its formula as plain Python; of rows, all at once."""
+    u = np.empty(len(row), np.float32)
+    fill_uniform(start, KEYS[model], u)
+    own = tuple(number[model] for number in each.numbers)
+    if each.formula.per_row:  # those have to be compiled
+        out, shape = row.copy(), (-1, each.row_length)
+        compiled(each.formula.function)(start, out.reshape(shape), u.reshape(shape), *typed(own, row.dtype))
+        return out
+    numbers = [typed(own, row.dtype, start + i) for i in range(len(row))]
+    drawn = [(u[i],) if each.formula.random else () for i in range(len(row))]
+    return np.array([each.formula(start + i, x, *drawn[i], *numbers[i]) for i, x in enumerate(row)], row.dtype)
+
+
+def merged(program: Program, step: Bound | None, rows: tuple[Row, ...], start: int) -> Row:
+    """What the compiled loop of a program makes of values, with or without a step before it."""
+    dtype, out = rows[0].dtype, np.empty_like(rows[0])
+    loop = map_loop(program.map.formula.function, step and step.formula.function)
+    scale = None if program.scale is None else typed(program.scale, dtype)
+    keys = KEYS[: len(rows)] if step and step.formula.random else None
+    cuts = [*cuts_in(program.map.numbers), *cuts_in(step.numbers if step else ())]
+    for at, stop in between(start, start + len(out), cuts, 1 << 32):
+        part = slice(at - start, stop - start)
+        steps = step and tuple(typed(tuple(n[j] for n in step.numbers), dtype, at) for j in range(len(rows)))
+        numbers = typed(program.map.numbers, dtype, at)
+        loop(tuple(row[part] for row in rows), None, None, at, steps, keys, scale, numbers, out[part])
+    return out
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("start", [0, 5 << 32], ids=["start", "far"])
+@pytest.mark.parametrize("start", [0, (5 << 32) - 150], ids=["start", "far"])
 def test_compiled_loops_equal_the_formulas_as_plain_python(name: str, dtype: type, start: int) -> None:
     method = get_method(name)
     m = min(method.inputs[1] or 3, 3)
@@ -144,24 +182,26 @@ def test_compiled_loops_equal_the_formulas_as_plain_python(name: str, dtype: typ
     program = program_of(method, tuple(drawn))
     if start and any(isinstance(number, np.ndarray) for number in program.map.numbers):
         pytest.skip("it has numbers for rows that this tensor does not have")
-    expected = drawn.copy()
-    rows = tuple(drawn)
-    if program.each is not None:
-        for j, row in enumerate(rows):
-            numbers = typed(tuple(n[j] for n in program.each.numbers), row.dtype)
-            if program.each.formula.per_row:
-                for i in range(0, len(row), program.each.row_length):
-                    program.each.formula(start + i, expected[j, i : i + program.each.row_length], *numbers)
-            else:
-                expected[j] = [program.each.formula(start + i, x, *numbers) for i, x in enumerate(row)]
-            apply_each(program.each, j, start, row)
-            assert row.tobytes() == expected[j].tobytes()
-        assert each_loop(program.each.formula.function) is each_loop(program.each.formula.function)
-    numbers = typed(program.map.numbers, np.dtype(dtype))
-    out = np.empty(300, dtype)
-    map_loop(program.map.formula.function)(rows, None, start, None, numbers, out)
-    plain = [program.map.formula(start + i, tuple(expected[:, i]), *numbers) for i in range(300)]
-    assert out.tobytes() == np.array(plain, dtype).tobytes()
+    expected, each = drawn.copy(), program.each
+    if each is not None:
+        statistics = Statistics(lambda *_: [], drawn.dtype, m, (start + 300,), KEYS[:m])
+        for j, row in enumerate(drawn):
+            expected[j] = stepped_plainly(each, j, row, start)
+            out = np.empty_like(row)
+            statistics.step(each, j, start, Inputs(tuple(drawn)), out)
+            assert out.tobytes() == expected[j].tobytes()
+    scaled = expected if program.scale is None else expected * np.array(program.scale, dtype)[:, None]
+    numbers = [typed(program.map.numbers, drawn.dtype, start + i) for i in range(300)]
+    plain = [program.map.formula(start + i, tuple(scaled[:, i]), *numbers[i]) for i in range(300)]
+    fused = [None] if each is None or each.formula.per_row else [None, each]
+    for step in fused:
+        rows = tuple(drawn if step else expected)
+        assert merged(program, step, rows, start).tobytes() == np.array(plain, dtype).tobytes()
+
+
+def test_a_loop_is_made_once() -> None:
+    assert map_loop(combine.function, drop.function) is map_loop(combine.function, drop.function)
+    assert step_loop(drop.function, False, True) is step_loop(drop.function, False, True)
 
 
 # --- the registry -----------------------------------------------------------------------------------------------

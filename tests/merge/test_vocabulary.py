@@ -35,6 +35,9 @@ class Source:
     def dtype(self) -> torch.dtype:
         return self.values.dtype
 
+    def view(self, start: int, stop: int) -> torch.Tensor | None:
+        return None
+
     def read(self, start: int, stop: int, out: torch.Tensor) -> None:
         assert 0 <= start <= stop <= self.values.numel()
         assert out.shape == (stop - start,)

@@ -7,11 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from heterosis.merge.methods.random_mask import uniform
-
 from .inputs import Inputs, Vector
 
 Numbers = Sequence[float]
+
+
+def mix(x: int) -> int:
+    """A bijection of 32-bit numbers."""
+    x = (x ^ (x >> 16)) * 0x7FEB352D % 2**32
+    x = (x ^ (x >> 15)) * 0x846CA68B % 2**32
+    return x ^ (x >> 16)
+
+
+def uniform(i: int, low: int, high: int) -> float:
+    """The random number of element i: 24 bits of a hash of its position and of both words of a key."""
+    position, above = (i + low) % 2**32, i // 2**32
+    return (mix(mix(position) ^ high ^ above) >> 8) / 2**24
 
 
 def ascending(values: Vector) -> list[int]:

@@ -88,6 +88,9 @@ class Memory:
     def identity(self) -> Hashable:
         return id(self.tensor)
 
+    def view(self, start: int, stop: int) -> torch.Tensor | None:
+        return None
+
     def read(self, start: int, stop: int, out: torch.Tensor) -> None:
         out.copy_(self.tensor.view(-1)[start:stop])
 

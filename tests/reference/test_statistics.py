@@ -11,32 +11,41 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heterosis.merge.kernels import RUN, Inputs
-from heterosis.merge.methods.base import ONE
+from heterosis.merge.methods.base import ONE, Bound, Cut
 from heterosis.merge.methods.random_mask import drop, mask_key
-from heterosis.merge.selection import Cut
-from heterosis.merge.statistics import Statistics, apply_each, magnitude, product
+from heterosis.merge.statistics import Statistics, magnitude, product
 
 Row = np.ndarray[tuple[int], np.dtype[Any]]
 # Few magnitudes, so that most are equal; and the extremes of the format.
 VALUES = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1.0000001, 0.5, -0.5, 1e-45, -1e-40, 3e38, -3e38])
+# Of a few models.
+KEYS = ((1, 3), (2, 4), (3, 5))
 
 
-def statistics(
-    rows: Sequence[Row], ends: Sequence[int] = (), keys: tuple[tuple[int, int], ...] = (), width: int = 1
-) -> Statistics:
+def statistics(rows: Sequence[Row], ends: Sequence[int] = (), width: int = 1) -> Statistics:
     """Of rows that are read in blocks which end at ``ends`` and which the next block overwrites."""
     n = len(rows[0])
 
-    def blocks(row_length: int) -> Iterator[tuple[int, Inputs]]:
+    def blocks(row_length: int = 1, start: int = 0) -> Iterator[tuple[int, Inputs]]:
         buffers = [np.empty_like(row) for row in rows]
         edges = sorted({0, n, *(end // row_length * row_length for end in ends if end < n)})
-        for start, stop in pairwise(edges):
+        for first, last in pairwise(edges):
+            if last <= start:
+                continue
             for buffer, row in zip(buffers, rows, strict=True):
                 buffer[:] = np.nan
-                buffer[: stop - start] = row[start:stop]
-            yield start, Inputs(tuple(buffer[: stop - start] for buffer in buffers))
+                buffer[: last - first] = row[first:last]
+            yield first, Inputs(tuple(buffer[: last - first] for buffer in buffers))
 
-    return Statistics(blocks, rows[0].dtype, len(rows), (n // width, width), keys)
+    return Statistics(blocks, rows[0].dtype, len(rows), (n // width, width), KEYS[: len(rows)])
+
+
+def stepped(step: Bound, model: int, row: Row, key: tuple[int, int] = (0, 0), start: int = 0) -> Row:
+    """What a step makes of one model's values, which begin at ``start``."""
+    out = np.empty_like(row)
+    one = Statistics(lambda *_: [], row.dtype, model + 1, (start + len(row),), (key,) * (model + 1))
+    one.step(step, model, start, Inputs((row,) * (model + 1)), out)
+    return out
 
 
 def kept(cut: Cut, row: Row) -> list[int]:
@@ -56,9 +65,9 @@ def test_cut_keeps_what_a_stable_sort_keeps(
     row = np.array(values, dtype=dtype)
     count = 0 if density == 0 else max(1, math.floor(density * len(row)))
     expected = sorted(np.argsort(-abs(row), kind="stable")[:count].tolist())
-    whole = statistics([row]).cut(magnitude.bind(model=0), count)
+    whole = statistics([row]).cut(magnitude.bind(models=(0,)), count)
     assert kept(whole, row) == expected
-    assert statistics([row], ends).cut(magnitude.bind(model=0), count) == whole
+    assert statistics([row], ends).cut(magnitude.bind(models=(0,)), count) == whole
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -69,11 +78,11 @@ def test_sums_depend_on_no_blocks_and_are_right(dtype: type, n: int) -> None:
     whole = statistics(rows)
     exact = [[math.fsum((a.astype(float) * b.astype(float)).tolist()) for b in rows] for a in rows]
     np.testing.assert_allclose(whole.gram(), exact, rtol=1e-11, atol=1e-9 * np.max(exact))
-    step = drop.bind((0.3, 0.6, 1.0), (1.0, 2.0, 1.0), (1, 2, 3), (3, 4, 5))
+    step = drop.bind((0.3, 0.6, 1.0))
     before, after = whole.absolute_sums(step)
     np.testing.assert_allclose(before, [math.fsum(abs(r).tolist()) for r in rows], rtol=1e-6)
     assert after[2] == before[2]
-    squares = [product.bind(j, j) for j in range(3)]
+    squares = [product.bind(models=(j, j)) for j in range(3)]
     np.testing.assert_allclose(whole.totals(*squares), np.diag(exact), rtol=1e-11)
     for ends in ([RUN], [RUN, 2 * RUN], [3 * RUN], range(0, n, RUN), [1, 2, 7, RUN - 1, RUN + 6, 3 * RUN + 2]):
         parts = statistics(rows, ends)
@@ -89,35 +98,47 @@ def test_sums_and_maxima_along_rows_and_columns(dtype: type, width: int) -> None
     a, b = (rng.normal(size=200).astype(dtype) for _ in range(2))
     whole, parts = statistics([a, b], width=width), statistics([a, b], [3, 41, 130], width=width)
     products = (a.astype(float) * b.astype(float)).reshape(-1, width)
+    dot = product.bind(models=(0, 1))
     for dim in (-1, 0):
-        np.testing.assert_allclose(whole.grouped_totals(product.bind(0, 1), dim), products.sum(dim), rtol=1e-9)
-        assert np.array_equal(
-            parts.grouped_totals(product.bind(0, 1), dim), whole.grouped_totals(product.bind(0, 1), dim)
-        )
+        np.testing.assert_allclose(whole.grouped_totals(dot, dim), products.sum(dim), rtol=1e-9)
+        assert np.array_equal(parts.grouped_totals(dot, dim), whole.grouped_totals(dot, dim))
         np.testing.assert_allclose(whole.grams(dim)[1, 0], products.sum(dim), rtol=1e-9)
     largest = abs(b).reshape(-1, width).max(-1)
-    assert np.array_equal(whole.row_maxima(magnitude.bind(model=1)), largest)
-    assert np.array_equal(parts.row_maxima(magnitude.bind(model=1)), largest)
+    assert np.array_equal(whole.row_maxima(magnitude.bind(models=(1,))), largest)
+    assert np.array_equal(parts.row_maxima(magnitude.bind(models=(1,))), largest)
 
 
-def test_sums_after_a_step_depend_on_no_blocks_and_leave_rows_alone() -> None:
+def test_sums_after_a_step_leave_rows_alone() -> None:
     rows = [np.random.default_rng(j).normal(size=3 * RUN + 5).astype(np.float32) for j in range(2)]
-    before = [row.copy() for row in rows]
-    step = drop.bind((0.3, 0.6), (1.0, 2.0), (1, 2), (3, 4))
-    _, whole = statistics(rows).absolute_sums(step)
-    assert all(np.array_equal(a, b) for a, b in zip(before, rows, strict=True))
-    for j, row in enumerate(rows):
-        apply_each(step, j, 0, row)
-    np.testing.assert_allclose(whole, [abs(row).sum() for row in rows], rtol=1e-5)
+    copies = [row.copy() for row in rows]
+    deltas = Statistics(lambda *_: [(0, Inputs(tuple(rows)))], rows[0].dtype, 2, rows[0].shape, KEYS[:2])
+    step = drop.bind((0.3, 0.6))
+    before, after = deltas.absolute_sums(step)
+    assert deltas.stepped is None
+    assert all(np.array_equal(row, copy) for row, copy in zip(rows, copies, strict=True))
+    results = [stepped(step, j, row, KEYS[j]) for j, row in enumerate(rows)]
+    for sums, of_rows in ((before, rows), (after, results)):
+        np.testing.assert_allclose(sums, [math.fsum(abs(row).tolist()) for row in of_rows], rtol=1e-12)
+    assert all(0 < after[j] < before[j] for j in range(2))
+
+
+def test_a_step_in_place_leaves_its_results_in_the_rows() -> None:
+    rows = [np.random.default_rng(j).normal(size=3 * RUN + 5).astype(np.float32) for j in range(2)]
+    step = drop.bind((0.3, 0.6))
+    results = [stepped(step, j, row, KEYS[j]) for j, row in enumerate(rows)]
+    expected = statistics(rows).absolute_sums(step)
+    blocks = [(at, Inputs(tuple(row[at : at + RUN] for row in rows))) for at in range(0, len(rows[0]), RUN)]
+    deltas = Statistics(lambda *_: blocks, rows[0].dtype, 2, rows[0].shape, KEYS[:2], in_place=True)
+    assert deltas.absolute_sums(step) == expected
+    assert deltas.stepped is step
+    assert all(np.array_equal(row, result) for row, result in zip(rows, results, strict=True))
 
 
 # --- random masks -----------------------------------------------------------------------------------------------
 
 
 def mask(density: float, key: tuple[int, int], n: int = 1 << 18, start: int = 0) -> Row:
-    row = np.full(n, ONE)
-    apply_each(drop.bind((density,), (1.0,), (key[0],), (key[1],)), 0, start, row)
-    return row != 0
+    return stepped(drop.bind((density,)), 0, np.full(n, ONE), key, start) != 0
 
 
 @pytest.mark.parametrize("density", [0.0, 0.01, 0.3, 0.5, 0.9, 1.0])

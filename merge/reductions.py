@@ -1,0 +1,132 @@
+"""What methods ask of tensors whatever the recipe's numbers are, kept for the next candidate of a search.
+
+Dot products, histograms of magnitudes and the like are the same for all recipes over the same models. A search
+computes them once and keeps them, as arrays in a folder that all processes of a machine map into memory.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Hashable
+from contextlib import suppress
+from pathlib import Path
+from stat import S_ISDIR
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Kept: TypeAlias = npt.NDArray[Any]
+Keep: TypeAlias = Callable[[Hashable, Callable[[], Kept]], Kept]
+
+# Of what the arrays mean; what another version left behind is not used.
+VERSION = 1
+
+# A file has a header of so many 64-bit integers, the kind and the shape; then the array. (numpy's own format is
+# parsed as Python, which in Python 3.11 fails now and then when threads do so at once.)
+HEADER = 4
+KINDS = (np.dtype(np.float64), np.dtype(np.uint32))
+
+
+def node_folder(name: str) -> Path:
+    """A folder that processes of this machine and user have in common, for one purpose."""
+    digest = hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+    return Path(tempfile.gettempdir()) / f"heterosis-{os.getuid()}-{digest}"
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether a folder exists now that nobody else could have filled."""
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        stat = folder.lstat()
+    except OSError:
+        return False
+    return S_ISDIR(stat.st_mode) and stat.st_uid == os.getuid() and not stat.st_mode & 0o077
+
+
+class Reductions:
+    """Arrays by key, computed once.
+
+    Args:
+        folder: Where other processes find them, None to keep them in this one; it goes with the last process
+            that closes it.
+        budget: Bytes to keep at most; what does not fit is computed again every time.
+    """
+
+    def __init__(self, folder: Path | None = None, budget: int = 256 * 1024**2) -> None:
+        self._folder = folder
+        self._budget = budget
+        self._arrays: dict[str, Kept] = {}
+        self._nbytes = 0
+        self._lock: int | None = None
+        if folder is not None and not _is_own(folder):
+            self._folder = None
+        elif folder is not None:
+            self._lock = os.open(folder, os.O_RDONLY)
+            with suppress(OSError):  # not every file system has locks
+                fcntl.flock(self._lock, fcntl.LOCK_SH)
+
+    def keep(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
+        """The array of a key; threads and processes that meet here at first compute the same one.
+
+        Args:
+            key: Everything that the array depends on, as numbers, texts and tuples of them.
+            make: Computes it.
+        """
+        name = hashlib.blake2b(repr(key).encode(), digest_size=16).hexdigest()
+        if name not in self._arrays:
+            array = self._load(name)
+            if array is None:
+                array = make()
+                if self._nbytes + array.nbytes > self._budget:
+                    return array
+                array = self._save(name, array)
+            self._arrays[name] = array
+            self._nbytes += array.nbytes
+        return self._arrays[name]
+
+    def _load(self, name: str) -> Kept | None:
+        if self._folder is None:
+            return None
+        path = self._folder / name
+        with suppress(OSError, ValueError):  # it is not there
+            kind, *sizes = np.fromfile(path, np.int64, HEADER).tolist()
+            shape = tuple(size for size in sizes if size)
+            return np.memmap(path, KINDS[kind], "r", HEADER * 8, shape)
+        return None
+
+    def _save(self, name: str, array: Kept) -> Kept:
+        """Write an array to the folder, whole or not at all, and map it; without room it stays as it is."""
+        if self._folder is None:
+            return array
+        with suppress(OSError):
+            descriptor, partial = tempfile.mkstemp(dir=self._folder)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    sizes = array.shape + (0,) * (HEADER - 1 - array.ndim)
+                    np.array([KINDS.index(array.dtype), *sizes], np.int64).tofile(file)
+                    np.ascontiguousarray(array).tofile(file)
+                os.replace(partial, self._folder / name)
+            except OSError:
+                os.unlink(partial)
+                raise
+        return array if (mapped := self._load(name)) is None else mapped
+
+    def of(self, *tensor: Hashable) -> Keep:
+        """`keep` for what depends on one operation's inputs: which they are, and how they are rounded."""
+        return lambda key, make: self.keep((VERSION, tensor, key), make)
+
+    def close(self) -> None:
+        """Forget everything; the last process to close the folder removes it."""
+        self._arrays.clear()
+        if self._lock is None or self._folder is None:
+            return
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(self._folder, ignore_errors=True)
+        except OSError:  # others use it
+            pass
+        os.close(self._lock)
+        self._lock = None
