@@ -16,8 +16,10 @@ from heterosis.merge.reductions import Reductions
 from heterosis.merge.statistics import Statistics, between, cuts_in, typed
 from heterosis.merge.workspace import Workspace
 
-# Elements of a block that is read once: with a handful of models, rows of this length stay in the L2 cache.
+# Elements of a block that is read once, and the bytes of its rows, which lowers it where there are many models.
+# (Smaller blocks stay in the L2 cache, but Python between the loops, and the system's calls, cost more than that.)
 STREAMING_BLOCK = 1 << 19
+BLOCK_BYTES = 8 * 1024**2
 
 # Where loops with random numbers begin anew.
 _KEYED = 1 << 32
@@ -84,7 +86,6 @@ class Computation:
         self._op = op
         self._method = op.method
         self._workspace = workspace
-        self._block = block or STREAMING_BLOCK
         self._work = torch.float64 if op.compute == torch.float64 else torch.float32
         self._numpy = torch.empty(0, dtype=self._work).numpy().dtype
         self._dtypes = tuple(self._row_dtype(source) for source in self._sources)
@@ -93,6 +94,8 @@ class Computation:
             dtype.itemsize for dtype, view in zip(self._dtypes, self._views, strict=True) if view is None
         )
         self._fits = row_bytes == 0 or (self._method.reduces and op.numel * row_bytes <= budget)
+        fitting = BLOCK_BYTES // sum(dtype.itemsize for dtype in self._dtypes)
+        self._block = block or min(STREAMING_BLOCK, 1 << fitting.bit_length() - 1)
         self._reductions = reductions
         self._statistics = self._make_statistics()
         self._program: Program | None = None

@@ -41,6 +41,7 @@ _WIDE = np.dtype(np.float64)
 _PARTS = 8  # that positions of equal entries are searched in, at most
 _SMALLEST_PART = 1 << 20
 _PIECE = 1 << 16  # elements whose floats stay in the L2 cache
+_AT_ONCE = 8  # digits whose counts stay in the L3 cache
 _STEPPED = 1 << 12  # elements that a step works on at a time, in the L1 cache
 _NO_SUMS = np.empty(0)
 
@@ -122,7 +123,7 @@ class Statistics:
         m = self.models
         pairs = [(a, b) for a in range(m) for b in range(a, m)]
         partials = self._partials(len(pairs))
-        for start, inputs in self._pieces(_PIECE):
+        for start, inputs in self._pieces(max(RUN, _PIECE * 4 // max(4, m))):
             rows = self.floats(inputs)
             for (a, b), sums in zip(pairs, partials, strict=True):
                 add_products(rows[a], rows[b], start, sums)
@@ -274,10 +275,11 @@ class Statistics:
         return rows
 
     def histograms(self, digits: Sequence[Digit]) -> list[Histogram]:
-        """The histogram of each digit, from one pass for all unless they are kept."""
+        """The histogram of each digit, from one pass for a handful unless they are kept."""
         first = self._dtype.itemsize * 8 - 16
         if self._keep is None or any(shift != first or quantity.numbers for quantity, shift, _ in digits):
-            return self._histograms(digits)
+            batches = (digits[at : at + _AT_ONCE] for at in range(0, len(digits), _AT_ONCE))
+            return [histogram for batch in batches for histogram in self._histograms(batch)]
         return [
             Histogram.of_array(self._kept(("histogram", _name(digit[0])), lambda: self._histograms([digit])[0].array))
             for digit in digits

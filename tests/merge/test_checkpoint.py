@@ -415,8 +415,8 @@ def test_weights_opened_before_a_fault_are_closed(sharded: Path, monkeypatch: py
     opened: list[SafetensorsFile] = []
 
     class Recorded(SafetensorsFile):
-        def __init__(self, path: Path) -> None:
-            super().__init__(path)
+        def __init__(self, path: Path, mapped: bool = False) -> None:
+            super().__init__(path, mapped)
             opened.append(self)
 
     monkeypatch.setattr(checkpoint_module, "SafetensorsFile", Recorded)

@@ -11,15 +11,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from heterosis.errors import InputError
-from heterosis.merge import computation
+from heterosis.merge import computation, executor
 from heterosis.merge.api import merge_models
 from heterosis.merge.checkpoint import TensorSource
 from heterosis.merge.executor import MergeError, execute
-from heterosis.merge.methods import methods
+from heterosis.merge.methods import Bound, methods
 from heterosis.merge.plan import MergePlan, TensorOp
 from heterosis.merge.planner import build_plan
 from heterosis.merge.recipe import InputModel, ModelRef, Recipe
 from heterosis.merge.sinks import ModelSink
+from heterosis.merge.statistics import Statistics
 
 MakeLlama = Callable[..., Path]
 NAMES = sorted(methods())
@@ -184,6 +185,83 @@ def test_a_tensor_that_failed_is_not_held(
     assert NORM in live.written
     expected = run(first).tensors
     assert all(torch.equal(live.tensors[name], expected[name]) for name in expected)
+
+
+# --- steps in place ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def large(make_llama: MakeLlama, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
+    """Models with tensors longer than what a step works on at a time; the last is the base and an adapter."""
+    rank, generator = 3, torch.Generator().manual_seed(3)
+    adapter = tmp_path_factory.mktemp("adapters") / "mlp"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 3, "lora_alpha": 6}')
+    shapes = {"lora_A": (rank, 48), "lora_B": (96, rank)}
+    save_file(
+        {
+            f"base_model.model.model.layers.0.mlp.up_proj.{name}.weight": torch.randn(shape, generator=generator)
+            for name, shape in shapes.items()
+        },
+        adapter / "adapter_model.safetensors",
+    )
+
+    def make(stored: str) -> list[str]:
+        options: dict[str, Any] = {"layers": 1, "hidden": 48, "vocab": 515, "dtype": getattr(torch, stored)}
+        base = make_llama(f"large-{stored}", seed=0, **options)
+        others = [make_llama(f"large-{stored}-{i}", seed=i, noise_from=base, **options) for i in (1, 2)]
+        return [*map(str, [base, *others]), f"{base}+{adapter}"]
+
+    return make
+
+
+@pytest.mark.parametrize("method", ["dare_linear", "dare_ties", "della", "ties", "breadcrumbs"])
+@pytest.mark.parametrize(
+    ("stored", "dtype", "in_place"),
+    [
+        ("bfloat16", "bfloat16", True),
+        ("bfloat16", "float16", True),
+        ("bfloat16", "float32", False),  # whose task vectors are no values of bfloat16
+        ("float32", "float32", True),
+        ("float32", "bfloat16", True),
+    ],
+)
+@pytest.mark.parametrize("adapted", [False, True], ids=["", "adapted"])
+def test_a_step_in_place_changes_no_bit(
+    method: str,
+    stored: str,
+    dtype: str,
+    in_place: bool,
+    adapted: bool,
+    large: Callable[[str], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Noting(Statistics):
+        in_place: set[bool] = set()
+
+        def absolute_sums(self, each: Bound) -> Any:
+            sums = super().absolute_sums(each)
+            self.in_place.add(self.stepped is each)
+            return sums
+
+    monkeypatch.setattr(computation, "Statistics", Noting)
+    base, *models = large(stored)
+    listed = [InputModel(model=ModelRef.parse(model)) for model in (models[1:] if adapted else models[:2])]
+    parameters = {"weight": 0.6, "density": 0.4, "rescale": True}
+    recipe = recipe_of(method, [base], dtype=dtype).model_copy(update={"models": listed, "parameters": parameters})
+    again = run(recipe, threads=1, memory_limit=1).tensors
+    assert Noting.in_place == {False}
+    Noting.in_place.clear()
+    assert not torch.equal(again[EMBEDDING], run(recipe_of("passthrough", [base, base])).tensors[EMBEDDING])
+    ups = [f"model.layers.0.mlp.{name}_proj.weight" for name in ("up", "gate")]
+    assert all(again[name].isfinite().all() for name in ups)
+    monkeypatch.setattr(executor, "THREAD_MINIMUM", 1)  # else so little memory would mean a single thread
+    for block in (1 << 19, 4096, 1000):
+        monkeypatch.setattr(computation, "STREAMING_BLOCK", block)
+        for threads, memory_limit in [(1, 1 << 29), (2, 1 << 29), (2, 600_000), (1, 1)]:
+            live = run(recipe, threads=threads, memory_limit=memory_limit).tensors
+            assert all(torch.equal(live[name], again[name]) for name in again), (block, threads, memory_limit)
+    assert Noting.in_place == ({True, False} if in_place else {False})
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------

@@ -372,7 +372,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     """Tensors of many blocks are read with buffers of one."""
     torch.manual_seed(0)
     for name in ("base", "a"):
-        save_file({"w": torch.randn(1000, 300)}, tmp_path / f"{name}.safetensors")
+        save_file({"w": torch.randn(2000, 300)}, tmp_path / f"{name}.safetensors")
     sizes: list[int] = []
     with open_checkpoint(str(tmp_path / "a.safetensors")) as model:
         read = type(model.tensors["w"]).read
@@ -384,7 +384,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(type(model.tensors["w"]), "read", watched)
             found = measured(tmp_path / "base.safetensors", tmp_path / "a.safetensors")
-    assert max(sizes) <= STREAMING_BLOCK < 300_000
+    assert max(sizes) <= STREAMING_BLOCK < 600_000
     base, a = (load_file(tmp_path / f"{name}.safetensors")["w"].double() for name in ("base", "a"))
     assert found.overall.norms[0] == pytest.approx(float((a - base).norm() / base.norm()), rel=1e-6)
 
