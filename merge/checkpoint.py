@@ -178,7 +178,7 @@ def open_checkpoint(ref: ModelRef | str, mapped: bool = False) -> Checkpoint:
 
     Args:
         ref: The model.
-        mapped: Whether weights are to be used where the system keeps their files in memory (see `SafetensorsFile`).
+        mapped: Whether weights are used where the system keeps their files in memory (see `SafetensorsFile`).
 
     Raises:
         InputError: If it is missing, malformed, quantised, or has an adapter that cannot be applied.

@@ -62,8 +62,8 @@ def check_finite(block: torch.Tensor) -> None:
 class Computation:
     """Merges one tensor, block by block.
 
-    Inputs are rounded to the compute dtype; where there is a base, methods get task vectors, rounded too. Values of
-    bfloat16 stay bits, which the loops widen; all else is made floats, and task vectors, while it is read. A
+    Inputs are rounded to the compute dtype; where there is a base, methods get task vectors, rounded too. Values
+    of bfloat16 stay bits, which the loops widen; all else is made floats, and task vectors, while it is read. A
     tensor whose rows fit the budget is read once. The result does not depend on blocks or budget.
 
     Args:
@@ -125,7 +125,7 @@ class Computation:
         Raises:
             ValueError: If the method's numbers cannot be had.
         """
-        if self._program is None:  # cached_property would let one thread of all at a time run reductions, until 3.12
+        if self._program is None:  # not a cached_property: until 3.12 these share a lock, and threads would wait
             self._program = self._made()
         return self._program
 
@@ -199,7 +199,7 @@ class Computation:
         scale = None if program.scale is None else typed(program.scale, self._numpy)
         keys = self._op.keys if each is not None and each.formula.random else None
         cuts = [*cuts_in(program.map.numbers), *cuts_in(each.numbers if each else ())]
-        segments = []
+        segments: list[tuple[int, int, Callable[..., None], tuple[object, ...]]] = []
         for start, stop in between(0, self._op.numel, cuts, _KEYED if keys else None):
             steps = each and tuple(
                 typed(tuple(number[j] for number in each.numbers), self._numpy, start)
@@ -251,9 +251,7 @@ class Computation:
         if self._workspace.content != (self, first, last):
             assert self._stepped is None or not self._fits, "the rows hold what the step made of them"
             self._workspace.content = (self, first, last)
-            missing = tuple(
-                dtype for dtype, view in zip(self._dtypes, self._views, strict=True) if view is None
-            )
+            missing = tuple(dtype for dtype, view in zip(self._dtypes, self._views, strict=True) if view is None)
             buffers = iter(self._workspace.buffers("rows", last - first, missing) if missing else ())
             self._tensors = [next(buffers) if view is None else view[first:last] for view in self._views]
             self._arrays = self._as_inputs(self._tensors)

@@ -117,7 +117,7 @@ def _gram(sources: Sequence[TensorSource], workspace: Workspace) -> Matrix:
     work = torch.float64 if wide else torch.float32
 
     def blocks(row_length: int = 1, start: int = 0) -> Iterator[tuple[int, Inputs]]:
-        assert row_length == 1 and start == 0  # as dot products ask
+        assert (row_length, start) == (1, 0)  # as dot products ask
         for start in range(0, numel, STREAMING_BLOCK):
             stop = min(start + STREAMING_BLOCK, numel)
             rows = [workspace.buffer(f"row {j}", stop - start, work) for j in range(len(sources))]

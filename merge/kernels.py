@@ -16,7 +16,7 @@ import hashlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -81,11 +81,8 @@ class Inputs(NamedTuple):
         return Inputs(tuple(row[elements] for row in self.rows), part_of(self.base, elements))
 
 
-Part = TypeVar("Part", Row, Rounded, Unrounded, None)
-
-
-def part_of(row: Part, elements: slice) -> Part:
-    """Some elements of what loops take."""
+def part_of(row: Any, elements: slice) -> Any:
+    """Some elements of what loops take: of a row, of one that is `Rounded` or `Unrounded`, or of None."""
     if isinstance(row, Rounded | Unrounded):
         return type(row)(row.row[elements])
     return None if row is None else row[elements]
@@ -280,7 +277,7 @@ def _all_finite_overload(row):  # type: ignore[no-untyped-def]
     return of_floats
 
 
-# --- random numbers -----------------------------------------------------------------------------------------------
+# --- random numbers ---------------------------------------------------------------------------------------------
 
 # Multipliers of a 32-bit mixing function with low bias (C. Wellons, hash-prospector, 2018).
 _M1 = np.uint32(0x7FEB352D)
@@ -331,9 +328,10 @@ def map_loop(formula: Callable[..., Any], each: Callable[..., Any] | None = None
             element's random number, ``each(i, x_j, u_j, *steps[j])``.
 
     Returns:
-        ``loop(rows, base, onto, start, steps, keys, scales, numbers, out)``. Values, after their steps, are multiplied
-        by ``scales[j]`` unless that is None; ``onto`` is added to what the formula gives, unless it is None; ``out``
-        takes floats, bits of bfloat16, or is `Rounded`. With keys, no multiple of 2 ** 32 lies inside the block.
+        ``loop(rows, base, onto, start, steps, keys, scales, numbers, out)``. Values, after their steps, are
+        multiplied by ``scales[j]`` unless that is None; ``onto`` is added to what the formula gives, unless it is
+        None; ``out`` takes floats, bits of bfloat16, or is `Rounded`. With keys, no multiple of 2 ** 32 lies in the
+        block.
     """
     jitable = register_jitable(formula)
     if each is None:
@@ -463,15 +461,16 @@ def step_loop(formula: Callable[..., Any], per_row: bool, random: bool) -> Calla
     """Apply a step to one model's values, and sum their magnitudes before and after it.
 
     Args:
-        formula: ``formula(i, x, *numbers)``, or ``formula(i, x, u, *numbers)`` if it is random. Per row, x and u are
-            whole rows ``[rows, length]``, and x is changed in place.
+        formula: ``formula(i, x, *numbers)``, or ``formula(i, x, u, *numbers)`` if it is random. Per row, x and u
+            are whole rows ``[rows, length]``, and x is changed in place.
         per_row: Whether it takes whole rows.
         random: Whether it takes random numbers.
 
     Returns:
-        ``loop(row, base, start, length, key, numbers, values, u, before, after, out)``. ``length`` is that of a row;
-        ``values`` and ``u`` are room for some whole rows of floats, which are worked on at a time; ``before`` and
-        ``after`` are sums (see `add_values`), or empty; ``out`` takes floats or bits of bfloat16, and may be the row.
+        ``loop(row, base, start, length, key, numbers, values, u, before, after, out)``. ``length`` is that of a
+        row; ``values`` and ``u`` are room for some whole rows of floats, which are worked on at a time; ``before``
+        and ``after`` are sums (see `add_values`), or empty; ``out`` takes floats or bits of bfloat16, and may be
+        the row.
     """
     jitable = register_jitable(formula)
 
@@ -578,7 +577,7 @@ def count_digits(bits, shift, lower, prefix, counts):  # type: ignore[no-untyped
 @compiled
 def find_equal(row, value, count):  # type: ignore[no-untyped-def]
     """The position of the ``count``-th entry (from 1) equal to ``value`` or -1, and how many were seen."""
-    seen = 0
+    seen = np.int64(0)
     for at in range(0, row.shape[0], LANES):
         part = row[at : at + LANES]
         equal = np.uint16(0)
@@ -586,8 +585,8 @@ def find_equal(row, value, count):  # type: ignore[no-untyped-def]
             equal += np.uint16(part[i] == value)
         if seen + equal >= count:
             for i in range(part.shape[0]):
-                seen += part[i] == value
+                seen = seen + (part[i] == value)
                 if seen == count:
                     return at + i, seen
-        seen += np.int64(equal)
+        seen = seen + np.int64(equal)
     return -1, seen

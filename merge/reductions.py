@@ -91,7 +91,7 @@ class Reductions:
         if self._folder is None:
             return None
         path = self._folder / name
-        with suppress(OSError, ValueError):  # it is not there
+        with suppress(OSError, ValueError, IndexError):  # it is not there, or not ours
             kind, *sizes = np.fromfile(path, np.int64, HEADER).tolist()
             shape = tuple(size for size in sizes if size)
             return np.memmap(path, KINDS[kind], "r", HEADER * 8, shape)
@@ -108,9 +108,9 @@ class Reductions:
                     sizes = array.shape + (0,) * (HEADER - 1 - array.ndim)
                     np.array([KINDS.index(array.dtype), *sizes], np.int64).tofile(file)
                     np.ascontiguousarray(array).tofile(file)
-                os.replace(partial, self._folder / name)
+                Path(partial).replace(self._folder / name)
             except OSError:
-                os.unlink(partial)
+                Path(partial).unlink()
                 raise
         return array if (mapped := self._load(name)) is None else mapped
 

@@ -1,4 +1,4 @@
-"""Exact selection of a tensor's largest entries by one quantity: how many values there are of each size, then where."""
+"""Exact selection of a tensor's largest entries by one quantity: how many values of each size, then where."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,9 +48,13 @@ class Histogram:
 class Values(Protocol):
     """A tensor's quantities, as selection asks for them. None of their values is negative."""
 
-    numel: int
-    part: int
-    """Elements of each of the parts that positions are searched in."""
+    @property
+    def numel(self) -> int:
+        """How many there are of each."""
+
+    @property
+    def part(self) -> int:
+        """Elements of each of the parts that positions are searched in."""
 
     def whole(self, quantities: Sequence[Bound]) -> list[Row]:
         """All values of quantities of a small tensor."""
@@ -97,7 +101,7 @@ class _Search:
 def select(values: Values, dtype: np.dtype[Any], wanted: Sequence[tuple[Bound, int]]) -> list[Cut]:
     """The cuts that keep the largest values of quantities.
 
-    Radix selection over the bit patterns, which order as the values do, 16 bits a pass for all quantities together.
+    Radix selection over the bit patterns, which order as the values do, 16 bits a pass for all quantities at once.
     It stops where no value has bits below: magnitudes of bfloat16 take one pass. Values equal at a cut are kept in
     the order of their positions, which are searched in one part of the tensor.
 

@@ -6,6 +6,7 @@ A *quantity* is a bound map formula: a number for every element, from the values
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol, TypeAlias
 
@@ -18,7 +19,6 @@ from heterosis.merge.kernels import (
     Inputs,
     Row,
     add_groups,
-    add_magnitudes,
     add_products,
     add_values,
     count_digits,
@@ -213,7 +213,7 @@ class Statistics:
         before: Vector = _NO_SUMS,
         after: Vector = _NO_SUMS,
     ) -> None:
-        """Apply a step to one model's values in a block of whole rows; sum their magnitudes before and after it."""
+        """Apply a step to one model's values in a block of whole rows; sum magnitudes before and after it."""
         row, length = inputs.rows[model], each.row_length
         at_once = max(1, _STEPPED // length) * length
         values = self._workspace.array("values", (at_once,), self._dtype)
@@ -281,9 +281,11 @@ class Statistics:
             batches = (digits[at : at + _AT_ONCE] for at in range(0, len(digits), _AT_ONCE))
             return [histogram for batch in batches for histogram in self._histograms(batch)]
         return [
-            Histogram.of_array(self._kept(("histogram", _name(digit[0])), lambda: self._histograms([digit])[0].array))
-            for digit in digits
+            Histogram.of_array(self._kept(("histogram", _name(d[0])), partial(self._array, d))) for d in digits
         ]
+
+    def _array(self, digit: Digit) -> Kept:
+        return self._histograms([digit])[0].array
 
     def _histograms(self, digits: Sequence[Digit]) -> list[Histogram]:
         parts = -(-self.numel // self.part)

@@ -1,5 +1,6 @@
 """Buffers that threads reuse, because touching new pages of memory is dear."""
 
+import itertools
 import math
 import mmap
 import threading
@@ -35,14 +36,20 @@ class Workspace(threading.local):
     def buffers(self, name: str, size: int, dtypes: tuple[torch.dtype, ...]) -> list[torch.Tensor]:
         """Tensors of one size in one buffer. They begin at pages, into which files are read much faster."""
         lengths = [_whole_pages(size * dtype.itemsize) for dtype in dtypes]
-        return self._view(name, sum(lengths), (size, dtypes), lambda whole: [
-            part.view(dtype)[:size] for part, dtype in zip(whole[:sum(lengths)].split(lengths), dtypes, strict=True)
-        ])
+
+        def views(whole: torch.Tensor) -> list[torch.Tensor]:
+            ends = itertools.accumulate(lengths)
+            return [
+                whole[end - length : end].view(dtype)[:size]
+                for end, length, dtype in zip(ends, lengths, dtypes, strict=True)
+            ]
+
+        return self._view(name, sum(lengths), (size, dtypes), views)
 
     def array(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray[Any, np.dtype[Any]]:
         """The same as an array of numpy."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
-        return self._view(name, size, (shape, dtype), lambda whole: whole[:size].numpy().view(dtype).reshape(shape))
+        return self._view(name, size, (shape, dtype), lambda whole: _shaped(whole[:size], shape, dtype))
 
     def _view(self, name: str, size: int, key: tuple[object, ...], make: Callable[[torch.Tensor], T]) -> T:
         """What is made of a buffer of at least so many bytes, made once."""
@@ -55,7 +62,12 @@ class Workspace(threading.local):
             buffer = self._buffers[name] = torch.frombuffer(_pages(size), dtype=torch.uint8)
         if key not in views:
             views[key] = make(buffer)
-        return views[key]
+        made: T = views[key]
+        return made
+
+
+def _shaped(part: torch.Tensor, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray[Any, np.dtype[Any]]:
+    return part.numpy().view(dtype).reshape(shape)
 
 
 def _pages(size: int) -> mmap.mmap:

@@ -1,10 +1,10 @@
-"""Time of putting a candidate into a resident model, beside reading the parents' bytes and writing the model's once.
+"""Time of putting a candidate into a resident model, beside reading the parents' bytes and writing its own once.
 
     python scripts/bench_update.py [--size 2.2GB] [--candidates 5] [--methods ties linear] [--threads 2]
 
-The parents are mapped, and what does not depend on the genome is kept, as in a search's worker: the first candidate,
-which computes it, is printed apart. The floor is a loop over the same mapped files that combines 64-bit words, on
-as many threads. Checkpoints are those of bench_merge.py. Prints medians and their ratio.
+The parents are mapped, and what does not depend on the genome is kept, as in a search's worker: the first
+candidate, which computes it, is printed apart. The floor is a loop over the same mapped files that combines 64-bit
+words, on as many threads. Checkpoints are those of bench_merge.py. Prints medians and their ratio.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--candidates", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--live", choices=("bfloat16", "float32"), default="bfloat16", help="the live model's dtype")
+    parser.add_argument("--live", choices=("bfloat16", "float32"), default="bfloat16", help="the model's dtype")
     options = parser.parse_args()
     print("| method | floor s | first s | candidate s | of the floor |\n| --- | --- | --- | --- | --- |")
     for method in options.methods:
@@ -68,7 +68,7 @@ def main() -> None:
         files = [file for checkpoint in opened.values() for file in checkpoint.files]
         words = np.zeros(sum(op.numel for op in plan.ops) // 4, np.uint64)
         reductions, floors, times = Reductions(), [], []
-        for k in range(options.candidates + 1):
+        for _ in range(options.candidates + 1):
             floors.append(floor(files, words, options.threads))
             begun = time.perf_counter()
             # A new sink holds nothing yet, so that the same numbers are merged again.

@@ -88,7 +88,7 @@ class Cut:
     last: int
 
     def threshold(self, position: int, dtype: np.dtype[Any]) -> Any:
-        """What an entry there must reach, in the quantity's type; it is the same up to `last`, and from there on."""
+        """What an entry there must reach, in the quantity's type: one number up to `last`, one from there on."""
         value = dtype.type(self.value)
         return value if position <= self.last else np.nextafter(value, dtype.type(np.inf))
 
@@ -100,7 +100,7 @@ class Formula:
     Per element it is ``f(i, x, *numbers)``. For a map, ``x`` is a tuple with one value per model; for a step
     applied to each model, one value. ``i`` is the element's position in the flattened tensor.
 
-    Per row, ``x`` holds whole rows of the tensor, ``[rows, length]``, to be changed in place; ``i`` is their start.
+    Per row, ``x`` holds whole rows of the tensor, ``[rows, length]``, to be changed in place from ``i`` on.
 
     A random step gets random numbers after x, in [0, 1): one for the element, or as many as there are in the rows.
     They depend on the recipe's seed, the tensor, the model and the position alone.

@@ -3,6 +3,8 @@
 An entry's rank is the number of entries with smaller magnitudes, from a histogram, and of equal ones before it.
 """
 
+from typing import Any
+
 import numpy as np
 from numba import types
 from numba.extending import overload, register_jitable
@@ -83,10 +85,10 @@ def _rank(keys, unused, ranks, place):  # type: ignore[no-untyped-def]
     zeros = np.int64(0)
     for k in range(keys.shape[0]):
         key = np.int64(keys[k] >> unused)
-        zero = (key - ZEROS) >> 63  # all bits or none; LLVM would make a branch of a choice, of those unforeseeable
+        zero = (key - ZEROS) >> 63  # all bits or none: of a choice, LLVM would make a branch
         rank = np.int64(place[key])
         rank += (zeros - rank) & zero
-        zeros -= zero
+        zeros = np.int64(zeros - zero)
         ranks[k] = rank
         place[key] = rank + 1
 
@@ -136,7 +138,7 @@ def _length(x):  # type: ignore[no-untyped-def]
     return bits
 
 
-def _bits(rows):  # type: ignore[no-untyped-def]
+def _bits(rows: Any) -> Any:
     """Floats as unsigned integers."""
 
 
@@ -144,5 +146,3 @@ def _bits(rows):  # type: ignore[no-untyped-def]
 def _bits_overload(rows):  # type: ignore[no-untyped-def]
     unsigned = np.uint32 if rows.dtype == types.float32 else np.uint64
     return lambda rows: rows.view(unsigned)
-
-

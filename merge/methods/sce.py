@@ -44,7 +44,7 @@ def varies(i, d):  # type: ignore[no-untyped-def]
 
 @formula
 def selected_square(i, d, own, cut):  # type: ignore[no-untyped-def]
-    """``d_j^2`` where selected; ``own`` is 1 for model j and else 0, as an index would keep it from vectorising."""
+    """``d_j^2`` where selected; ``own`` is 1 for model j, else 0, as an index would keep it from vectorising."""
     entry = np.float64(0)
     for k in range(len(d)):
         entry += np.float64(own[k] * d[k])
