@@ -330,8 +330,8 @@ def map_loop(formula: Callable[..., Any], each: Callable[..., Any] | None = None
     Returns:
         ``loop(rows, base, onto, start, steps, keys, scales, numbers, out)``. Values, after their steps, are
         multiplied by ``scales[j]`` unless that is None; ``onto`` is added to what the formula gives, unless it is
-        None; ``out`` takes floats, bits of bfloat16, or is `Rounded`. With keys, no multiple of 2 ** 32 lies in the
-        block.
+        None; ``out`` takes floats, bits of bfloat16, or is `Rounded`. With keys, no multiple of 2 ** 32 lies
+        inside.
     """
     jitable = register_jitable(formula)
     if each is None:

@@ -79,9 +79,9 @@ def _rank(keys, unused, ranks, place):  # type: ignore[no-untyped-def]
     for k in range(keys.shape[0]):
         place[keys[k] >> unused] += 1
     below = np.int32(0)
-    for key in range(place.shape[0]):
-        below += place[key]
-        place[key] = below - place[key]
+    for k in range(place.shape[0]):
+        below += place[k]
+        place[k] = below - place[k]
     zeros = np.int64(0)
     for k in range(keys.shape[0]):
         key = np.int64(keys[k] >> unused)
