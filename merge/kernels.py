@@ -40,7 +40,11 @@ def compiled(loop: Callable[..., Any], *formulas: Callable[..., Any], **options:
     calls, and of the content of all files that formulas may come from.
     """
     names = [f"{formula.__module__}.{formula.__qualname__}" for formula in formulas]
-    files = {formula.__code__.co_filename for formula in (loop, *formulas)}
+    files = [Path(formula.__code__.co_filename) for formula in (loop, *formulas)]
+    # Without a file, as in a notebook, there is nothing to tell a new version by; of functions that one function
+    # makes, names do not tell which is which.
+    if not all(file.is_file() for file in files) or any("<locals>" in name for name in names):
+        return numba.njit(nogil=True, **options)(loop)  # type: ignore[no-any-return]
     loop.__qualname__ = ".".join([loop.__qualname__, *names, _content(frozenset(files))])
     try:
         return numba.njit(nogil=True, cache=True, **options)(loop)  # type: ignore[no-any-return]
@@ -49,11 +53,11 @@ def compiled(loop: Callable[..., Any], *formulas: Callable[..., Any], **options:
 
 
 @cache
-def _content(files: frozenset[str]) -> str:
+def _content(files: frozenset[Path]) -> str:
     """A hash of some files, and of those that may hold what they call."""
     own = [Path(__file__), *(Path(__file__).parent / "methods").glob("*.py")]
     digest = hashlib.blake2b(digest_size=8)
-    for path in sorted({*own, *map(Path, files)}):
+    for path in sorted({*own, *files}):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

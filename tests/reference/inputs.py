@@ -12,12 +12,20 @@ class Inputs(list[Vector]):
     Attributes:
         shape: The tensor's shape.
         keys: Each model's address of random masks.
+        start: The position of the first value, where these are some rows of a larger tensor.
     """
 
-    def __init__(self, rows: Iterable[Vector], shape: tuple[int, ...], keys: tuple[tuple[int, int], ...] = ()):
+    def __init__(
+        self,
+        rows: Iterable[Vector],
+        shape: tuple[int, ...],
+        keys: tuple[tuple[int, int], ...] = (),
+        start: int = 0,
+    ):
         super().__init__(rows)
         self.shape = shape
         self.keys = keys
+        self.start = start
 
     def along(self, dim: int) -> list[list[int]]:
         """Positions of the elements that lie along a dimension, -1 or 0: a list for each such line."""

@@ -50,11 +50,13 @@ def without_ends(d: Vector, density: float, gamma: float) -> Vector:
     return only(d, ascending(d)[bottom : bottom + keep])
 
 
-def dropped(d: Vector, density: float, key: tuple[int, int]) -> Vector:
-    return [v if uniform(i, *key) < np.float32(density) else 0.0 for i, v in enumerate(d)]
+def dropped(d: Vector, density: float, key: tuple[int, int], first: int) -> Vector:
+    return [v if uniform(i, *key) < np.float32(density) else 0.0 for i, v in enumerate(d, first)]
 
 
-def dropped_by_rank(d: Vector, density: float, epsilon: float, key: tuple[int, int], rows: int) -> Vector:
+def dropped_by_rank(
+    d: Vector, density: float, epsilon: float, key: tuple[int, int], first: int, rows: int
+) -> Vector:
     """A random part, of each row's larger entries the greater."""
     if density in (0, 1):
         return [density * v for v in d]
@@ -63,7 +65,7 @@ def dropped_by_rank(d: Vector, density: float, epsilon: float, key: tuple[int, i
     for start in range(0, len(d), n):
         for rank, k in enumerate(sorted(range(n), key=lambda k: (abs(d[start + k]), k))):
             probability = density - epsilon + 2 * epsilon * rank / (n - 1) if n > 1 else density
-            if uniform(start + k, *key) < probability:
+            if uniform(first + start + k, *key) < probability:
                 result[start + k] = d[start + k]
     return result
 
@@ -107,7 +109,7 @@ def task_vectors(
     for j, values in enumerate(d):
         mine = {name: numbers[j] if len(numbers) > 1 else numbers[0] for name, numbers in given.items()}
         if sparsify in (dropped, dropped_by_rank):
-            mine["key"] = d.keys[j]
+            mine |= {"key": d.keys[j], "first": d.start}
         if sparsify is dropped_by_rank:
             mine["rows"] = d.shape[0] if len(d.shape) > 1 else 1
         part = sparsify(values, **mine)

@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from heterosis.merge import kernels
+from heterosis.merge.computation import Computation
 from heterosis.merge.executor import MergeError
 from heterosis.merge.methods import get_method
 from heterosis.merge.methods.della import SEARCH, della
 from heterosis.merge.methods.random_mask import mask_key
+from heterosis.merge.plan import TensorOp
 from heterosis.merge.statistics import Statistics
+from heterosis.merge.workspace import Workspace
 
 from .inputs import Inputs
 from .sparsity import REFERENCES
@@ -50,6 +53,46 @@ def test_every_shape_equals_the_naive_loop(method: str, arguments: dict[str, Any
     base = torch.zeros(shape, dtype=torch.float64) if get_method(method).takes_deltas else None
     got = ours(method, [a, b], base, arguments, torch.float64, keys)
     torch.testing.assert_close(got.flatten(), torch.tensor(naive, dtype=torch.float64), rtol=1e-14, atol=1e-14)
+
+
+class Huge:
+    """A tensor that would not fit into memory: zeros, or a few numbers in turn (a `TensorSource`)."""
+
+    name, dtype = "w", torch.float32
+
+    def __init__(self, shape: tuple[int, ...], values: tuple[float, ...]) -> None:
+        self.shape = shape
+        self.identity = values
+        self.values = torch.tensor(values)
+
+    def view(self, start: int, stop: int) -> torch.Tensor | None:
+        return None
+
+    def read(self, start: int, stop: int, out: torch.Tensor) -> None:
+        out.copy_(self.values[torch.arange(start, stop) % len(self.values)])
+
+
+@pytest.mark.parametrize(
+    ("method", "given"), [("dare_linear", {}), ("dare_ties", {}), ("della_linear", {"epsilon": (0.2, 0.1)})]
+)
+def test_masks_of_huge_tensors_equal_the_naive_loop(method: str, given: dict[str, Any]) -> None:
+    width = 40
+    shape = ((1 << 28) + 3, width)
+    settings: dict[str, Any] = {"weight": (0.5, 1.0), "density": (0.3, 0.6), "rescale": False, **given}
+    sources = Huge(shape, (0.5, -1.0, 2.0, 4.0, -8.0)), Huge(shape, (-0.25, 1.0, 3.0))
+    keys = mask_key(5, "w", 0), mask_key(5, "w", 1)
+    arguments = {"normalize": False, "lambda_": 1.0, **settings}
+    zeros, wide = Huge(shape, (0.0,)), torch.float32
+    computed = Computation(
+        TensorOp("w", shape, wide, wide, get_method(method), sources, zeros, arguments, keys), Workspace()
+    )
+    for edge in (0, 1 << 32, 2 << 32):
+        first, last = max(edge // width - 2, 0) * width, (edge // width + 3) * width
+        rows = ([s.values[i % len(s.values)].item() for i in range(first, last)] for s in sources)
+        some = Inputs(rows, ((last - first) // width, width), keys, first)
+        expected = REFERENCES[method](some, **settings)
+        assert computed.read(first, last).tolist() == expected
+        assert computed.read(first + 3, last - 7).tolist() == expected[3:-7]
 
 
 # --- which entries are kept -------------------------------------------------------------------------------------
