@@ -30,14 +30,13 @@ from heterosis.merge.kernels import (
     step_loop,
     widen_row,
 )
-from heterosis.merge.methods.base import Bound, Cut, formula
+from heterosis.merge.methods.base import Bound, Cut, formula, wide_formula
 from heterosis.merge.reductions import Keep, Kept
 from heterosis.merge.selection import Digit, Histogram, select
 from heterosis.merge.workspace import Workspace
 
 Vector: TypeAlias = npt.NDArray[np.float64]
 
-_WIDE = np.dtype(np.float64)
 _PARTS = 8  # that positions of equal entries are searched in, at most
 _SMALLEST_PART = 1 << 20
 _PIECE = 1 << 16  # elements whose floats stay in the L2 cache
@@ -62,7 +61,7 @@ def magnitude(i, x):  # type: ignore[no-untyped-def]
     return abs(x[0])
 
 
-@formula
+@wide_formula
 def product(i, x):  # type: ignore[no-untyped-def]
     """``x_a x_b``, of the two models that it is bound to; of float32 values exact in float64."""
     return np.float64(x[0]) * np.float64(x[1])
@@ -152,7 +151,7 @@ class Statistics:
         partials = self._partials(len(quantities))
         for start, inputs in self._pieces(_PIECE):
             for quantity, sums in zip(quantities, partials, strict=True):
-                values = self._values(quantity, start, inputs, _WIDE)
+                values = self._values(quantity, start, inputs)
                 add_values(values, values, start, sums)
         return [_total(sums) for sums in partials]
 
@@ -171,7 +170,7 @@ class Statistics:
         stride, groups = self.groups(dim)
         totals = np.zeros(groups)
         for start, inputs in self._pieces(_PIECE):
-            add_groups(self._values(quantity, start, inputs, _WIDE), start, stride, totals)
+            add_groups(self._values(quantity, start, inputs), start, stride, totals)
         return totals
 
     def row_maxima(self, quantity: Bound) -> Vector:
@@ -179,7 +178,7 @@ class Statistics:
         stride, groups = self.groups(-1)
         maxima = np.full(groups, -np.inf)
         for start, inputs in self._pieces(_PIECE):
-            max_groups(self._values(quantity, start, inputs, _WIDE), start, stride, maxima)
+            max_groups(self._values(quantity, start, inputs), start, stride, maxima)
         return maxima
 
     def groups(self, dim: int) -> tuple[int, int]:
@@ -270,7 +269,7 @@ class Statistics:
         rows = [np.empty(self.numel, self._dtype) for _ in quantities]
         for start, inputs in self._blocks():
             for quantity, row in zip(quantities, rows, strict=True):
-                values = self._values(quantity, start, inputs, self._dtype)
+                values = self._values(quantity, start, inputs)
                 row[start : start + len(values)] = values
         return rows
 
@@ -313,14 +312,14 @@ class Statistics:
         numbers = tuple(map(unsigned.type, (shift, (1 << shift) - 1, prefix)))
         deeper = False
         for at, piece in _pieces(start, inputs, _PIECE):
-            bits = self._values(quantity, at, piece, self._dtype).view(unsigned)
+            bits = self._values(quantity, at, piece).view(unsigned)
             deeper |= bool(count_digits(bits, *numbers, counts))
         return deeper
 
     def find(self, quantity: Bound, value: float, count: int, start: int) -> int:
         """The position of the ``count``-th value equal to ``value``, from ``start`` on."""
         for at, inputs in self._blocks(start=start):
-            row = self._values(quantity, at, inputs, self._dtype)
+            row = self._values(quantity, at, inputs)
             skipped = max(start - at, 0)
             position, seen = find_equal(row[skipped:], self._dtype.type(value), count)
             if position >= 0:
@@ -333,8 +332,9 @@ class Statistics:
         for start, inputs in self._blocks():
             yield from _pieces(start, inputs, size)
 
-    def _values(self, quantity: Bound, start: int, inputs: Inputs, dtype: np.dtype[Any]) -> Row:
+    def _values(self, quantity: Bound, start: int, inputs: Inputs) -> Row:
         """A quantity's values in a block; the next call overwrites them."""
+        dtype = np.dtype(np.float64) if quantity.formula.wide else self._dtype
         values = self._workspace.array("values", (len(inputs.rows[0]),), dtype)
         rows = inputs.rows if quantity.models is None else tuple(inputs.rows[j] for j in quantity.models)
         loop = quantity_loop(quantity.formula.function)

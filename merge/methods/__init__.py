@@ -28,6 +28,7 @@ from heterosis.merge.methods.base import (
     methods,
     random_formula,
     random_row_formula,
+    wide_formula,
 )
 
 __all__ = [
@@ -46,4 +47,5 @@ __all__ = [
     "methods",
     "random_formula",
     "random_row_formula",
+    "wide_formula",
 ]

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from heterosis.merge.methods.base import Bound, Program, formula, merge_method
+from heterosis.merge.methods.base import Bound, Program, formula, merge_method, wide_formula
 from heterosis.merge.statistics import Statistics, Vector
 
 BASE, OTHER = 0, 1
@@ -18,13 +18,13 @@ def value(i, x):  # type: ignore[no-untyped-def]
     return x[0]
 
 
-@formula
+@wide_formula
 def exponential(i, x, width, maximum):  # type: ignore[no-untyped-def]
     """``exp(x_j - max x_j)``, the numerator of the softmax over a row of ``width``."""
     return math.exp(np.float64(x[0]) - np.float64(maximum[i // width]))
 
 
-@formula
+@wide_formula
 def divergence(i, x, width, maximum, mass):  # type: ignore[no-untyped-def]
     """An element's part ``p log(p / q) - p + q`` in the divergence of two rows, with softmaxes p of x, q of b.
 

@@ -102,6 +102,8 @@ class Formula:
 
     Per row, ``x`` holds whole rows of the tensor, ``[rows, length]``, to be changed in place from ``i`` on.
 
+    A wide one gives float64, to be summed; others give floats of the type that they get.
+
     A random step gets random numbers after x, in [0, 1): one for the element, or as many as there are in the rows.
     They depend on the recipe's seed, the tensor, the model and the position alone.
     """
@@ -109,6 +111,7 @@ class Formula:
     function: Callable[..., Any]
     per_row: bool = False
     random: bool = False
+    wide: bool = False
 
     def __call__(self, *args: Any) -> Any:
         return self.function(*args)
@@ -225,6 +228,11 @@ _METHODS: dict[str, Method] = {}
 def formula(function: Callable[..., Any]) -> Formula:
     """Mark a per-element function. It may use scalars, tuples, loops, ``abs``, ``min``, ``max`` and ``math``."""
     return Formula(function)
+
+
+def wide_formula(function: Callable[..., Any]) -> Formula:
+    """Mark a quantity for one element that is float64 for all types of values."""
+    return Formula(function, wide=True)
 
 
 def random_formula(function: Callable[..., Any]) -> Formula:

@@ -6,7 +6,17 @@ from typing import Annotated
 import numpy as np
 from numba.extending import register_jitable
 
-from heterosis.merge.methods.base import ONE, ZERO, Cut, Program, Uniform, Within, formula, merge_method
+from heterosis.merge.methods.base import (
+    ONE,
+    ZERO,
+    Cut,
+    Program,
+    Uniform,
+    Within,
+    formula,
+    merge_method,
+    wide_formula,
+)
 from heterosis.merge.statistics import Statistics
 
 # Of the sum of mean squares, and of an element's weights, as in mergekit.
@@ -42,7 +52,7 @@ def varies(i, d):  # type: ignore[no-untyped-def]
     return ONE if spread(d) > 0 else ZERO
 
 
-@formula
+@wide_formula
 def selected_square(i, d, own, cut):  # type: ignore[no-untyped-def]
     """``d_j^2`` where selected; ``own`` is 1 for model j, else 0, as an index would keep it from vectorising."""
     entry = np.float64(0)
