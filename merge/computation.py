@@ -159,16 +159,20 @@ class Computation:
         Args:
             places: Where blocks may be computed at once, in which case these are what is given.
         """
-        each = self.program.each
-        for start, stop in self._ranges(each.row_length if each else 1):
+        for start, stop in self._ranges(self._row_length):
             yield start, self._merged(start, stop, places and places(start, stop))
 
     def read(self, start: int, stop: int) -> torch.Tensor:
         """Merged elements ``[start, stop)``, as of `blocks`; the next call overwrites them."""
-        each = self.program.each
-        row = each.row_length if each else 1
+        row = self._row_length
         first, last = start // row * row, min(-(-stop // row) * row, self._op.numel)
         return self._merged(first, last)[start - first : stop - first]
+
+    @property
+    def _row_length(self) -> int:
+        """Elements of rows that a step takes as a whole."""
+        each = self.program.each
+        return each.row_length or 1 if each else 1
 
     def _merged(self, start: int, stop: int, place: torch.Tensor | None = None) -> torch.Tensor:
         each = self.program.each
@@ -206,7 +210,8 @@ class Computation:
                 for j in range(len(self._op.inputs))
             )
             numbers = typed(program.map.numbers, self._numpy, start)
-            segments.append((start, stop, loop, (steps, keys, scale, numbers)))
+            length = program.map.row_length or self._op.numel
+            segments.append((start, stop, loop, (length, steps, keys, scale, numbers)))
         return segments
 
     def _stepped_rows(self, each: Bound, start: int, inputs: Inputs) -> tuple[Row, ...]:

@@ -151,7 +151,7 @@ def _magnitude_bits(row, base, i):  # type: ignore[no-untyped-def]
 
 
 def _part(base: Any, start: Any, stop: Any) -> Any:
-    """A slice of the base, if there is one."""
+    """A slice of the base, if there is one, or of a result."""
 
 
 @overload(_part)
@@ -159,8 +159,20 @@ def _part_overload(base, start, stop):  # type: ignore[no-untyped-def]
     if isinstance(base, types.NoneType):
         return lambda base, start, stop: None
     if isinstance(base, types.BaseTuple):
-        return lambda base, start, stop: Unrounded(base.row[start:stop])
+        kind = base.instance_class
+        return lambda base, start, stop: kind(base.row[start:stop])
     return lambda base, start, stop: base[start:stop]
+
+
+def _parts(rows: Any, start: Any, stop: Any) -> Any:
+    """A slice of every row."""
+
+
+@overload(_parts)
+def _parts_overload(rows, start, stop):  # type: ignore[no-untyped-def]
+    if len(rows) == 1:
+        return lambda rows, start, stop: (rows[0][start:stop],)
+    return lambda rows, start, stop: (rows[0][start:stop], *_parts(rows[1:], start, stop))
 
 
 def _column(rows: Any, base: Any, i: Any) -> Any:
@@ -319,6 +331,51 @@ def fill_uniform(start, key, out):  # type: ignore[no-untyped-def]
         at += part.shape[0]
 
 
+# --- numbers of rows and columns --------------------------------------------------------------------------------
+
+
+def _has_arrays(number: Any) -> bool:
+    """Whether a number is an array, or a tuple with one inside; by their types."""
+    if isinstance(number, types.BaseTuple):
+        return any(map(_has_arrays, number))
+    return isinstance(number, types.Array)
+
+
+def _in_row(number: Any, row: Any, start: Any, stop: Any) -> Any:
+    """A number in some columns of a row: of an array ``[rows, 1]`` the row's entry, of ``[columns]`` a slice."""
+
+
+@overload(_in_row)
+def _in_row_overload(number, row, start, stop):  # type: ignore[no-untyped-def]
+    if not _has_arrays(number):
+        return lambda number, row, start, stop: number
+    if isinstance(number, types.Array):
+        if number.ndim == 2:
+            return lambda number, row, start, stop: number[row, 0]
+        return lambda number, row, start, stop: number[start:stop]
+    if len(number) == 1:
+        return lambda number, row, start, stop: (_in_row(number[0], row, start, stop),)
+    return lambda number, row, start, stop: (
+        _in_row(number[0], row, start, stop),
+        *_in_row(number[1:], row, start, stop),
+    )
+
+
+def _in_column(number: Any, k: Any) -> Any:
+    """What `_in_row` gives, in one of its columns."""
+
+
+@overload(_in_column)
+def _in_column_overload(number, k):  # type: ignore[no-untyped-def]
+    if not _has_arrays(number):
+        return lambda number, k: number
+    if isinstance(number, types.Array):
+        return lambda number, k: number[k]
+    if len(number) == 1:
+        return lambda number, k: (_in_column(number[0], k),)
+    return lambda number, k: (_in_column(number[0], k), *_in_column(number[1:], k))
+
+
 # --- formulas ---------------------------------------------------------------------------------------------------
 
 
@@ -332,53 +389,82 @@ def map_loop(formula: Callable[..., Any], each: Callable[..., Any] | None = None
             element's random number, ``each(i, x_j, u_j, *steps[j])``.
 
     Returns:
-        ``loop(rows, base, onto, start, steps, keys, scales, numbers, out)``. Values, after their steps, are
-        multiplied by ``scales[j]`` unless that is None; ``onto`` is added to what the formula gives, unless it is
-        None; ``out`` takes floats, bits of bfloat16, or is `Rounded`. With keys, no multiple of 2 ** 32 lies
-        inside.
+        ``loop(rows, base, onto, start, length, steps, keys, scales, numbers, out)``. ``length`` is that of a row
+        of the tensor, for the arrays among ``numbers`` (see `Bound`); a block may begin and end inside of rows.
+        Values, after their steps, are multiplied by ``scales[j]`` unless that is None; ``onto`` is added to what
+        the formula gives, unless it is None; ``out`` takes floats, bits of bfloat16, or is `Rounded`. With keys,
+        no multiple of 2 ** 32 lies inside the block.
     """
-    jitable = register_jitable(formula)
-    if each is None:
+    jitable, stepped = register_jitable(formula), _stepped(each)
 
-        def loop(rows, base, onto, start, steps, keys, scales, numbers, out):  # type: ignore[no-untyped-def]
-            for k in range(np.int32(_size(out))):
-                value = jitable(start + k, _scaled(_column(rows, base, k), scales), *numbers)
-                _store(_onto(value, onto, k), out, k)
+    def loop(rows, base, onto, start, length, steps, keys, scales, numbers, out):  # type: ignore[no-untyped-def]
+        done, end = 0, _size(out)
+        while done < end:
+            at = start + done
+            row, column = divmod(at, length)
+            size = min(length - column, end - done)
+            stop = done + size
+            own = _in_row(numbers, row, column, column + size)
+            part, of_base = _parts(rows, done, stop), _part(base, done, stop)
+            below, to = _part(onto, done, stop), _part(out, done, stop)
+            for k in range(np.int32(size)):
+                x = _scaled(stepped(at, k, _column(part, of_base, k), keys, steps), scales)
+                _store(_onto(jitable(at + k, x, *_in_column(own, k)), below, k), to, k)
+            done = stop
 
-        return compiled(loop, formula, error_model="numpy")
-
-    stepped = _stepped(each)
-
-    def loop_with_step(rows, base, onto, start, steps, keys, scales, numbers, out):  # type: ignore[no-untyped-def]
-        for k in range(np.int32(_size(out))):
-            x = _scaled(stepped(start, k, _column(rows, base, k), keys, steps), scales)
-            _store(_onto(jitable(start + k, x, *numbers), onto, k), out, k)
-
-    return compiled(loop_with_step, formula, each, error_model="numpy")
+    return compiled(loop, *filter(None, (formula, each)), error_model="numpy")
 
 
 @cache
-def quantity_loop(formula: Callable[..., Any]) -> Callable[..., None]:
-    """``loop(rows, base, start, numbers, out)``: the formula's value for every element of a block."""
+def row_loop(formula: Callable[..., Any]) -> Callable[..., None]:
+    """A number for every row of a block of whole rows, from the values of all models there.
+
+    Args:
+        formula: ``formula(rows, *numbers)``; it gets a row of float64 of each model, which it may overwrite.
+
+    Returns:
+        ``loop(rows, base, numbers, scratch, out)``. ``scratch`` is room for a row of each model, a tuple.
+    """
     jitable = register_jitable(formula)
 
-    def loop(rows, base, start, numbers, out):  # type: ignore[no-untyped-def]
-        for i in range(out.shape[0]):
-            out[i] = jitable(start + i, _column(rows, base, i), *numbers)
+    def loop(rows, base, numbers, scratch, out):  # type: ignore[no-untyped-def]
+        length = scratch[0].shape[0]
+        for r in range(out.shape[0]):
+            start, stop = r * length, (r + 1) * length
+            _widen(_parts(rows, start, stop), _part(base, start, stop), scratch)
+            out[r] = jitable(scratch, *numbers)
 
     return compiled(loop, formula, error_model="numpy")
 
 
+def _widen(rows: Any, base: Any, out: Any) -> None:
+    """What formulas get of each model, as floats."""
+
+
+@overload(_widen)
+def _widen_overload(rows, base, out):  # type: ignore[no-untyped-def]
+    if len(rows) == 1:
+        return lambda rows, base, out: widen_row(rows[0], base, out[0])
+
+    def widen(rows, base, out):  # type: ignore[no-untyped-def]
+        widen_row(rows[0], base, out[0])
+        _widen(rows[1:], base, out[1:])
+
+    return widen
+
+
 @cache
-def _stepped(each: Callable[..., Any]) -> Callable[..., Any]:
-    """A step for every model as a function of their tuple, for compiled code."""
-    jitable = register_jitable(each)
+def _stepped(each: Callable[..., Any] | None) -> Callable[..., Any]:
+    """A step for every model as a function of their tuple, for compiled code; None for what leaves it as it is."""
+    jitable = register_jitable(each) if each else None
 
     def apply(start: Any, k: Any, x: Any, keys: Any, steps: Any) -> Any:
         """The steps, one after another."""
 
     @overload(apply)
     def apply_overload(start, k, x, keys, steps):  # type: ignore[no-untyped-def]
+        if jitable is None:
+            return lambda start, k, x, keys, steps: x
         if isinstance(keys, types.NoneType):
             if len(x) == 1:
                 return lambda start, k, x, keys, steps: (jitable(start + k, x[0], *steps[0]),)
@@ -420,27 +506,28 @@ def narrow_row(values, out):  # type: ignore[no-untyped-def]
 
 
 def _adding(term: Callable[..., Any]) -> Callable[..., Any]:
-    """``add(a, b, start, sums)``: add the terms of two blocks, which begin at ``start``, to sums.
+    """``add(a, b, start, run, sums)``: add the terms of two blocks, which begin at ``start``, to sums of runs.
 
     Blocks come in order. ``sums`` is ``[LANES + runs]``: the lanes of the run that is being added up, then the sum
-    of every run, as far as it has come.
+    of every run, as far as it has come. ``run`` is the length of one.
     """
     jitable = register_jitable(term)
 
-    def add(a, b, start, sums):  # type: ignore[no-untyped-def]
+    def add(a, b, start, run, sums):  # type: ignore[no-untyped-def]
         at, end = 0, a.shape[0]
         while at < end:
-            position = start + at
-            if position % RUN == 0:
-                sums[:LANES] = 0
-            lane = position % LANES
-            stop = min(at + LANES - lane, end)
-            left, right, lanes = a[at:stop], b[at:stop], sums[lane : lane + stop - at]
-            for k in range(left.shape[0]):
-                lanes[k] += jitable(left[k], right[k])
-            at = stop
-            if at == end or (start + at) % RUN == 0:
-                sums[LANES + position // RUN] = sums[:LANES].sum()
+            index, within = divmod(start + at, run)
+            if within == 0:
+                sums[: min(run, LANES)] = 0
+            of_run = min(at + run - within, end)
+            lane = within % LANES
+            while at < of_run:
+                stop = min(at + LANES - lane, of_run)
+                left, right, lanes = a[at:stop], b[at:stop], sums[lane : lane + stop - at]
+                for k in range(left.shape[0]):
+                    lanes[k] += jitable(left[k], right[k])
+                at, lane = stop, 0
+            sums[LANES + index] = sums[: min(run, LANES)].sum()
 
     return compiled(add, term)
 
@@ -484,7 +571,7 @@ def step_loop(formula: Callable[..., Any], per_row: bool, random: bool) -> Calla
             at, x, of_x = start + first, values[: stop - first], u[: stop - first]
             widen_row(row[first:stop], _part(base, first, stop), x)
             if before.shape[0]:
-                add_magnitudes(x, x, at, before)
+                add_magnitudes(x, x, at, RUN, before)
             if random:
                 fill_uniform(at, key, of_x)
             if per_row:
@@ -499,25 +586,23 @@ def step_loop(formula: Callable[..., Any], per_row: bool, random: bool) -> Calla
                 for k in range(x.shape[0]):
                     x[k] = jitable(at + k, x[k], *numbers)
             if after.shape[0]:
-                add_magnitudes(x, x, at, after)
+                add_magnitudes(x, x, at, RUN, after)
             narrow_row(x, out[first:stop])
 
     return compiled(loop, formula, error_model="numpy")
 
 
 @compiled
-def add_groups(values, start, stride, totals):  # type: ignore[no-untyped-def]
-    """Add a block's values, in order, to ``totals[position // stride % len(totals)]``."""
-    for i in range(values.shape[0]):
-        totals[(start + i) // stride % totals.shape[0]] += np.float64(values[i])
-
-
-@compiled
-def max_groups(values, start, stride, maxima):  # type: ignore[no-untyped-def]
-    """Raise ``maxima[position // stride % len(maxima)]`` to a block's values where those are larger."""
-    for i in range(values.shape[0]):
-        group = (start + i) // stride % maxima.shape[0]
-        maxima[group] = max(maxima[group], np.float64(values[i]))
+def add_columns(a, b, start, sums):  # type: ignore[no-untyped-def]
+    """Add the products of two blocks, which begin at ``start``, to sums of columns."""
+    at, end = 0, a.shape[0]
+    while at < end:
+        column = (start + at) % sums.shape[0]
+        stop = min(at + sums.shape[0] - column, end)
+        left, right, own = a[at:stop], b[at:stop], sums[column : column + stop - at]
+        for k in range(left.shape[0]):
+            own[k] += np.float64(left[k]) * np.float64(right[k])
+        at = stop
 
 
 @compiled

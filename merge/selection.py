@@ -11,7 +11,7 @@ from heterosis.merge.kernels import Row
 from heterosis.merge.methods.base import Bound, Cut
 
 # Tensors up to this size are sorted instead: histograms would take longer.
-SMALL = 1 << 16
+SMALL = 1 << 12
 
 # A quantity, the position of a digit's lowest bit, and the digits above it.
 Digit: TypeAlias = tuple[Bound, int, int]
@@ -101,9 +101,7 @@ class _Search:
 def select(values: Values, dtype: np.dtype[Any], wanted: Sequence[tuple[Bound, int]]) -> list[Cut]:
     """The cuts that keep the largest values of quantities.
 
-    Radix selection over the bit patterns, which order as the values do, 16 bits a pass for all quantities at once.
-    It stops where no value has bits below: magnitudes of bfloat16 take one pass. Values equal at a cut are kept in
-    the order of their positions, which are searched in one part of the tensor.
+    Values equal at a cut are kept in the order of their positions, which are searched in one part of the tensor.
 
     Args:
         values: What they are.
@@ -113,6 +111,23 @@ def select(values: Values, dtype: np.dtype[Any], wanted: Sequence[tuple[Bound, i
     searches = [_Search(quantity, keep) for quantity, keep in wanted]
     if values.numel <= SMALL:
         return _sorted(values, searches)
+    return [s.cut(values, number) for s, number in zip(searches, _searched(values, dtype, searches), strict=True)]
+
+
+def select_values(values: Values, dtype: np.dtype[Any], wanted: Sequence[tuple[Bound, int]]) -> list[float]:
+    """The same cuts' values alone."""
+    searches = [_Search(quantity, keep) for quantity, keep in wanted]
+    if values.numel <= SMALL:
+        return [cut.value for cut in _sorted(values, searches)]
+    return _searched(values, dtype, searches)
+
+
+def _searched(values: Values, dtype: np.dtype[Any], searches: Sequence[_Search]) -> list[float]:
+    """The values searched for.
+
+    Radix selection over the bit patterns, which order as the values do, 16 bits a pass for all quantities at once.
+    It stops where no value has bits below: magnitudes of bfloat16 take one pass.
+    """
     unsigned = np.dtype(f"u{dtype.itemsize}")
     for shift in range(dtype.itemsize * 8 - 16, -1, -16):
         digits = {(id(s.quantity), s.prefix): (s.quantity, shift, s.prefix) for s in searches if s.deeper}
@@ -122,8 +137,7 @@ def select(values: Values, dtype: np.dtype[Any], wanted: Sequence[tuple[Bound, i
                 search.narrow(found[id(search.quantity), search.prefix])
             else:
                 search.prefix <<= 16
-    numbers = (float(np.array([search.prefix], dtype=unsigned).view(dtype)[0]) for search in searches)
-    return [search.cut(values, number) for search, number in zip(searches, numbers, strict=True)]
+    return [float(number) for number in np.array([s.prefix for s in searches], dtype=unsigned).view(dtype)]
 
 
 def _sorted(values: Values, searches: Sequence[_Search]) -> list[Cut]:

@@ -1,7 +1,8 @@
 """What a method may ask of a whole tensor: sums, dot products, thresholds.
 
 Every answer is exact or summed in an order that does not depend on how the tensor is cut into blocks.
-A *quantity* is a bound map formula: a number for every element, from the values of all models there.
+A *quantity* is a bound map formula: a number for every element, from the values of all models there. A *row
+quantity* is one for every row, along the last dimension.
 """
 
 import math
@@ -18,21 +19,21 @@ from heterosis.merge.kernels import (
     RUN,
     Inputs,
     Row,
-    add_groups,
+    add_columns,
     add_products,
     add_values,
     count_digits,
     count_magnitudes,
     find_equal,
-    max_groups,
+    map_loop,
     part_of,
-    quantity_loop,
+    row_loop,
     step_loop,
     widen_row,
 )
-from heterosis.merge.methods.base import Bound, Cut, formula, wide_formula
+from heterosis.merge.methods.base import Bound, Cut, formula
 from heterosis.merge.reductions import Keep, Kept
-from heterosis.merge.selection import Digit, Histogram, select
+from heterosis.merge.selection import Digit, Histogram, select, select_values
 from heterosis.merge.workspace import Workspace
 
 Vector: TypeAlias = npt.NDArray[np.float64]
@@ -59,12 +60,6 @@ class Blocks(Protocol):
 def magnitude(i, x):  # type: ignore[no-untyped-def]
     """``|x_j|``, of the one model j that it is bound to."""
     return abs(x[0])
-
-
-@wide_formula
-def product(i, x):  # type: ignore[no-untyped-def]
-    """``x_a x_b``, of the two models that it is bound to; of float32 values exact in float64."""
-    return np.float64(x[0]) * np.float64(x[1])
 
 
 class Statistics:
@@ -122,22 +117,39 @@ class Statistics:
         m = self.models
         pairs = [(a, b) for a in range(m) for b in range(a, m)]
         partials = self._partials(len(pairs))
-        for start, inputs in self._pieces(max(RUN, _PIECE * 4 // max(4, m))):
+        for start, inputs in self._pieces(self._wide_piece):
             rows = self.floats(inputs)
             for (a, b), sums in zip(pairs, partials, strict=True):
-                add_products(rows[a], rows[b], start, sums)
+                add_products(rows[a], rows[b], start, RUN, sums)
         gram = np.empty((m, m))
         for (a, b), sums in zip(pairs, partials, strict=True):
             gram[a, b] = gram[b, a] = _total(sums)
         return gram
 
     def grams(self, dim: int) -> Vector:
-        """Dot products of the inputs along one dimension, ``[m, m, groups]`` (see `groups`)."""
-        m = self.models
-        grams = np.empty((m, m, self.groups(dim)[1]))
-        for a in range(m):
-            for b in range(a, m):
-                grams[a, b] = grams[b, a] = self.grouped_totals(product.bind(models=(a, b)), dim)
+        """Dot products of the inputs along one dimension: -1, the last, or 0, the first.
+
+        Returns:
+            ``[m, m, rows, 1]`` or ``[m, m, columns]``: numbers for formulas with `row_length` of ``dim``.
+        """
+        grams = self._kept(("grams", dim), lambda: self._grams(dim))
+        return grams if self._is_along_columns(dim) else grams[..., None]
+
+    def _grams(self, dim: int) -> Vector:
+        m, length, columns = self.models, self.row_length(dim), self._is_along_columns(dim)
+        pairs = [(a, b) for a in range(m) for b in range(a, m)]
+        sums = np.zeros((len(pairs), length if columns else LANES + self.numel // length))
+        for start, inputs in self._pieces(self._wide_piece):
+            rows = self.floats(inputs)
+            for (a, b), own in zip(pairs, sums, strict=True):
+                if columns:
+                    add_columns(rows[a], rows[b], start, own)
+                else:
+                    add_products(rows[a], rows[b], start, length, own)
+        lines = sums if columns else sums[:, LANES:]
+        grams = np.empty((m, m, lines.shape[1]))
+        for (a, b), own in zip(pairs, lines, strict=True):
+            grams[a, b] = grams[b, a] = own
         return grams
 
     def totals(self, *quantities: Bound) -> tuple[float, ...]:
@@ -152,41 +164,33 @@ class Statistics:
         for start, inputs in self._pieces(_PIECE):
             for quantity, sums in zip(quantities, partials, strict=True):
                 values = self._values(quantity, start, inputs)
-                add_values(values, values, start, sums)
+                add_values(values, values, start, RUN, sums)
         return [_total(sums) for sums in partials]
 
-    def grouped_totals(self, quantity: Bound, dim: int = -1) -> Vector:
-        """The sums of a quantity along a dimension.
+    def row_length(self, dim: int = -1) -> int:
+        """Elements of a row: lines along the last dimension are rows, those along the first have one of each."""
+        return self.numel // self.shape[0] if self._is_along_columns(dim) else self.width
 
-        Args:
-            quantity: What is summed.
-            dim: -1 sums along the last dimension, ``[rows]``; 0 along the first, one for each of what is left.
-        """
-        if quantity.numbers:
-            return self._grouped_totals(quantity, dim)
-        return self._kept(("grouped totals", _name(quantity), dim), lambda: self._grouped_totals(quantity, dim))
-
-    def _grouped_totals(self, quantity: Bound, dim: int) -> Vector:
-        stride, groups = self.groups(dim)
-        totals = np.zeros(groups)
-        for start, inputs in self._pieces(_PIECE):
-            add_groups(self._values(quantity, start, inputs), start, stride, totals)
-        return totals
-
-    def row_maxima(self, quantity: Bound) -> Vector:
-        """The maxima of a quantity along the last dimension, ``[rows]``."""
-        stride, groups = self.groups(-1)
-        maxima = np.full(groups, -np.inf)
-        for start, inputs in self._pieces(_PIECE):
-            max_groups(self._values(quantity, start, inputs), start, stride, maxima)
-        return maxima
-
-    def groups(self, dim: int) -> tuple[int, int]:
-        """The lines along a dimension, as (stride, groups): element i is in group ``i // stride % groups``."""
+    def _is_along_columns(self, dim: int) -> bool:
         assert dim in (-1, 0)
-        if dim == 0 and len(self.shape) > 1:
-            return 1, self.numel // self.shape[0]
-        return self.width, self.numel // self.width
+        return dim == 0 and len(self.shape) > 1
+
+    def of_rows(self, quantity: Bound) -> Row:
+        """A row quantity of all rows along the last dimension, ``[rows, 1]``: a number for formulas."""
+        if quantity.numbers:
+            numbers = self._of_rows(quantity)
+        else:
+            numbers = self._kept(("rows", _name(quantity)), lambda: self._of_rows(quantity))
+        return np.array(numbers, self._dtype)[:, None]
+
+    def _of_rows(self, quantity: Bound) -> Vector:
+        numbers = np.empty(self.numel // self.width)
+        scratch = tuple(self._workspace.array("wide rows", (self.models, self.width), np.float64))
+        loop = row_loop(quantity.formula.function)
+        for start, inputs in self._blocks(self.width):
+            first, count = start // self.width, len(inputs.rows[0]) // self.width
+            loop(inputs.rows, inputs.base, quantity.numbers, scratch, numbers[first : first + count])
+        return numbers
 
     def absolute_sums(self, each: Bound) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """The L1 norm of every input, ``[m]``, and that of what a step makes of it; ask for it last.
@@ -194,7 +198,7 @@ class Statistics:
         The blocks may hold what the step made of them from now on (`stepped`).
         """
         before, after = (self._partials(self.models, name) for name in ("before", "after"))
-        for start, inputs in self._blocks(each.row_length):
+        for start, inputs in self._blocks(each.row_length or 1):
             for j, row in enumerate(inputs.rows):
                 out = row if self._in_place else self._workspace.array("stepped", (len(row),), self._dtype)
                 self.step(each, j, start, inputs, out, before[j], after[j])
@@ -213,7 +217,7 @@ class Statistics:
         after: Vector = _NO_SUMS,
     ) -> None:
         """Apply a step to one model's values in a block of whole rows; sum magnitudes before and after it."""
-        row, length = inputs.rows[model], each.row_length
+        row, length = inputs.rows[model], each.row_length or 1
         at_once = max(1, _STEPPED // length) * length
         values = self._workspace.array("values", (at_once,), self._dtype)
         u = self._workspace.array("random numbers", (at_once,), np.float32)
@@ -246,15 +250,12 @@ class Statistics:
             wanted: Quantities that are never negative, and how many values to keep, in ``[0, n]``.
         """
         plain = {0: Cut(math.inf, -1), self.numel: Cut(-1.0, -1)}
-        searched = iter(self._select([(quantity, keep) for quantity, keep in wanted if keep not in plain]))
+        searched = iter(select(self, self._dtype, [(q, keep) for q, keep in wanted if keep not in plain]))
         return [plain[keep] if keep in plain else next(searched) for _, keep in wanted]
 
     def ascending(self, quantity: Bound, *indices: int) -> list[float]:
         """The values at indices, from 0, of a quantity's sorted values; the quantity is never negative."""
-        return [cut.value for cut in self._select([(quantity, self.numel - index) for index in indices])]
-
-    def _select(self, wanted: Sequence[tuple[Bound, int]]) -> list[Cut]:
-        return select(self, self._dtype, wanted) if wanted else []
+        return select_values(self, self._dtype, [(quantity, self.numel - index) for index in indices])
 
     # ------------------------------------------------------------------ for selection
 
@@ -291,29 +292,38 @@ class Statistics:
         counts = self._workspace.array("counts", (len(digits), parts, 1 << 16), np.uint32)
         counts.fill(0)
         deeper = [False] * len(digits)
+        of_quantities: dict[int, list[int]] = {}  # the values of each are computed once
+        for k, (quantity, _, _) in enumerate(digits):
+            of_quantities.setdefault(id(quantity), []).append(k)
         for start, inputs in self._pieces(self.part):
-            for k, digit in enumerate(digits):
-                deeper[k] |= self._count(digit, start, inputs, counts[k, start // self.part])
+            part = counts[:, start // self.part]
+            for own in of_quantities.values():
+                found = self._count([digits[k] for k in own], start, inputs, [part[k] for k in own])
+                for k, more in zip(own, found, strict=True):
+                    deeper[k] |= more
         first = self._dtype.itemsize * 8 - 16
         return [
             _histogram(count, shift == first, more)
             for count, (_, shift, _), more in zip(counts, digits, deeper, strict=True)
         ]
 
-    def _count(self, digit: Digit, start: int, inputs: Inputs, counts: npt.NDArray[np.uint32]) -> bool:
-        """Count a digit in a block; returns whether there are bits below it."""
-        quantity, shift, prefix = digit
+    def _count(
+        self, digits: Sequence[Digit], start: int, inputs: Inputs, counts: Sequence[npt.NDArray[np.uint32]]
+    ) -> list[bool]:
+        """Count digits of one quantity in a block; returns for each whether there are bits below it."""
+        quantity = digits[0][0]
         if quantity.formula is magnitude and quantity.models is not None:
             row, base = inputs.rows[quantity.models[0]], inputs.base
             if row.dtype == np.uint16 and (base is None or getattr(base, "dtype", None) == np.uint16):
-                count_magnitudes(row, base, counts)
-                return False
+                count_magnitudes(row, base, counts[0])  # bits of bfloat16 have one digit
+                return [False]
         unsigned = np.dtype(f"u{self._dtype.itemsize}")
-        numbers = tuple(map(unsigned.type, (shift, (1 << shift) - 1, prefix)))
-        deeper = False
+        deeper = [False] * len(digits)
         for at, piece in _pieces(start, inputs, _PIECE):
             bits = self._values(quantity, at, piece).view(unsigned)
-            deeper |= bool(count_digits(bits, *numbers, counts))
+            for k, (_, shift, prefix) in enumerate(digits):
+                numbers = map(unsigned.type, (shift, (1 << shift) - 1, prefix))
+                deeper[k] |= bool(count_digits(bits, *numbers, counts[k]))
         return deeper
 
     def find(self, quantity: Bound, value: float, count: int, start: int) -> int:
@@ -327,6 +337,11 @@ class Statistics:
             count -= seen
         raise AssertionError("the histogram has counted what is not there")
 
+    @property
+    def _wide_piece(self) -> int:
+        """Elements of which the floats of all models stay in the L2 cache."""
+        return max(RUN, _PIECE * 4 // max(4, self.models))
+
     def _pieces(self, size: int) -> Iterator[tuple[int, Inputs]]:
         """The tensor in pieces that end where multiples of ``size`` do, at the latest."""
         for start, inputs in self._blocks():
@@ -337,11 +352,12 @@ class Statistics:
         dtype = np.dtype(np.float64) if quantity.formula.wide else self._dtype
         values = self._workspace.array("values", (len(inputs.rows[0]),), dtype)
         rows = inputs.rows if quantity.models is None else tuple(inputs.rows[j] for j in quantity.models)
-        loop = quantity_loop(quantity.formula.function)
+        loop, length = map_loop(quantity.formula.function), quantity.row_length or self.numel
         for at, stop in between(start, start + len(values), cuts_in(quantity.numbers)):
             part = slice(at - start, stop - start)
             numbers = typed(quantity.numbers, self._dtype, at)
-            loop(tuple(row[part] for row in rows), part_of(inputs.base, part), at, numbers, values[part])
+            of_rows, base = tuple(row[part] for row in rows), part_of(inputs.base, part)
+            loop(of_rows, base, None, at, length, None, None, None, numbers, values[part])
         return values
 
     def _kept(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
@@ -415,5 +431,5 @@ def _typed(number: object, dtype: np.dtype[Any], position: int) -> object:
     if isinstance(number, Cut):
         return number.threshold(position, dtype)
     if isinstance(number, np.ndarray) and number.dtype.kind == "f":
-        return number.astype(dtype)
+        return number.astype(dtype, copy=False)
     return dtype.type(number) if isinstance(number, float) else number

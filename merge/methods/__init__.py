@@ -28,6 +28,7 @@ from heterosis.merge.methods.base import (
     methods,
     random_formula,
     random_row_formula,
+    row_quantity,
     wide_formula,
 )
 
@@ -47,5 +48,6 @@ __all__ = [
     "methods",
     "random_formula",
     "random_row_formula",
+    "row_quantity",
     "wide_formula",
 ]

@@ -116,7 +116,7 @@ class Formula:
     def __call__(self, *args: Any) -> Any:
         return self.function(*args)
 
-    def bind(self, *numbers: Any, row_length: int = 1, models: tuple[int, ...] | None = None) -> "Bound":
+    def bind(self, *numbers: Any, row_length: int = 0, models: tuple[int, ...] | None = None) -> "Bound":
         return Bound(self, numbers, row_length, models)
 
 
@@ -126,14 +126,16 @@ class Bound:
 
     Attributes:
         formula: The function.
-        numbers: Scalars, cuts, or tuples with one entry per model, or arrays.
-        row_length: Elements of a row, for a formula per row.
+        numbers: Scalars, cuts, or tuples of them, of which a step's have one entry per model. Those of a map or
+            quantity may be arrays, which broadcast to the tensor as rows: of ``[rows, 1]``, or ``[row_length]``,
+            the formula gets the entry of the element's row, or column.
+        row_length: Elements of a row, for formulas per row and for arrays; 0 for the tensor as a single row.
         models: Those whose values the formula gets, in this order; None for all.
     """
 
     formula: Formula
     numbers: tuple[Any, ...]
-    row_length: int = 1
+    row_length: int = 0
     models: tuple[int, ...] | None = None
 
 
@@ -243,6 +245,14 @@ def random_formula(function: Callable[..., Any]) -> Formula:
 def random_row_formula(function: Callable[..., Any]) -> Formula:
     """Mark a step for whole rows that takes random numbers, both ``[rows, length]``; numba must compile it."""
     return Formula(function, per_row=True, random=True)
+
+
+def row_quantity(function: Callable[..., Any]) -> Formula:
+    """Mark ``f(rows, *numbers)``, which gives a number and numba must compile.
+
+    ``rows`` is a tuple of one row of the tensor for each model, arrays of float64, which it may overwrite.
+    """
+    return Formula(function, per_row=True, wide=True)
 
 
 def merge_method(

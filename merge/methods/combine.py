@@ -17,16 +17,6 @@ def combine(i, x, coefficients):  # type: ignore[no-untyped-def]
     return total
 
 
-@formula
-def combine_groups(i, x, coefficients, stride):  # type: ignore[no-untyped-def]
-    """``sum_j c_jg x_j`` with coefficients ``[m, groups]``, g being the element's group (`Statistics.groups`)."""
-    group = i // stride % coefficients.shape[1]
-    total = ZERO
-    for j in range(len(x)):
-        total += coefficients[j, group] * x[j]
-    return total
-
-
 def averaging(weight: PerInput, option: str = "normalize") -> PerInput:
     """Coefficients of the weighted mean, ``w_j / sum_k w_k``; ``option`` asked for it.
 

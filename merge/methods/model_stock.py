@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 
 from heterosis.merge.methods.base import Program, merge_method
-from heterosis.merge.methods.combine import combine, combine_groups
+from heterosis.merge.methods.combine import combine
 from heterosis.merge.statistics import Statistics
 
 SMALLEST = 1e-6  # products of norms, and denominators, below this count as this and as zero
@@ -34,5 +34,5 @@ def model_stock(deltas: Statistics, *, filter_wise: bool = False) -> Program:
     opposed = np.abs(denominator) < SMALLEST
     share = np.where(opposed, 0.0, c / np.where(opposed, 1.0, denominator))  # t / m
     if filter_wise:
-        return Program(combine_groups.bind(np.tile(share, (m, 1)), deltas.width))
+        return Program(combine.bind((share,) * m, row_length=deltas.width))
     return Program(combine.bind((float(share),) * m))

@@ -3,7 +3,7 @@
 import numpy as np
 
 from heterosis.merge.methods.base import PerInput, Program, Uniform, merge_method
-from heterosis.merge.methods.combine import Vector, arc, combine, combine_groups
+from heterosis.merge.methods.combine import Vector, arc, combine
 from heterosis.merge.statistics import Statistics
 
 SHORTEST = 1e-7  # smaller norms count as this one
@@ -44,8 +44,8 @@ def nuslerp(
     if nuslerp_flatten:
         return Program(combine.bind(tuple(_coefficients(t, np.array(tensor.gram())).tolist())))
     dim = 0 if nuslerp_row_wise else -1
-    stride, _ = tensor.groups(dim)
-    return Program(combine_groups.bind(_coefficients(t, tensor.grams(dim)), stride))
+    coefficients = tuple(_coefficients(t, tensor.grams(dim)))
+    return Program(combine.bind(coefficients, row_length=tensor.row_length(dim)))
 
 
 def _coefficients(t: float, grams: Vector) -> Vector:

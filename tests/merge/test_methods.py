@@ -167,7 +167,8 @@ def merged(program: Program, step: Bound | None, rows: tuple[Row, ...], start: i
         part = slice(at - start, stop - start)
         steps = step and tuple(typed(tuple(n[j] for n in step.numbers), dtype, at) for j in range(len(rows)))
         numbers = typed(program.map.numbers, dtype, at)
-        loop(tuple(row[part] for row in rows), None, None, at, steps, keys, scale, numbers, out[part])
+        of_rows, length = tuple(row[part] for row in rows), program.map.row_length or start + len(out)
+        loop(of_rows, None, None, at, length, steps, keys, scale, numbers, out[part])
     return out
 
 
@@ -192,7 +193,11 @@ def test_compiled_loops_equal_the_formulas_as_plain_python(name: str, dtype: typ
             assert out.tobytes() == expected[j].tobytes()
     scaled = expected if program.scale is None else expected * np.array(program.scale, dtype)[:, None]
     numbers = [typed(program.map.numbers, drawn.dtype, start + i) for i in range(300)]
-    plain = [program.map.formula(start + i, tuple(scaled[:, i]), *numbers[i]) for i in range(300)]
+    of_element = [
+        tuple(n[i // program.map.row_length, 0] if isinstance(n, np.ndarray) else n for n in numbers[i])
+        for i in range(300)
+    ]
+    plain = [program.map.formula(start + i, tuple(scaled[:, i]), *of_element[i]) for i in range(300)]
     fused = [None] if each is None or each.formula.per_row else [None, each]
     for step in fused:
         rows = tuple(drawn if step else expected)

@@ -20,7 +20,7 @@ from heterosis.merge.kernels import (
     RUN,
     Rounded,
     Unrounded,
-    add_groups,
+    add_columns,
     add_magnitudes,
     add_products,
     add_rounded,
@@ -32,9 +32,7 @@ from heterosis.merge.kernels import (
     fill_uniform,
     find_equal,
     map_loop,
-    max_groups,
     narrow_row,
-    quantity_loop,
     step_loop,
     widen_row,
 )
@@ -220,7 +218,7 @@ def test_results_are_bits_or_take_values_of_bfloat16(base: str, stepped: bool) -
 
     wide, narrow, live = np.empty(n, np.float32), np.empty(n, np.uint16), np.empty(n, np.float32)
     for out in (wide, narrow, Rounded(live)):
-        loop(models, bases[base], bases[base], 0, steps, None, scales, (share,), out)
+        loop(models, bases[base], bases[base], 0, n, steps, None, scales, (share,), out)
     assert same(wide, expected)
     assert same(floats_of(narrow), rounded(wide))
     assert same(live, rounded(wide))
@@ -234,7 +232,7 @@ def summed(add: Callable[..., None], rows: tuple[Array, Array], edges: Iterable[
     n = len(rows[0])
     sums = np.full(LANES + -(-n // RUN), np.nan)
     for start, stop in pairwise(sorted({0, n, *(edge for edge in edges if edge < n)})):
-        add(rows[0][start:stop], rows[1][start:stop], start, sums)
+        add(rows[0][start:stop], rows[1][start:stop], start, RUN, sums)
     return math.fsum(sums[LANES:]), sums[LANES:].copy()
 
 
@@ -268,16 +266,28 @@ def test_sums_take_whole_numbers_exactly() -> None:
     assert summed(add_values, (-ones, ones), [10])[0] == -len(ones)
 
 
-@pytest.mark.parametrize(("stride", "groups"), [(1, 5), (7, 3), (1, 1), (40, 2)])
-def test_groups_are_those_of_positions(stride: int, groups: int) -> None:
-    values, start = np.random.default_rng(0).normal(size=500).astype(np.float32), 33
-    totals, maxima = np.zeros(groups), np.full(groups, -np.inf)
-    add_groups(values, start, stride, totals)
-    max_groups(values, start, stride, maxima)
-    where = (start + np.arange(500)) // stride % groups
-    for k in range(groups):
-        assert totals[k] == pytest.approx(math.fsum(values[where == k].tolist()), rel=1e-12, abs=1e-12)
-        assert maxima[k] == values[where == k].max()
+@pytest.mark.parametrize("run", [1, 3, LANES - 1, LANES + 1, 2 * LANES, 600])
+def test_sums_of_runs_of_any_length(run: int) -> None:
+    a, b = np.random.default_rng(run).normal(size=(2, 5 * run)).astype(np.float32)
+    sums, again = (np.full(LANES + 5, np.nan) for _ in range(2))
+    add_products(a, b, 0, run, sums)
+    products = a.astype(float) * b
+    expected = [math.fsum(products[k * run : (k + 1) * run]) for k in range(5)]
+    np.testing.assert_allclose(sums[LANES:], expected, rtol=1e-12, atol=1e-12)
+    for start, stop in pairwise(sorted({0, 1, run // 2, run, 2 * run + 1, 5 * run})):
+        add_products(a[start:stop], b[start:stop], start, run, again)
+    assert np.array_equal(again[LANES:], sums[LANES:])
+
+
+@pytest.mark.parametrize("columns", [1, 7, 500, 600])
+def test_columns_are_those_of_positions(columns: int) -> None:
+    (a, b), start = np.random.default_rng(0).normal(size=(2, 500)).astype(np.float32), 33
+    sums = np.zeros(columns)
+    add_columns(a, b, start, sums)
+    where = (start + np.arange(500)) % columns
+    for k in range(columns):
+        products = (a.astype(float) * b)[where == k].tolist()
+        assert sums[k] == pytest.approx(math.fsum(products), rel=1e-12, abs=1e-12)
 
 
 # --- counts -----------------------------------------------------------------------------------------------------
@@ -389,7 +399,7 @@ def ramp(i: Any, x: Any, by: Any) -> Any:
 def test_a_quantity_gets_positions_and_values() -> None:
     bits, start = bits_of(drawn(500)), (3 << 32) + 2
     out = np.empty(500)
-    quantity_loop(ramp)((bits,), None, start, (np.float32(0.5),), out)
+    map_loop(ramp)((bits,), None, None, start, 1 << 40, None, None, None, (np.float32(0.5),), out)
     expected = floats_of(bits).astype(float) * 0.5 + (start + np.arange(500)) % 4
     np.testing.assert_array_equal(out, expected)
 
@@ -406,17 +416,14 @@ def second(i, x):
 """
 PROGRAM = """
 import numpy as np
-from heterosis.merge.kernels import map_loop, quantity_loop
+from heterosis.merge.kernels import map_loop
 import formulas
 
 x, out, results = np.array([1.0, 2.0, 3.0]), np.empty(3), []
 for formula in (formulas.first, formulas.second):
-    map_loop(formula)((x,), None, None, 0, None, None, None, (), out)
+    map_loop(formula)((x,), None, None, 0, 3, None, None, None, (), out)
     results.append(out.tolist())
-    quantity_loop(formula)((x,), None, 0, (), out)
-    results.append(out.tolist())
-hits = sum(sum(loop(f).stats.cache_hits.values()) for f in (formulas.first, formulas.second)
-           for loop in (map_loop, quantity_loop))
+hits = sum(sum(map_loop(f).stats.cache_hits.values()) for f in (formulas.first, formulas.second))
 print(results, hits)
 """
 
@@ -436,19 +443,19 @@ def run(folder: Path, **environment: str) -> str:
 
 def expected(number: int) -> str:
     first, second = [1.0 + number, 2.0 + number, 3.0 + number], [10.0, 20.0, 30.0]
-    return str([first, first, second, second])
+    return str([first, second])
 
 
 def test_code_is_kept_for_each_formula_until_its_source_changes(tmp_path: Path) -> None:
     module, cache = tmp_path / "formulas.py", str(tmp_path / "cache")
     module.write_text(FORMULAS.format(number=1))
     assert run(tmp_path, NUMBA_CACHE_DIR=cache) == f"{expected(1)} 0"
-    assert run(tmp_path, NUMBA_CACHE_DIR=cache) == f"{expected(1)} 4"
+    assert run(tmp_path, NUMBA_CACHE_DIR=cache) == f"{expected(1)} 2"
     stat = module.stat()
     module.write_text(FORMULAS.format(number=2))
     os.utime(module, ns=(stat.st_atime_ns, stat.st_mtime_ns + 2 * 10**9))  # for Python's own cache to notice
     assert run(tmp_path, NUMBA_CACHE_DIR=cache) == f"{expected(2)} 0"
-    assert run(tmp_path, NUMBA_CACHE_DIR=cache) == f"{expected(2)} 4"
+    assert run(tmp_path, NUMBA_CACHE_DIR=cache) == f"{expected(2)} 2"
 
 
 def times(number: int) -> Callable[..., Any]:
@@ -468,9 +475,9 @@ def first_times(number: int) -> Callable[..., Any]:
 def test_formulas_of_one_name_are_told_apart() -> None:
     x, out, empty = np.array([1.0, 2.0]), np.empty(2), np.empty(0)
     for number in (3, 4):
-        map_loop(first_times(number))((x,), None, None, 0, None, None, None, (), out)
+        map_loop(first_times(number))((x,), None, None, 0, 2, None, None, None, (), out)
         assert out.tolist() == [number, 2.0 * number]
-        map_loop(first_times(1), times(number))((x,), None, None, 0, ((),), None, None, (), out)
+        map_loop(first_times(1), times(number))((x,), None, None, 0, 2, ((),), None, None, (), out)
         assert out.tolist() == [number, 2.0 * number]
         room = np.empty(2, np.float32)
         step_loop(times(number), False, False)(x, None, 0, 1, (0, 0), (), np.empty(2), room, empty, empty, out)
@@ -493,5 +500,6 @@ def test_where_no_code_can_be_kept_loops_are_compiled_all_the_same() -> None:
 def test_formulas_need_no_file() -> None:
     x, out = np.array([1.0, 2.0]), np.empty(2)
     for number in (3, 4):  # of one name
-        quantity_loop(without_file(f"def f(i, x):\n    return x[0] * {number}"))((x,), None, 0, (), out)
+        loop = map_loop(without_file(f"def f(i, x):\n    return x[0] * {number}"))
+        loop((x,), None, None, 0, 2, None, None, None, (), out)
         assert out.tolist() == [number, 2.0 * number]

@@ -11,15 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heterosis.merge.kernels import RUN, Inputs
-from heterosis.merge.methods.base import ONE, Bound, Cut
+from heterosis.merge.methods.base import ONE, Bound, Cut, wide_formula
 from heterosis.merge.methods.random_mask import drop, mask_key
-from heterosis.merge.statistics import Statistics, magnitude, product
+from heterosis.merge.statistics import Statistics, magnitude
 
 Row = np.ndarray[tuple[int], np.dtype[Any]]
 # Few magnitudes, so that most are equal; and the extremes of the format.
 VALUES = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1.0000001, 0.5, -0.5, 1e-45, -1e-40, 3e38, -3e38])
 # Of a few models.
 KEYS = ((1, 3), (2, 4), (3, 5))
+
+
+@wide_formula
+def product(i, x):  # type: ignore[no-untyped-def]
+    return np.float64(x[0]) * np.float64(x[1])
 
 
 def statistics(rows: Sequence[Row], ends: Sequence[int] = (), width: int = 1) -> Statistics:
@@ -89,23 +94,6 @@ def test_sums_depend_on_no_blocks_and_are_right(dtype: type, n: int) -> None:
         assert parts.gram() == whole.gram()
         assert parts.absolute_sums(step) == (before, after)
         assert parts.totals(*squares) == whole.totals(*squares)
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("width", [1, 5, 40])
-def test_sums_and_maxima_along_rows_and_columns(dtype: type, width: int) -> None:
-    rng = np.random.default_rng(width)
-    a, b = (rng.normal(size=200).astype(dtype) for _ in range(2))
-    whole, parts = statistics([a, b], width=width), statistics([a, b], [3, 41, 130], width=width)
-    products = (a.astype(float) * b.astype(float)).reshape(-1, width)
-    dot = product.bind(models=(0, 1))
-    for dim in (-1, 0):
-        np.testing.assert_allclose(whole.grouped_totals(dot, dim), products.sum(dim), rtol=1e-9)
-        assert np.array_equal(parts.grouped_totals(dot, dim), whole.grouped_totals(dot, dim))
-        np.testing.assert_allclose(whole.grams(dim)[1, 0], products.sum(dim), rtol=1e-9)
-    largest = abs(b).reshape(-1, width).max(-1)
-    assert np.array_equal(whole.row_maxima(magnitude.bind(models=(1,))), largest)
-    assert np.array_equal(parts.row_maxima(magnitude.bind(models=(1,))), largest)
 
 
 def test_sums_after_a_step_leave_rows_alone() -> None:
