@@ -54,7 +54,7 @@ def execute(
         MergeError: If a merged tensor has NaN or infinity, or a method's numbers cannot be had.
     """
     threads = max(1, min(threads or torch.get_num_threads(), memory_limit // THREAD_MINIMUM))
-    workers = _Workers(sink, memory_limit // threads, reductions)
+    workers = _Workers(sink, max(0, memory_limit // threads - 2 * THREAD_MINIMUM), reductions)
     pending = [op for op in plan.ops if sink.wants(op)]
     if threads == 1:
         for op in pending:
