@@ -4,6 +4,7 @@ import math
 import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import ray
@@ -117,8 +118,17 @@ class RayPool:
         self._running.clear()
         if self._started:
             ray.shutdown()
-        if self._setup.run:  # what the workers of this machine shared; elsewhere it stays, for the run to go on
-            Reductions(node_folder(self._setup.run)).close()
+        if self._setup.run:
+            _remove_shared(node_folder(self._setup.run))
+
+
+def _remove_shared(folder: Path) -> None:
+    """Remove what the workers of this machine shared, once they have ended; elsewhere it stays for the next."""
+    for _ in range(20):
+        Reductions(folder).close()
+        if not folder.exists():
+            break
+        time.sleep(0.1)
 
 
 def _start(address: str | None, cpus: int) -> None:

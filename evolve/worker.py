@@ -1,5 +1,6 @@
 """What a worker does: build the tasks and one live model once, then score recipe after recipe in it."""
 
+import atexit
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -102,6 +103,7 @@ class Worker:
         config = self._setup.config
         if self._loader is None:
             reductions = Reductions(node_folder(self._setup.run) if self._setup.run else None)
+            atexit.register(reductions.close)
             self._loader = CandidateLoader(self._setup.device, self._setup.threads, reductions)
         begun = time.perf_counter()
         resident = self._loader.load(Recipe.parse(recipe, "candidate"))
