@@ -90,9 +90,9 @@ class Computation:
         self._numpy = torch.empty(0, dtype=self._work).numpy().dtype
         self._dtypes = tuple(self._row_dtype(source) for source in self._sources)
         self._views = [self._view(*pair) for pair in zip(self._sources, self._dtypes, strict=True)]
-        row_bytes = sum(
-            dtype.itemsize for dtype, view in zip(self._dtypes, self._views, strict=True) if view is None
-        )
+        # What has to be read into rows.
+        self._missing = tuple(d for d, view in zip(self._dtypes, self._views, strict=True) if view is None)
+        row_bytes = sum(dtype.itemsize for dtype in self._missing)
         self._fits = row_bytes == 0 or (self._method.reduces and op.numel * row_bytes <= budget)
         fitting = BLOCK_BYTES // sum(dtype.itemsize for dtype in self._dtypes)
         self._block = block or min(STREAMING_BLOCK, 1 << fitting.bit_length() - 1)
@@ -256,11 +256,10 @@ class Computation:
         if self._workspace.content != (self, first, last):
             assert self._stepped is None or not self._fits, "the rows hold what the step made of them"
             self._workspace.content = (self, first, last)
-            missing = tuple(dtype for dtype, view in zip(self._dtypes, self._views, strict=True) if view is None)
-            buffers = iter(self._workspace.buffers("rows", last - first, missing) if missing else ())
+            buffers = iter(self._workspace.buffers("rows", last - first, self._missing) if self._missing else ())
             self._tensors = [next(buffers) if view is None else view[first:last] for view in self._views]
             self._arrays = self._as_inputs(self._tensors)
-            self._filled = first if missing else last
+            self._filled = first if self._missing else last
         while self._filled < stop:
             end = min(self._filled + self._block, last)
             whole = last - first <= self._block

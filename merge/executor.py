@@ -54,7 +54,8 @@ def execute(
         MergeError: If a merged tensor has NaN or infinity, or a method's numbers cannot be had.
     """
     threads = max(1, min(threads or torch.get_num_threads(), memory_limit // THREAD_MINIMUM))
-    workers = _Workers(sink, max(0, memory_limit // threads - 2 * THREAD_MINIMUM), reductions)
+    budget = memory_limit // threads - 2 * THREAD_MINIMUM  # of whole tensors' rows, beside blocks and counts
+    workers = _Workers(sink, max(0, budget), reductions)
     pending = [op for op in plan.ops if sink.wants(op)]
     if threads == 1:
         for op in pending:
