@@ -8,7 +8,18 @@ import numpy as np
 import torch
 
 from heterosis.merge.checkpoint import TensorSource
-from heterosis.merge.kernels import Inputs, Rounded, Row, Unrounded, add_rounded, all_finite, map_loop, part_of
+from heterosis.merge.kernels import (
+    Inputs,
+    Rounded,
+    Row,
+    Subtracted,
+    Unrounded,
+    add_rounded,
+    all_finite,
+    map_loop,
+    part_of,
+    subtract_base,
+)
 from heterosis.merge.lora import LoraTensor
 from heterosis.merge.methods import Bound, Program
 from heterosis.merge.plan import TensorOp
@@ -63,8 +74,9 @@ class Computation:
     """Merges one tensor, block by block.
 
     Inputs are rounded to the compute dtype; where there is a base, methods get task vectors, rounded too. Values
-    of bfloat16 stay bits, which the loops widen; all else is made floats, and task vectors, while it is read. A
-    tensor whose rows fit the budget is read once. The result does not depend on blocks or budget.
+    of bfloat16 stay bits, which the loops widen; all else is made floats, and task vectors, while it is read. (Bits
+    too are made task vectors then, if reductions read them again.) A tensor whose rows fit the budget is read once.
+    The result does not depend on blocks or budget.
 
     Args:
         op: What to compute; it has a method and at least one element.
@@ -92,6 +104,9 @@ class Computation:
         self._views = [self._view(*pair) for pair in zip(self._sources, self._dtypes, strict=True)]
         # What has to be read into rows.
         self._missing = tuple(d for d, view in zip(self._dtypes, self._views, strict=True) if view is None)
+        # What several passes read is subtracted from once; where one pass is all, the loop does it in registers.
+        bits = op.base is not None and set(self._missing) == {torch.bfloat16} == {op.compute}
+        self._subtracts = bits and self._method.reduces and len(self._missing) == len(self._dtypes)
         row_bytes = sum(dtype.itemsize for dtype in self._missing)
         self._fits = row_bytes == 0 or (self._method.reduces and op.numel * row_bytes <= budget)
         fitting = BLOCK_BYTES // sum(dtype.itemsize for dtype in self._dtypes)
@@ -274,6 +289,8 @@ class Computation:
         if self._op.base is None:
             return Inputs(arrays)
         *rows, base = arrays
+        if self._subtracts:
+            return Inputs(tuple(rows), Subtracted(base))
         unrounded = self._dtypes[-1] == torch.bfloat16 and self._op.compute != torch.bfloat16
         return Inputs(tuple(rows), Unrounded(base) if unrounded else base)
 
@@ -290,6 +307,8 @@ class Computation:
                     self._add_adapter(source, start, base, row)
                 else:
                     self._read_rounded(source, start, row)
+                if self._subtracts:
+                    subtract_base(_array(row), _array(base))
             else:
                 self._read_task_vector(source, start, base, row)
 

@@ -7,7 +7,8 @@ depend on blocks, threads or order.
 
 What a loop reads is `Inputs`: a row for each model, of float32 (float64 for float64 recipes) or of the bits of
 bfloat16 as 16-bit integers, which are widened in registers. With a base, rows of bits are models, and formulas get
-task vectors, rounded to bfloat16 if the base is bits too; rows of floats are task vectors already.
+task vectors, rounded to bfloat16 if the base is bits too; rows of floats are task vectors already, and so are rows
+of bits if the base is `Subtracted`.
 
 LLVM vectorises a loop that runs from 0 over slices, but not one whose indices have an offset.
 """
@@ -74,11 +75,17 @@ class Unrounded(NamedTuple):
     row: Row
 
 
+class Subtracted(NamedTuple):
+    """A base of bits that has been subtracted from the rows already."""
+
+    row: Row
+
+
 class Inputs(NamedTuple):
     """The values of all models in a block, and the base's where it is still to be subtracted."""
 
     rows: tuple[Row, ...]
-    base: Row | Unrounded | None = None
+    base: Row | Unrounded | Subtracted | None = None
 
     def part(self, elements: slice) -> "Inputs":
         """Some of them."""
@@ -86,8 +93,8 @@ class Inputs(NamedTuple):
 
 
 def part_of(row: Any, elements: slice) -> Any:
-    """Some elements of what loops take: of a row, of one that is `Rounded` or `Unrounded`, or of None."""
-    if isinstance(row, Rounded | Unrounded):
+    """Some elements of what loops take: of a row, of one that is marked, or of None."""
+    if isinstance(row, Rounded | Unrounded | Subtracted):
         return type(row)(row.row[elements])
     return None if row is None else row[elements]
 
@@ -124,6 +131,8 @@ def _delta_overload(row, base, i):  # type: ignore[no-untyped-def]
     if not isinstance(row.dtype, types.Integer):
         return lambda row, base, i: row[i]
     if isinstance(base, types.BaseTuple):
+        if base.instance_class is Subtracted:
+            return lambda row, base, i: _wide(row[i])
         return lambda row, base, i: _wide(row[i]) - _wide(base.row[i])
     if isinstance(base.dtype, types.Integer):
         return lambda row, base, i: np.uint32(
@@ -489,6 +498,13 @@ def widen_row(row, base, out):  # type: ignore[no-untyped-def]
     """What formulas get of one model, as floats."""
     for i in range(out.shape[0]):
         out[i] = _entry(row, base, i)
+
+
+@compiled
+def subtract_base(bits, base):  # type: ignore[no-untyped-def]
+    """Make a model's bits those of its task vector, rounded to bfloat16."""
+    for i in range(bits.shape[0]):
+        bits[i] = np.uint16(_rounded_bits(_wide(bits[i]) - _wide(base[i])) >> np.uint32(16))
 
 
 @compiled

@@ -19,6 +19,7 @@ from heterosis.merge.kernels import (
     RUN,
     Inputs,
     Row,
+    Unrounded,
     add_columns,
     add_products,
     add_values,
@@ -40,7 +41,7 @@ Vector: TypeAlias = npt.NDArray[np.float64]
 
 _PARTS = 8  # that positions of equal entries are searched in, at most
 _SMALLEST_PART = 1 << 20
-_PIECE = 1 << 16  # elements whose floats stay in the L2 cache
+_PIECE = 1 << 17  # elements whose floats stay in the L2 cache
 _AT_ONCE = 8  # digits whose counts stay in the L3 cache
 _STEPPED = 1 << 12  # elements that a step works on at a time, in the L1 cache
 _NO_SUMS = np.empty(0)
@@ -99,6 +100,7 @@ class Statistics:
         self._in_place = in_place
         self._keep = keep
         self.stepped: Bound | None = None
+        self._numbers: dict[int, tuple[Bound, list[tuple[int, int, tuple[object, ...]]]]] = {}
 
     @property
     def numel(self) -> int:
@@ -314,7 +316,8 @@ class Statistics:
         quantity = digits[0][0]
         if quantity.formula is magnitude and quantity.models is not None:
             row, base = inputs.rows[quantity.models[0]], inputs.base
-            if row.dtype == np.uint16 and (base is None or getattr(base, "dtype", None) == np.uint16):
+            floats = isinstance(base, np.ndarray) and base.dtype != row.dtype
+            if row.dtype == np.uint16 and not floats and not isinstance(base, Unrounded):
                 count_magnitudes(row, base, counts[0])  # bits of bfloat16 have one digit
                 return [False]
         unsigned = np.dtype(f"u{self._dtype.itemsize}")
@@ -353,12 +356,25 @@ class Statistics:
         values = self._workspace.array("values", (len(inputs.rows[0]),), dtype)
         rows = inputs.rows if quantity.models is None else tuple(inputs.rows[j] for j in quantity.models)
         loop, length = map_loop(quantity.formula.function), quantity.row_length or self.numel
-        for at, stop in between(start, start + len(values), cuts_in(quantity.numbers)):
-            part = slice(at - start, stop - start)
-            numbers = typed(quantity.numbers, self._dtype, at)
-            of_rows, base = tuple(row[part] for row in rows), part_of(inputs.base, part)
-            loop(of_rows, base, None, at, length, None, None, None, numbers, values[part])
+        stop = start + len(values)
+        for first, last, numbers in self._segments(quantity):
+            if first <= start and stop <= last:
+                loop(rows, inputs.base, None, start, length, None, None, None, numbers, values)
+            elif start < last and first < stop:
+                at, end = max(start, first), min(stop, last)
+                part = slice(at - start, end - start)
+                of_rows, base = tuple(row[part] for row in rows), part_of(inputs.base, part)
+                loop(of_rows, base, None, at, length, None, None, None, numbers, values[part])
         return values
+
+    def _segments(self, quantity: Bound) -> list[tuple[int, int, tuple[object, ...]]]:
+        """The tensor in pieces where the thresholds of a quantity's cuts stay the same, and its numbers there."""
+        known = self._numbers.get(id(quantity))
+        if known is None:
+            ranges = between(0, self.numel, cuts_in(quantity.numbers))
+            numbers = [(at, stop, typed(quantity.numbers, self._dtype, at)) for at, stop in ranges]
+            known = self._numbers[id(quantity)] = (quantity, numbers)
+        return known[1]
 
     def _kept(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
         """What needs no numbers of a recipe, from where it is kept."""
