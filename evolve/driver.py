@@ -20,7 +20,7 @@ from heterosis.evaluate.splits import Split
 from heterosis.evolve.cluster import Outcome, Pool, RayPool
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.folder import SUMMARY, RunFolder, check_same_config, read_summary
-from heterosis.evolve.optimizers import Optimizer, Vector, get_optimizer
+from heterosis.evolve.optimizers import Axis, Optimizer, Vector, get_optimizer
 from heterosis.evolve.outcome import Finalist, environment, write_outcome
 from heterosis.evolve.preflight import Preflight, preflight
 from heterosis.evolve.record import Ask, Record, Trial
@@ -395,7 +395,8 @@ class _Driver:
         """The optimizer as it was after the recorded asks and tells."""
         settings = self._config.optimizer
         optimizer = get_optimizer(settings.name)(
-            dimensions=len(self._space),
+            axes=tuple(Axis() for _ in self._space.parameters),
+            objectives=1,
             initial=self._start(),
             seed=self._config.seed,
             sigma0=settings.sigma0,
@@ -422,8 +423,8 @@ class _Driver:
 
     def _inform(self, optimizer: Optimizer, trial: Trial) -> None:
         if trial.ask.kind == "search":
-            loss = None if trial.score is None else -trial.score
-            optimizer.tell(self._points[trial.ask.number], loss)
+            losses = None if trial.score is None else [-trial.score]
+            optimizer.tell(self._points[trial.ask.number], losses)
 
     def _start(self) -> Vector:
         """The best baseline if it is clearly better than the uniform merge, else the space's own start.

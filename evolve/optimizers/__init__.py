@@ -1,7 +1,8 @@
 """Optimizers behind one ask/tell interface; every file of this package is found and registered by itself.
 
 base.py    the contract and the registry
-cma_es.py  CMA-ES, the default
+auto.py    which optimizer suits a search
+cma_es.py  CMA-ES
 random.py  uniform random points, the control
 """
 
@@ -10,9 +11,19 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from heterosis.errors import InputError, did_you_mean
-from heterosis.evolve.optimizers.base import OPTIMIZERS, Optimizer, OptimizerFactory, Vector, optimizer
+from heterosis.evolve.optimizers.auto import choose_optimizer
+from heterosis.evolve.optimizers.base import OPTIMIZERS, Axis, Optimizer, OptimizerFactory, Vector, optimizer
 
-__all__ = ["Optimizer", "OptimizerFactory", "Vector", "get_optimizer", "optimizer", "optimizer_names"]
+__all__ = [
+    "Axis",
+    "Optimizer",
+    "OptimizerFactory",
+    "Vector",
+    "choose_optimizer",
+    "get_optimizer",
+    "optimizer",
+    "optimizer_names",
+]
 
 
 @cache
@@ -22,10 +33,10 @@ def _discover() -> None:
         import_module(f"{__name__}.{module.name}")
 
 
-def optimizer_names() -> tuple[str, ...]:
-    """The names of all optimizers, in alphabetical order."""
+def optimizer_names(objectives: int = 1) -> tuple[str, ...]:
+    """The names of all optimizers that take so many objectives, in alphabetical order."""
     _discover()
-    return tuple(sorted(OPTIMIZERS))
+    return tuple(sorted(name for name, entry in OPTIMIZERS.items() if objectives == 1 or entry.multi_objective))
 
 
 def get_optimizer(name: str) -> OptimizerFactory:
@@ -36,4 +47,4 @@ def get_optimizer(name: str) -> OptimizerFactory:
     """
     if name not in optimizer_names():
         raise InputError(f"unknown optimizer {name!r}{did_you_mean(name, optimizer_names())}")
-    return OPTIMIZERS[name]
+    return OPTIMIZERS[name].factory

@@ -7,22 +7,26 @@ models or workers. Adding one is adding one file to this package::
     class HillClimber:
         '''Gaussian steps from the best point so far.'''
 
-        def __init__(self, *, dimensions: int, initial: Vector, seed: int, **hints: float | None) -> None:
+        def __init__(self, *, axes: Sequence[Axis], initial: Vector, seed: int, **hints: float | None) -> None:
+            self._axes = axes
             self._rng = np.random.default_rng(seed)
-            self._best, self._loss = initial, math.inf
+            self._best, self._loss = initial.copy(), math.inf
 
         def ask(self) -> Vector:
-            return np.clip(self._best + 0.1 * self._rng.standard_normal(self._best.size), 0.0, 1.0)
+            return at_levels(self._best + 0.1 * self._rng.standard_normal(len(self._axes)), self._axes)
 
-        def tell(self, x: Vector, loss: float | None) -> None:
-            if loss is not None and loss < self._loss:
-                self._best, self._loss = x, loss
+        def tell(self, x: Vector, losses: Sequence[float] | None) -> None:
+            losses = finite(losses)
+            if losses is not None and losses[0] < self._loss:
+                self._best, self._loss = x.copy(), losses[0]
 
         def mean(self) -> Vector | None:
-            return self._best
+            return self._best.copy()
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeAlias, TypeVar
 
 import numpy as np
@@ -31,35 +35,75 @@ from numpy.typing import NDArray
 Vector: TypeAlias = NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class Axis:
+    """One coordinate of the unit cube.
+
+    Attributes:
+        levels: None if every value counts; else n >= 2, and the coordinate takes only the n *levels*
+            (k + 0.5) / n, k = 0..n-1.
+        ordered: Whether neighbouring levels are alike; False for categories. True without levels.
+    """
+
+    levels: int | None = None
+    ordered: bool = True
+
+    def __post_init__(self) -> None:
+        if self.levels is not None and self.levels < 2:
+            raise ValueError(f"`levels >= 2` must hold, but got levels={self.levels}")
+        if self.levels is None and not self.ordered:
+            raise ValueError("categories need levels, but got levels=None, ordered=False")
+
+    def level(self, u: float) -> int:
+        """The number k of the level nearest to ``u``; an axis without levels has none."""
+        assert self.levels is not None
+        return min(max(int(u * self.levels), 0), self.levels - 1)
+
+
+def at_levels(x: Vector, axes: Sequence[Axis]) -> Vector:
+    """The point of the cube nearest to ``x``, ``[d]``, every axis with levels exactly at one; a new array."""
+    x = np.clip(np.asarray(x, dtype=np.float64), 0.0, 1.0)
+    for i, axis in enumerate(axes):
+        if axis.levels is not None:
+            x[i] = (axis.level(x[i]) + 0.5) / axis.levels
+    return x
+
+
+def finite(losses: Sequence[float] | None) -> list[float] | None:
+    """The losses as floats, or None for a trial that failed: told None, or any loss that is not finite."""
+    if losses is None or not all(math.isfinite(loss) for loss in losses):
+        return None
+    return [float(loss) for loss in losses]
+
+
 class Optimizer(Protocol):
-    """Minimises a loss over the unit cube, one question at a time.
+    """Minimises one or several losses over the unit cube, one question at a time.
 
     The driver asks whenever a worker is free and tells whenever one has finished, so any number of asks
     may come before their tells, and tells come in any order or, for a trial that was lost, not at all.
 
     An optimizer's proposals are a function of what it was made with and of the order of asks and tells,
-    and of nothing else: not of time, of numpy's global random state or of files. A run is resumed
-    by replaying that order, which is why no optimizer has any state to save. For the same reason a run
-    can be extended only if ``budget`` does not change the proposals: it is a hint for what must know it.
+    and of nothing else: not of time, of hash seeds, of global random states or of files. A run is resumed
+    by replaying that order, which is why no optimizer has any state to save.
     """
 
     def ask(self) -> Vector:
-        """The next point to try, ``[dimensions]`` within [0, 1]; a fresh array."""
+        """The next point to try, ``[d]`` within [0, 1], level axes exactly at a level; a fresh array."""
         ...
 
-    def tell(self, x: Vector, loss: float | None) -> None:
+    def tell(self, x: Vector, losses: Sequence[float] | None) -> None:
         """Takes in a result.
 
         Args:
-            x: A point that ``ask`` gave, value for value, or any other point of the cube whose loss is known
-                (a baseline). Not modified or kept.
-            loss: Smaller is better. None (or a value that is not finite) says that the trial failed:
-                the point counts as worse than every point that did not.
+            x: A point that ``ask`` gave, value for value, or any other point of the cube whose losses are
+                known (a baseline). Not modified or kept.
+            losses: One for each objective, smaller is better. None (or any that is not finite) says that
+                the trial failed: the point counts as worse than every point that did not.
         """
         ...
 
     def mean(self) -> Vector | None:
-        """The centre of the current search distribution, itself a good candidate; None if there is none."""
+        """The centre of what the optimizer believes, a good candidate with levels as in ``ask``; or None."""
         ...
 
 
@@ -69,7 +113,8 @@ class OptimizerFactory(Protocol):
     def __call__(
         self,
         *,
-        dimensions: int,
+        axes: Sequence[Axis],
+        objectives: int,
         initial: Vector,
         seed: int,
         sigma0: float | None,
@@ -79,31 +124,45 @@ class OptimizerFactory(Protocol):
         """Makes an optimizer.
 
         Args:
-            dimensions: Of the cube, at least 1.
-            initial: Where to start, ``[dimensions]`` within [0, 1].
+            axes: Of the cube, at least one; there are ``d``.
+            objectives: How many losses each result has. More than one only comes to a factory that was
+                registered with ``multi_objective=True``.
+            initial: Where to start, ``[d]`` within [0, 1].
             seed: At least 0; every seed is a seed, 0 too.
             sigma0: First standard deviation as a fraction of a range; None for the optimizer's own.
             popsize: Results between two updates; None for the optimizer's own.
-            budget: How many trials are planned; more may follow.
+            budget: How many trials were planned when the run began; more may follow. A run that is
+                resumed or extended gives the same number again.
         """
         ...
 
 
-OPTIMIZERS: dict[str, OptimizerFactory] = {}
+@dataclass(frozen=True)
+class Registration:
+    """What the registry knows of an optimizer."""
+
+    factory: OptimizerFactory
+    multi_objective: bool
+
+
+OPTIMIZERS: dict[str, Registration] = {}
 
 _Factory = TypeVar("_Factory", bound=OptimizerFactory)
 
 
-def optimizer(name: str) -> Callable[[_Factory], _Factory]:
-    """Registers a factory under ``name``, the name that configs use."""
+def optimizer(name: str, *, multi_objective: bool = False) -> Callable[[_Factory], _Factory]:
+    """Registers a factory under ``name``, the name that configs use.
+
+    Args:
+        name: Of the optimizer.
+        multi_objective: Whether it takes several objectives; each takes one.
+    """
 
     def register(factory: _Factory) -> _Factory:
-        other = OPTIMIZERS.get(name)
-        if other is not None:
-            raise ValueError(
-                f"two optimizers are called {name!r}: one in {other.__module__} and one in {factory.__module__}"
-            )
-        OPTIMIZERS[name] = factory
+        if name in OPTIMIZERS:
+            one, other = OPTIMIZERS[name].factory.__module__, factory.__module__
+            raise ValueError(f"two optimizers are called {name!r}: one in {one} and one in {other}")
+        OPTIMIZERS[name] = Registration(factory, multi_objective)
         return factory
 
     return register

@@ -13,11 +13,13 @@ from an older, wider distribution cannot blow up the step size.
 
 import math
 import warnings
+from collections import defaultdict, deque
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from heterosis.evolve.optimizers.base import Vector, optimizer
+from heterosis.evolve.optimizers.base import Axis, Vector, at_levels, finite, optimizer
 
 SIGMA0 = 0.2  # a fifth of each range: three standard deviations reach the bounds from the middle
 MAX_POPULATION_GROWTH = 8  # three doublings; more would leave a small budget without any update
@@ -28,11 +30,13 @@ class CmaEs:
     """CMA-ES on the unit cube.
 
     A failed trial ranks below every result so far. When the distribution has converged (all losses
-    equal, no more progress), it starts again around the best point with twice the population.
+    equal, no more progress), it starts again around the best point with twice the population. Axes with
+    levels are sampled as all others and rounded when asked; a result moves the point that was sampled.
 
     Args:
-        dimensions: Of the cube. A single one is padded by a second that changes nothing, since a covariance
+        axes: Of the cube. A single one is padded by a second that changes nothing, since a covariance
             matrix needs two.
+        objectives: One.
         initial: First mean.
         seed: Of this optimizer's own random stream.
         sigma0: First standard deviation, 0.2 by default.
@@ -43,47 +47,52 @@ class CmaEs:
     def __init__(
         self,
         *,
-        dimensions: int,
+        axes: Sequence[Axis],
+        objectives: int,
         initial: Vector,
         seed: int,
         sigma0: float | None = None,
         popsize: int | None = None,
         budget: int = 0,
     ) -> None:
-        self._dimensions = dimensions
+        self._axes = tuple(axes)
+        self._dimensions = len(self._axes)
         self._rng = np.random.default_rng(seed)
         self._sigma0 = SIGMA0 if sigma0 is None else sigma0
         # The paper's 4 + 3 ln n, with n = 2 for the padded case.
-        self._first_popsize = popsize or 4 + int(3 * math.log(max(dimensions, 2)))
+        self._first_popsize = popsize or 4 + int(3 * math.log(max(self._dimensions, 2)))
         self._popsize = self._first_popsize
         self._best = np.clip(np.asarray(initial, dtype=np.float64), 0.0, 1.0)
         self._best_loss = math.inf
         self._worst_loss = -math.inf
-        self._asked: dict[bytes, Vector] = {}  # proposals without a result, and cma's own arrays for them
+        # Proposals without a result, and what cma sampled for them: several, where rounding makes them equal.
+        self._asked: defaultdict[bytes, deque[Vector]] = defaultdict(deque)
         self._results: list[tuple[Vector, float | None]] = []
         self._start()
 
     def ask(self) -> Vector:
         self._sampled = True
         sample: Vector = self._es.ask(1)[0]
-        x = np.clip(sample[: self._dimensions], 0.0, 1.0)
-        self._asked[x.tobytes()] = sample
+        x = at_levels(sample[: self._dimensions], self._axes)
+        self._asked[x.tobytes()].append(sample)
         return x
 
-    def tell(self, x: Vector, loss: float | None) -> None:
+    def tell(self, x: Vector, losses: Sequence[float] | None) -> None:
         x = np.array(x, dtype=np.float64)
-        if loss is not None and not math.isfinite(loss):
-            loss = None
+        known = finite(losses)
+        loss = None if known is None else known[0]
+        samples = self._asked.get(x.tobytes())
+        sample = samples.popleft() if samples else self._padded(x)
         if loss is not None:
             self._worst_loss = max(self._worst_loss, loss)
             if loss < self._best_loss:
                 self._best, self._best_loss = x, loss
-        self._results.append((self._asked.pop(x.tobytes(), self._padded(x)), loss))
+        self._results.append((sample, loss))
         if len(self._results) >= self._popsize:
             self._update()
 
     def mean(self) -> Vector | None:
-        return np.clip(np.array(self._es.result.xfavorite[: self._dimensions], dtype=np.float64), 0.0, 1.0)
+        return at_levels(self._es.result.xfavorite[: self._dimensions], self._axes)
 
     def _update(self) -> None:
         """Moves the distribution by one population of results."""

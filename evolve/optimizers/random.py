@@ -1,31 +1,34 @@
 """Uniform random points: the control that every other optimizer has to beat."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from heterosis.evolve.optimizers.base import Vector, optimizer
+from heterosis.evolve.optimizers.base import Axis, Vector, at_levels, optimizer
 
 
-@optimizer("random")
+@optimizer("random", multi_objective=True)
 class RandomSearch:
     """Independent uniform points of the cube; learns nothing from their results."""
 
     def __init__(
         self,
         *,
-        dimensions: int,
+        axes: Sequence[Axis],
+        objectives: int,
         initial: Vector,
         seed: int,
         sigma0: float | None = None,
         popsize: int | None = None,
         budget: int = 0,
     ) -> None:
-        self._dimensions = dimensions
+        self._axes = tuple(axes)
         self._rng = np.random.default_rng(seed)
 
     def ask(self) -> Vector:
-        return self._rng.random(self._dimensions)
+        return at_levels(self._rng.random(len(self._axes)), self._axes)
 
-    def tell(self, x: Vector, loss: float | None) -> None:
+    def tell(self, x: Vector, losses: Sequence[float] | None) -> None:
         """Nothing to learn: the points do not depend on results."""
 
     def mean(self) -> Vector | None:
