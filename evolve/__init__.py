@@ -1,6 +1,8 @@
 """The search for merge recipes, and its workers.
 
-config.py      a search's config file (mergekit-evolve's, and more)
+config.py      a search's config file (mergekit-evolve's, and more); config_values.py, config_faults.py: its
+               kinds of values, and what is wrong with them in words
+genome.py      its section on models, methods and depth; ranges.py: where each parameter is searched
 space.py       config -> named parameters with ranges <-> recipes
 optimizers/    who proposes candidates, one file each
 objective.py   what is maximised, from per-document scores

@@ -1,9 +1,7 @@
 """The search space: a config's free numbers, by name and range, and the recipes that they stand for."""
 
 import math
-import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,15 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heterosis.errors import InputError
-from heterosis.evolve.config import EvolveConfig, MethodSpec, ParameterSpec, Range
-from heterosis.merge.recipe import ModelRef, Recipe
+from heterosis.evolve.config import EvolveConfig
+from heterosis.evolve.genome import UNIFORM, MethodSpec, short_names
+from heterosis.evolve.ranges import REST
+from heterosis.merge.recipe import Recipe
 
-__all__ = ["Dimension", "MethodSpec", "ParameterSpec", "Range", "SearchSpace", "Vector", "short_names"]
+__all__ = ["UNIFORM", "Dimension", "SearchSpace", "Vector", "short_names"]
 
 Vector = NDArray[np.float64]
-
-UNIFORM = "uniform"
-REST = "*"  # the group of all tensors that no filter matches
 
 # mergekit-evolve normalises these unless told otherwise, which differs from dare_ties' own default.
 _NORMALIZED = frozenset({"linear", "ties", "dare_ties"})
@@ -85,7 +82,7 @@ class SearchSpace:
             raise ValueError(f"`n_layers >= 1` must hold, but got n_layers={n_layers}")
         step = config.genome.layer_granularity or n_layers
         groups = tuple((start, min(start + step, n_layers)) for start in range(0, n_layers, step))
-        space = cls(config, methods[config.genome.merge_method], groups)
+        space = cls(config, methods[config.genome.methods[0]], groups)
         if not space.parameters:
             raise InputError("genome.ranges: `low < high` must hold for at least one, else nothing is searched")
         return space
@@ -255,7 +252,8 @@ class SearchSpace:
         if self.config.genome.allow_negative_weights and "weight" in ranges:
             reach = max(map(abs, ranges["weight"]))
             ranges["weight"] = (-reach, reach)
-        return ranges | self.config.genome.ranges
+        given = {name: spans[REST] for name, spans in self.config.genome.ranges.items()}
+        return ranges | {name: (span.low, span.high) for name, span in given.items()}
 
     @property
     def _constants(self) -> dict[str, Any]:
@@ -322,34 +320,3 @@ class SearchSpace:
                 f"values must be those of the space's dimensions, but {sorted(names - values.keys())} are missing "
                 f"and {sorted(values.keys() - names)} unknown"
             )
-
-
-def short_names(models: Iterable[str], reserved: Iterable[str] = ()) -> tuple[str, ...]:
-    """A short, unique name for each model: the last part of its path, or of its adapter's.
-
-    Models that would share a name get more parts of their paths, and at last a number.
-    """
-    paths = [_path_parts(model) for model in models]
-    lengths = [1] * len(paths)
-
-    def names() -> list[str]:
-        return ["-".join(parts[-length:]) for parts, length in zip(paths, lengths, strict=True)]
-
-    for _ in range(max(map(len, paths), default=0)):
-        counts = Counter(names())
-        lengths = [n + 1 if counts[name] > 1 else n for n, name in zip(lengths, names(), strict=True)]
-    unique: list[str] = []
-    taken = set(reserved)
-    for name in names():
-        candidate, number = name, 2
-        while candidate in taken:
-            candidate, number = f"{name}-{number}", number + 1
-        taken.add(candidate)
-        unique.append(candidate)
-    return tuple(unique)
-
-
-def _path_parts(model: str) -> list[str]:
-    reference = ModelRef.parse(model)
-    path = reference.adapter or reference.path
-    return [part for part in re.split(r"[/\\]+", path) if part not in ("", ".", "..")] or ["model"]

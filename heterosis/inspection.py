@@ -102,7 +102,7 @@ def inspect_targets(
     recipe = config = None
     if files:
         text = read_text(files[0], "recipe")
-        if "genome" in parse_documents(text, files[0])[0]:
+        if {"genome", "tasks"} & parse_documents(text, files[0])[0].keys():
             from heterosis.evolve.config import EvolveConfig
 
             config = EvolveConfig.load(files[0])

@@ -50,7 +50,7 @@ def relation_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
 
 def other_kind(data: Mapping[str, Any]) -> str | None:
     """What a mapping is that was never meant as a recipe, and what to do with it."""
-    if "genome" in data:
+    if "genome" in data or "tasks" in data:
         return "is a search config, not a recipe; run heterosis evolve on it"
     if "experts" in data or data.get("merge_method") == "moe":
         return "describes a mixture of experts; building those is not supported"

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from heterosis.errors import InputError
-from heterosis.evolve.config import EvolveConfig
+from heterosis.evolve.config import EvolveConfig, Racing
+from heterosis.evolve.ranges import Span
 
 MERGEKIT_EVOLVE = """
 genome:
@@ -86,8 +87,9 @@ def test_defaults_are_mergekit_evolves() -> None:
     ours = parse(data)
     for key in ("limit", "num_fewshot", "shuffle", "random_init", "apply_chat_template", "fewshot_as_multiturn"):
         assert getattr(ours, key) == getattr(theirs, key), key
-    for key in ("layer_granularity", "normalize", "allow_negative_weights", "smooth", "tokenizer_source"):
+    for key in ("normalize", "allow_negative_weights", "smooth", "tokenizer_source"):
         assert getattr(ours.genome, key) == getattr(theirs.genome, key), key
+    assert ours.genome.layer_granularity is None  # not 0: a config that says nothing leaves it to the search
 
 
 def test_our_own_keys() -> None:
@@ -113,11 +115,99 @@ def test_our_own_keys() -> None:
         )
     )
     assert config.genome.dtype == "float32"
-    assert config.genome.ranges == {"weight": (-1.0, 2.0), "lambda": (0.5, 2.0)}
+    assert config.genome.ranges == {"weight": {"*": Span(-1.0, 2.0)}, "lambda": {"*": Span(0.5, 2.0)}}
     assert config.include_path == ("tasks",)
     assert config.optimizer.name == "random"
     assert config.failures.max_failure_rate == 0.25
     assert config.documents.group_by == "pair"
+
+
+@pytest.mark.parametrize(
+    ("text", "spans"),
+    [
+        ("{weight: 0.5}", {"*": Span(0.5, 0.5)}),
+        ("{weight: {low: 1e-3, high: 1, log: true}}", {"*": Span(0.001, 1.0, True)}),
+        ("{weight: {low: 0, high: 1}}", {"*": Span(0.0, 1.0)}),
+        ("{weight: {math: [0, 1], '*': 1}}", {"math": Span(0.0, 1.0), "*": Span(1.0, 1.0)}),
+        ("{weight: {org/math: [0, 1], mlp: [0, 2]}}", {"math": Span(0.0, 1.0), "mlp": Span(0.0, 2.0)}),
+        ("{weight: {org/math/mlp: [0, 1]}}", {"math/mlp": Span(0.0, 1.0)}),
+        ("{weight: {math/*: [0, 1]}}", {"math/*": Span(0.0, 1.0)}),
+    ],
+)
+def test_ranges_have_several_forms(text: str, spans: dict[str, Span]) -> None:
+    genome = {"models": ["org/math", "org/code"], "filters": ["mlp"], "ranges": yaml.safe_load(text)}
+    config = parse(plain(genome=genome))
+    assert config.genome.ranges == {"weight": spans}
+    again = EvolveConfig.parse(config.to_yaml())
+    assert again == config
+    assert again.fingerprint() == config.fingerprint()
+
+
+def test_new_keys_of_a_search() -> None:
+    config = parse(
+        plain(
+            genome={"merge_method": ["ties", "dare_linear"], "control_points": [1, 3, 5], "subset": 2},
+            tasks=["x", "y"],
+            objective="gain",
+            constraints={"x": 0.01},
+            racing={"first": 8, "factor": 1.5, "alpha": 0.1, "order": "informative"},
+            ordered=4,
+            warm_start="runs/first",
+            optimizer="auto",
+        )
+    )
+    assert config.genome.methods == ("ties", "dare_linear")
+    assert config.genome.control_points == (1, 3, 5)
+    assert config.constraints == {"x": 0.01}
+    assert config.racing == Racing(first=8, factor=1.5, alpha=0.1, order="informative")
+    assert config.warm_start == ("runs/first",)
+    assert EvolveConfig.parse(config.to_yaml()) == config
+
+
+def test_defaults_of_the_new_keys() -> None:
+    config = parse(plain())
+    assert config.objective == "weighted"
+    assert config.racing == Racing(enabled=True, first=None, factor=2.0, alpha=0.05, order="random")
+    assert (config.constraints, config.ordered, config.warm_start) == ({}, 0, ())
+    assert (config.genome.control_points, config.genome.subset) == (None, None)
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_racing_may_be_a_switch(on: bool) -> None:
+    assert parse(plain(racing=on)) == parse(plain(racing={"enabled": on}))
+    assert parse(plain(racing=on)).racing.enabled is on
+
+
+def test_one_control_point_or_method_may_stand_in_a_list() -> None:
+    assert parse(plain(genome={"control_points": 3})) == parse(plain(genome={"control_points": [3]}))
+    assert parse(plain(genome={"merge_method": "ties"})) == parse(plain(genome={"merge_method": ["ties"]}))
+
+
+@pytest.mark.parametrize(
+    ("text", "method"),
+    [
+        ("{models: [a, b], tasks: [task]}", "linear"),
+        ("{models: [a, b], base_model: base, tasks: [task]}", "task_arithmetic"),
+        ("{models: [a, b], base_model: base, merge_method: ties, tasks: [task]}", "ties"),
+        ("{genome: {models: [a, b]}, tasks: [task]}", "linear"),
+        ("{genome: {models: [a, b], base_model: base}, tasks: [task]}", "task_arithmetic"),
+    ],
+)
+def test_models_and_tasks_are_a_config(text: str, method: str) -> None:
+    config = EvolveConfig.parse(text)
+    assert config.genome.merge_method == method
+    assert config.genome.models == ("a", "b")
+    assert "genome" in yaml.safe_load(config.to_yaml())
+
+
+def test_faults_of_a_short_config_name_its_own_keys() -> None:
+    assert faults("{models: [a, a], tasks: [task], base_model: 3, trails: 3}") == [
+        "config.yaml: models: each may be listed once, but got 'a' 2 times",
+        "config.yaml: base_model: must be a model: a folder or an id such as org/name, but got 3",
+        "config.yaml: trails: unknown key; did you mean 'trials'?",
+    ]
+    (line,) = faults("{models: [a, b], merge_method: ties}\n")
+    assert line == "config.yaml: is a recipe, not a search config; run heterosis merge on it"
 
 
 def test_task_search_path_means_include_path() -> None:
@@ -175,7 +265,112 @@ def test_an_optimizer_may_be_just_a_name() -> None:
         (plain(genome={"filters": ["*"]}), "genome.filters[0]: must be part of a tensor name, but got '*'"),
         (plain(genome={"dtype": "bf16"}), "genome.dtype: unknown dtype 'bf16'; did you mean 'bfloat16'?"),
         (plain(genome={"ranges": {"weight": [2, 1]}}), "genome.ranges.weight: `low <= high` must hold"),
-        (plain(genome={"ranges": {"weight": 2}}), "genome.ranges.weight: must be a range [low, high], but got 2"),
+        (
+            plain(genome={"ranges": {"weight": "two"}}),
+            "genome.ranges.weight: must be a finite number, but got 'two'",
+        ),
+        (
+            plain(genome={"ranges": {"weight": [1, 2, 3]}}),
+            "genome.ranges.weight: must be a number, a range [low, high] or {low, high, log: true}, but got",
+        ),
+        (plain(genome={"ranges": {"weight": True}}), "genome.ranges.weight: must be a number, a range"),
+        (plain(genome={"ranges": {"weight": {"low": 1}}}), "genome.ranges.weight: must be a number, a range"),
+        (plain(genome={"ranges": {"weight": {}}}), "genome.ranges.weight: must hold at least one range, but is"),
+        (plain(genome={"ranges": [1, 2]}), "genome.ranges: must be a mapping, but got [1, 2]"),
+        (
+            plain(genome={"ranges": {"weight": {"low": 0, "high": 1, "log": True}}}),
+            "genome.ranges.weight: `0 < low` must hold on a log scale, but got [0.0, 1.0]",
+        ),
+        (
+            plain(genome={"ranges": {"weight": {"low": 1, "high": 2, "log": "yes"}}}),
+            "genome.ranges.weight: log must be true or false, but got 'yes'",
+        ),
+        (
+            plain(genome={"ranges": {"weight": {"low": 1, "high": 2, "lgo": True}}}),
+            "genome.ranges.weight: unknown key 'lgo'; did you mean 'log'?",
+        ),
+        (plain(genome={"ranges": {"weight": [0, ".inf"]}}), "genome.ranges.weight: must be a finite number"),
+        (
+            plain(genome={"ranges": {"weight": {"c": [0, 1], "*": [0, 2]}}}),
+            "genome.ranges.weight.c: must be a model or a filter, or '*'; valid: *, a, b",
+        ),
+        (
+            plain(genome={"ranges": {"weight": {"a": [2, 1]}}}),
+            "genome.ranges.weight.a: `low <= high` must hold, but got [2.0, 1.0]",
+        ),
+        (
+            plain(genome={"ranges": {"lambda": {"a": [0, 1]}}}),
+            "genome.ranges.lambda.a: lambda belongs to the merge, not to a model; name filters only",
+        ),
+        (
+            plain(genome={"models": ["x/a", "b"], "ranges": {"weight": {"a": [0, 1], "x/a": [0, 2]}}}),
+            "genome.ranges.weight: a model is named twice, but gets one range",
+        ),
+        (
+            plain(genome={"merge_method": "ties", "ranges": {"density": {"b": [0, 0.5]}}}),
+            "genome.ranges.density.b: `0 < low <= high <= 1` must hold",
+        ),
+        (
+            plain(genome={"merge_method": "karcher", "ranges": {"max_iter": [1, 2.5]}}),
+            "genome.ranges.max_iter: must be between whole numbers, but got 2.5",
+        ),
+        (
+            plain(genome={"merge_method": ["ties", "task_arithmetic"], "ranges": {"t": [0, 1]}}),
+            "genome.ranges.t: unknown parameter of 'ties' or 'task_arithmetic'",
+        ),
+        (
+            plain(genome={"merge_method": ["ties", "tise"]}),
+            "genome.merge_method: unknown method 'tise'; did you mean 'ties'?",
+        ),
+        (plain(genome={"merge_method": []}), "genome.merge_method: must list at least one entry, but is empty"),
+        (plain(genome={"merge_method": 3}), "genome.merge_method: must be a text or a list of texts, but got 3"),
+        (
+            plain(genome={"merge_method": ["ties", "ties"]}),
+            "genome.merge_method: each may be listed once, but got 'ties' 2 times",
+        ),
+        (
+            plain(genome={"merge_method": ["ties", "slerp"], "models": ["a", "b", "c"]}),
+            "genome.models: 'slerp' merges exactly 2, but got 4 with the base model",
+        ),
+        (
+            plain(genome={"control_points": 0}),
+            "genome.control_points: must be a whole number from 1, or an ascending list of them, but got 0",
+        ),
+        (plain(genome={"control_points": [3, 2]}), "genome.control_points: must be a whole number from 1"),
+        (plain(genome={"control_points": []}), "genome.control_points: must be a whole number from 1"),
+        (plain(genome={"control_points": True}), "genome.control_points: must be a whole number from 1"),
+        (
+            plain(genome={"control_points": 3, "layer_granularity": 2}),
+            "genome.control_points: must not be given beside layer_granularity",
+        ),
+        (
+            plain(genome={"control_points": 3, "smooth": True}),
+            "genome.control_points: must not be given beside smooth",
+        ),
+        (plain(genome={"subset": 0}), "genome.subset: must be >= 1, but got 0"),
+        (plain(genome={"subset": 3}), "genome.subset: must be at most the number of models, 2, but got 3"),
+        (
+            plain(genome={"subset": 1, "merge_method": "nuslerp", "base_model": None}),
+            "genome.subset: 'nuslerp' merges exactly 2, but got at most 1",
+        ),
+        (
+            plain(genome={"subset": 2, "merge_method": "slerp", "models": ["a", "b", "c"]}),
+            "genome.subset: 'slerp' merges exactly 2, but got at most 2 and the base",
+        ),
+        (plain(objective="best"), "objective: must be one of weighted, gain, worst, pareto, but got 'best'"),
+        (plain(objective="pareto"), "objective: pareto needs at least two tasks"),
+        (plain(constraints={"tsak": 0.1}), "constraints.tsak: is not one of the tasks; did you mean 'task'?"),
+        (plain(constraints={"task": -0.1}), "constraints.task: must be >= 0, but got -0.1"),
+        (plain(constraints={"task": True}), "constraints.task: must be a number, but got true"),
+        (plain(racing={"frist": 2}), "racing.frist: unknown key; did you mean 'first'?"),
+        (plain(racing={"first": 0}), "racing.first: must be >= 1, but got 0"),
+        (plain(racing={"factor": 1}), "racing.factor: must be > 1, but got 1"),
+        (plain(racing={"alpha": 0.5}), "racing.alpha: must be < 0.5, but got 0.5"),
+        (plain(racing={"order": "best"}), "racing.order: must be one of random, informative, but got 'best'"),
+        (plain(racing="on"), "racing: must be a mapping, but got 'on'"),
+        (plain(ordered=-1), "ordered: must be >= 0, but got -1"),
+        (plain(ordered=True), "ordered: must be a number, but got true"),
+        (plain(warm_start=[3]), "warm_start[0]: must be a text, but got 3"),
         (plain(genome={"ranges": {"density": [0, 1]}}), "genome.ranges.density: `0 < low <= high <= 1` must hold"),
         (
             plain(genome={"ranges": {"weigth": [0, 1]}}),
@@ -295,6 +490,11 @@ def test_budgets_do_not_change_the_fingerprint(change: dict[str, Any]) -> None:
         ({"tasks": [{"name": "task", "weight": 2}]}, "tasks[0].weight: 2.0, was 1.0"),
         ({"optimizer": "random"}, 'optimizer.name: "random", was "cma"'),
         ({"num_fewshot": 2}, "num_fewshot: 2, was null"),
+        ({"objective": "worst"}, 'objective: "worst", was "weighted"'),
+        ({"constraints": {"task": 0.5}}, "constraints.task: 0.5, was not there"),
+        ({"racing": {"alpha": 0.1}}, "racing.alpha: 0.1, was 0.05"),
+        ({"ordered": 4}, "ordered: 4, was 0"),
+        ({"warm_start": ["runs/first"]}, 'warm_start: ["runs/first"], was []'),
         ({"include_path": ["x"]}, 'include_path: ["x"], was []'),
         ({"max_length": 64}, "max_length: 64, was null"),
     ],
@@ -310,6 +510,19 @@ def test_a_new_range_shows_as_a_difference() -> None:
     before, after = parse(plain()), parse(plain(genome={"ranges": {"weight": [0, 1]}}))
     assert after.diff(before) == ["genome.ranges.weight: [0.0, 1.0], was not there"]
     assert before.diff(after) == ["genome.ranges.weight: not there, was [0.0, 1.0]"]
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"control_points": 3}, "genome.control_points: [3], was null"),
+        ({"subset": 1}, "genome.subset: 1, was null"),
+        ({"merge_method": ["ties", "sce"]}, 'genome.merge_method: ["ties", "sce"], was "task_arithmetic"'),
+        ({"ranges": {"weight": 1}}, "genome.ranges.weight: 1.0, was not there"),
+    ],
+)
+def test_what_changes_the_space_shows_as_a_difference(change: dict[str, Any], difference: str) -> None:
+    assert parse(plain(genome=change)).diff(parse(plain())) == [difference]
 
 
 def test_limit_and_search_documents_are_the_same_thing() -> None:

@@ -1,0 +1,327 @@
+"""The ``genome`` section of a config: which models, how they are merged, and what is searched."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Protocol
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationInfo,
+    field_validator,
+)
+
+from heterosis.errors import did_you_mean
+from heterosis.evolve.config_values import Count, Dtype, Model, Natural, Section, list_faults, refuse
+from heterosis.evolve.ranges import REST, Ranges, Span
+from heterosis.merge.recipe import ModelRef
+
+# What the baselines are called; no parent is.
+UNIFORM = "uniform"
+FIXED_RECIPES = ("task_arithmetic", "ties", "dare_linear")
+
+
+# --- what a search must know of a merge method ------------------------------------------------------------------
+
+
+class Range(Protocol):
+    """Where a number is searched, both ends included."""
+
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+class Limits(Protocol):
+    """Which values a parameter may have."""
+
+    def check(self, name: str, value: float) -> None:
+        """Raise a ValueError for a value outside."""
+
+
+class ParameterSpec(Protocol):
+    """What a search must know of a method's parameter."""
+
+    @property
+    def kind(self) -> type: ...
+    @property
+    def default(self) -> Any: ...
+    @property
+    def within(self) -> Limits: ...
+
+
+class MethodSpec(Protocol):
+    """What a search must know of a merge method; ``heterosis.merge.methods`` has them all.
+
+    ``base`` is "required" (task vectors are taken from the base model), "optional" (if there is one), "input"
+    (the base is one of the inputs, the first unless it is named) or "ignored". ``inputs`` are the smallest and
+    the largest number of inputs, the base not counted where the method takes task vectors.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def base(self) -> str: ...
+    @property
+    def inputs(self) -> tuple[int, int | None]: ...
+    @property
+    def per_input(self) -> Mapping[str, ParameterSpec]: ...
+    @property
+    def per_merge(self) -> Mapping[str, ParameterSpec]: ...
+    @property
+    def search(self) -> Mapping[str, Range]: ...
+
+
+# --- the section ------------------------------------------------------------------------------------------------
+
+
+def _methods(value: object) -> str | tuple[str, ...] | None:
+    if value is None or isinstance(value, str):
+        return value
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"must be a text or a list of texts, but got {value!r}")
+    refuse(list_faults(value))
+    return tuple(value) if len(value) > 1 else str(value[0])
+
+
+def _points(value: object) -> object:
+    """Numbers of control points, coarse to fine."""
+    if value is None:
+        return None
+    given = list(value) if isinstance(value, list | tuple) else [value]
+    points = [n for n in given if type(n) is int and n >= 1]
+    if not points or points != given or points != sorted(set(points)):
+        raise ValueError(f"must be a whole number from 1, or an ascending list of them, but got {value!r}")
+    return tuple(points)
+
+
+class Genome(Section):
+    """What is searched.
+
+    Attributes:
+        models: The parents; folders or Hub ids, ``base+adapter`` for a LoRA.
+        base_model: What the parents were fine-tuned from, for methods that need it.
+        merge_method: How they are merged; of several, the search chooses one. Unless given, task arithmetic if
+            there is a base model, else linear.
+        layer_granularity: Layers that share their parameters; 0 for all. The last group may be smaller. None
+            leaves it to the search, which takes control points by its budget.
+        normalize: Whether weights are divided by their sum; None for mergekit-evolve's choice by method.
+        allow_negative_weights: Makes the range of weights symmetric.
+        smooth: Interpolates parameters between groups instead of changing them in steps.
+        control_points: Values of each parameter over depth, which are interpolated: mergekit's gradients. Several
+            numbers are searched one after the other, coarse to fine.
+        filters: Parts of tensor names that get parameters of their own; the first that fits counts.
+        tokenizer_source: As in a recipe.
+        dtype: As in a recipe.
+        out_dtype: As in a recipe.
+        subset: How many of the models take part at most; the search chooses which. A base among them always does
+            and is not counted.
+        ranges: Where each parameter is searched, in place of the method's own ranges: ``[low, high]``, a number
+            that fixes it, or ``{low, high, log: true}``; or one of those for each model (by its short name),
+            filter (by its text) or both (``model/filter``), and ``*`` for the rest.
+    """
+
+    models: tuple[Model, ...]
+    base_model: Model | None = None
+    merge_method: Annotated[
+        str | tuple[str, ...],
+        PlainValidator(_methods),
+        PlainSerializer(lambda value: value if isinstance(value, str) else list(value), when_used="json"),
+    ] = Field("", validate_default=True)
+    layer_granularity: Natural | None = None
+    normalize: bool | None = None
+    allow_negative_weights: bool = False
+    smooth: bool = False
+    control_points: Annotated[tuple[int, ...] | None, BeforeValidator(_points)] = None
+    filters: Annotated[tuple[str, ...], BeforeValidator(lambda value: () if value is None else value)] = ()
+    tokenizer_source: Model | None = None
+    dtype: Dtype = "bfloat16"
+    out_dtype: Dtype = None
+    subset: Count | None = None
+    ranges: Ranges = Field(default={})
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The names of the merge methods."""
+        return (self.merge_method,) if isinstance(self.merge_method, str) else self.merge_method
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """A short name for each of the models."""
+        return short_names(self.models, reserved=(UNIFORM, *FIXED_RECIPES))
+
+    @field_validator("models")
+    @classmethod
+    def _check_models(cls, models: tuple[str, ...]) -> tuple[str, ...]:
+        refuse(list_faults(models))
+        return models
+
+    @field_validator("merge_method")
+    @classmethod
+    def _default_method(cls, method: str | tuple[str, ...] | None, info: ValidationInfo) -> str | tuple[str, ...]:
+        return method or ("linear" if info.data.get("base_model", "") is None else "task_arithmetic")
+
+    @field_validator("control_points")
+    @classmethod
+    def _check_depth(cls, points: tuple[int, ...] | None, info: ValidationInfo) -> tuple[int, ...] | None:
+        other = next((key for key in ("layer_granularity", "smooth") if info.data.get(key)), None)
+        if points is not None and other is not None:
+            raise ValueError(f"must not be given beside {other}, which says the same in another way; drop one")
+        return points
+
+    @field_validator("filters")
+    @classmethod
+    def _check_filters(cls, filters: tuple[str, ...]) -> tuple[str, ...]:
+        faults = []
+        for i, text in enumerate(filters):
+            covering = next((other for other in filters[:i] if other and other in text), None)
+            if text in ("", "*"):
+                faults.append(
+                    f"[{i}]: must be part of a tensor name, but got {text!r}; the rest is a group by itself"
+                )
+            elif covering is not None:
+                faults.append(f"[{i}]: {text!r} would never apply after {covering!r}; put the longer one first")
+        refuse(faults)
+        return filters
+
+    @field_validator("subset")
+    @classmethod
+    def _check_subset(cls, subset: int | None, info: ValidationInfo) -> int | None:
+        models = info.data.get("models")
+        if subset is not None and models is not None and subset > len(models):
+            raise ValueError(f"must be at most the number of models, {len(models)}, but got {subset}")
+        return subset
+
+    @field_validator("ranges")
+    @classmethod
+    def _check_ranges(cls, ranges: dict[str, dict[str, Span]], info: ValidationInfo) -> dict[str, dict[str, Span]]:
+        if "models" not in info.data or "filters" not in info.data:
+            return ranges
+        models, filters = info.data["models"], info.data["filters"]
+        # Short names go on holding when the models' revisions are pinned.
+        places = {REST: REST} | {text: text for text in filters}
+        for model, short in zip(models, short_names(models, (UNIFORM, *FIXED_RECIPES)), strict=True):
+            for name in (short, model):
+                places[name] = short
+                places |= {f"{name}/{text}": f"{short}/{text}" for text in (*filters, REST) if filters}
+        faults, known = [], {}
+        for parameter, spans in ranges.items():
+            known[parameter] = {places.get(key, key): span for key, span in spans.items()}
+            faults += [
+                f".{parameter}.{key}: must be a model or a filter, or {REST!r}{did_you_mean(key, places)}"
+                for key in spans
+                if key not in places
+            ]
+            if len(known[parameter]) < len(spans):
+                faults.append(f".{parameter}: a model is named twice, but gets one range")
+        refuse(faults)
+        return known
+
+    def faults(self, methods: Mapping[str, MethodSpec]) -> Iterator[str]:
+        """What the chosen merge methods cannot do with this genome, one line each, without the file's name."""
+        if unknown := [name for name in self.methods if name not in methods]:
+            yield from (unknown_method(name, methods) for name in unknown)
+            return
+        chosen = [methods[name] for name in self.methods]
+        for method in chosen:
+            yield from self._input_faults(method)
+        yield from self._range_faults(chosen)
+        if len(chosen) == 1 and not chosen[0].search and not self.ranges and self.subset is None:
+            yield (
+                f"genome.merge_method: {chosen[0].name!r} has no parameters to search; choose another method, or "
+                "several"
+            )
+
+    def _input_faults(self, method: MethodSpec) -> Iterator[str]:
+        name = method.name
+        if method.base == "required" and self.base_model is None:
+            yield f"genome.base_model: {name!r} needs it; name the model that the others were fine-tuned from"
+        counted, note = set(self.models), ""
+        if self.base_model is not None and method.base == "input":
+            counted.add(self.base_model)
+            note = " with the base model"
+        elif self.base_model is not None and method.base in ("required", "optional"):
+            counted.discard(self.base_model)
+            note = " besides the base model"
+        least, most = method.inputs
+        if most is None:
+            wanted = f"at least {least}"
+        else:
+            wanted = f"{least} to {most}" if least < most else f"exactly {least}"
+        if self.subset is None or len(counted) < least:
+            if not least <= len(counted) <= (most or len(counted)):
+                yield f"genome.models: {name!r} merges {wanted}, but got {len(counted)}{note}"
+            return
+        # What always takes part is an input of methods without task vectors.
+        always = (
+            1 if method.base == "input" or (method.base == "ignored" and self.base_model in self.models) else 0
+        )
+        if not least <= self.subset + always <= (most or self.subset + always):
+            also = " and the base" if always else ""
+            yield f"genome.subset: {name!r} merges {wanted}, but got at most {self.subset}{also}"
+
+    def _range_faults(self, methods: list[MethodSpec]) -> Iterator[str]:
+        names = " or ".join(repr(method.name) for method in methods)
+        parameters = [{**method.per_input, **method.per_merge} for method in methods]
+        numeric = {key for found in parameters for key, p in found.items() if p.kind in (float, int)}
+        for key, spans in self.ranges.items():
+            if key not in numeric:
+                yield f"genome.ranges.{key}: unknown parameter of {names}{did_you_mean(key, numeric)}"
+                continue
+            specs = [found[key] for found in parameters if key in found]
+            if not any(key in method.per_input for method in methods):
+                yield from (
+                    f"genome.ranges.{key}.{place}: {key} belongs to the merge, not to a model; name filters only"
+                    for place in spans
+                    if place.split("/")[0] in self.model_names and place not in self.filters
+                )
+            for place, span in spans.items():
+                where = f"genome.ranges.{key}" + ("" if spans.keys() == {REST} else f".{place}")
+                try:
+                    for spec in specs:
+                        for end in (span.low, span.high):
+                            spec.within.check(key, end)
+                            if spec.kind is int and end != int(end):
+                                raise ValueError(f"must be between whole numbers, but got {end:g}")
+                except ValueError as fault:
+                    yield f"{where}: {fault}"
+
+
+def unknown_method(name: str, methods: Iterable[str]) -> str:
+    """The fault of a method that is not there."""
+    return f"genome.merge_method: unknown method {name!r}{did_you_mean(name, methods)}"
+
+
+def short_names(models: Iterable[str], reserved: Iterable[str] = ()) -> tuple[str, ...]:
+    """A short, unique name for each model: the last part of its path, or of its adapter's.
+
+    Models that would share a name get more parts of their paths, and at last a number.
+    """
+    paths = [_path_parts(model) for model in models]
+    lengths = [1] * len(paths)
+
+    def names() -> list[str]:
+        return ["-".join(parts[-length:]) for parts, length in zip(paths, lengths, strict=True)]
+
+    for _ in range(max(map(len, paths), default=0)):
+        counts = Counter(names())
+        lengths = [n + 1 if counts[name] > 1 else n for n, name in zip(lengths, names(), strict=True)]
+    unique: list[str] = []
+    taken = set(reserved)
+    for name in names():
+        candidate, number = name, 2
+        while candidate in taken:
+            candidate, number = f"{name}-{number}", number + 1
+        taken.add(candidate)
+        unique.append(candidate)
+    return tuple(unique)
+
+
+def _path_parts(model: str) -> list[str]:
+    reference = ModelRef.parse(model)
+    path = reference.adapter or reference.path
+    return [part for part in re.split(r"[/\\]+", path) if part not in ("", ".", "..")] or ["model"]
