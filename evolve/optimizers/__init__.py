@@ -1,9 +1,16 @@
 """Optimizers behind one ask/tell interface; every file of this package is found and registered by itself.
 
-base.py    the contract and the registry
-auto.py    which optimizer suits a search
-cma_es.py  CMA-ES
-random.py  uniform random points, the control
+base.py      the contract and the registry
+auto.py      which optimizer suits a search
+cma_es.py    CMA-ES
+cmawm.py     CMA-ES with margin, for cubes with levels
+gp.py        Bayesian optimization with a Gaussian process
+nsga2.py     NSGA-II, for several objectives
+nsga3.py     NSGA-III, for many objectives
+random.py    uniform random points, the control
+sampling.py  what those share that use samplers of Optuna
+sobol.py     Sobol points, an evener control
+tpe.py       tree-structured Parzen estimator
 """
 
 from functools import cache

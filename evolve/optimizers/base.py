@@ -76,6 +76,11 @@ def finite(losses: Sequence[float] | None) -> list[float] | None:
     return [float(loss) for loss in losses]
 
 
+def seed32(seed: int) -> int:
+    """A seed of 32 bits, which is all that some libraries take, from one of any size."""
+    return int(np.random.SeedSequence(seed).generate_state(1)[0])
+
+
 class Optimizer(Protocol):
     """Minimises one or several losses over the unit cube, one question at a time.
 

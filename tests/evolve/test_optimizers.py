@@ -1,10 +1,19 @@
-"""Conformance of every registered optimizer, and what CMA-ES alone promises."""
+"""Conformance of every registered optimizer, and what single ones promise."""
 
 import importlib
+import json
+import os
+import random
+import subprocess
+import sys
+from functools import cache
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from heterosis.errors import InputError
 from heterosis.evolve import optimizers
@@ -20,19 +29,25 @@ from heterosis.evolve.optimizers import (
 from heterosis.evolve.optimizers.base import at_levels
 
 NAMES = optimizer_names()
+CONTROLS = {"random", "sobol"}  # these learn nothing
 SPACES = {
     "one": (Axis(),),
     "five": (Axis(),) * 5,
     "mixed": (Axis(), Axis(2), Axis(), Axis(7), Axis(3, ordered=False)),
     "levels": (Axis(3), Axis(2, ordered=False)),
 }
+STEPS = {"gp": 13}  # of most tests; others take 60. A proposal of the model costs it a tenth of a second or more.
+ALL = [(name, space) for name in NAMES for space in SPACES if name not in STEPS or space in ("one", "mixed")]
+Event = tuple[str, list[float], list[float] | None]  # "ask" or "tell", a point, its losses
 
 
-def make(name: str, axes: int | tuple[Axis, ...] = 3, seed: int = 1, popsize: int | None = None) -> Optimizer:
+def make(
+    name: str, axes: int | tuple[Axis, ...] = 3, seed: int = 1, popsize: int | None = None, objectives: int = 1
+) -> Optimizer:
     axes = (Axis(),) * axes if isinstance(axes, int) else axes
     return get_optimizer(name)(
         axes=axes,
-        objectives=1,
+        objectives=objectives,
         initial=np.full(len(axes), 0.5),
         seed=seed,
         sigma0=None,
@@ -46,31 +61,48 @@ def sphere(x: Vector) -> list[float]:
     return [float(np.sum((x - 0.85) ** 2))]
 
 
-def first_asks(subject: Optimizer) -> bytes:
-    return np.array([subject.ask() for _ in range(20)]).tobytes()
-
-
-def play(subject: Optimizer, rounds: int, workers: int, seed: int = 7) -> list[Vector]:
-    """Asks and tells as several unequal workers would: out of order, some late, some failed, some lost."""
+def play(subject: Optimizer, rounds: int, workers: int, seed: int = 7) -> list[Event]:
+    """Asks and tells as unequal workers would: out of order, some late, some failed, some lost, some by others."""
     rng = np.random.default_rng(seed)
-    asked: list[Vector] = []
+    events: list[Event] = []
     running: list[Vector] = []
     for _ in range(rounds):
         while len(running) < workers:
             running.append(subject.ask())
-            asked.append(running[-1].copy())
+            events.append(("ask", running[-1].tolist(), None))
         x = running.pop(int(rng.integers(len(running))))
         luck = rng.random()
-        if luck > 0.1:
-            subject.tell(x, sphere(x))
-        elif luck > 0.05:
-            subject.tell(x, None)
-    return asked
+        if luck < 0.05:
+            continue  # lost
+        if luck < 0.1:
+            x = at_levels(rng.random(x.size), (Axis(42),) * x.size)  # known from elsewhere
+        losses = None if 0.1 < luck < 0.2 else [float("nan")] if 0.2 < luck < 0.25 else sphere(x)
+        subject.tell(x, losses)
+        events.append(("tell", x.tolist(), losses))
+    return events
+
+
+def asked(events: list[Event]) -> list[Vector]:
+    return [np.array(point) for kind, point, _ in events if kind == "ask"]
+
+
+@cache
+def played(name: str, space: str) -> list[Event]:
+    """One such history for each optimizer and space, which several tests look at."""
+    return play(make(name, SPACES[space]), STEPS.get(name, 60), workers=3)
+
+
+def steps(name: str) -> range:
+    return range(STEPS.get(name, 60))
 
 
 def test_every_file_is_found() -> None:
-    assert {"cma", "random"} <= set(NAMES)
+    assert set(NAMES) == {"cma", "cmawm", "gp", "nsga2", "nsga3", "random", "sobol", "tpe"}
     assert list(NAMES) == sorted(NAMES)
+
+
+def test_some_take_several_objectives() -> None:
+    assert set(optimizer_names(2)) == set(NAMES) - {"cma", "cmawm"}
 
 
 def test_an_unknown_name_gets_the_nearest() -> None:
@@ -112,103 +144,168 @@ def test_levels_lie_in_the_middle_of_equal_parts() -> None:
         np.testing.assert_array_equal(at_levels(levels, (Axis(n),) * n), levels)
 
 
-@pytest.mark.parametrize("axes", SPACES.values(), ids=SPACES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "space"), ALL)
 class TestConformance:
-    def test_proposals_lie_in_the_cube(self, name: str, axes: tuple[Axis, ...]) -> None:
-        for x in play(make(name, axes), rounds=80, workers=3):
-            assert x.shape == (len(axes),)
+    def test_proposals_lie_in_the_cube_and_at_levels(self, name: str, space: str) -> None:
+        for x in asked(played(name, space)):
+            assert x.shape == (len(SPACES[space]),)
             assert x.dtype == np.float64
             assert np.all((x >= 0) & (x <= 1))
-            np.testing.assert_array_equal(x, at_levels(x, axes))
+            np.testing.assert_array_equal(x, at_levels(x, SPACES[space]))
 
-    def test_the_same_seed_and_order_give_the_same_proposals(self, name: str, axes: tuple[Axis, ...]) -> None:
-        one, other = (play(make(name, axes), rounds=60, workers=3) for _ in range(2))
-        np.testing.assert_array_equal(one, other)
-
-    def test_every_seed_is_a_seed(self, name: str, axes: tuple[Axis, ...]) -> None:
-        first = {seed: first_asks(make(name, axes, seed=seed)) for seed in (0, 1, 2**32)}
-        assert len(set(first.values())) == 3
-        assert first[0] == first_asks(make(name, axes, seed=0))
-
-    def test_a_recorded_sequence_replays(self, name: str, axes: tuple[Axis, ...]) -> None:
-        """As a resumed run does: values go through text, and the new optimizer answers with the same points."""
-        subject, log = make(name, axes), []
-        for step in range(50):
-            x = subject.ask()
-            log.append(("ask", [float(repr(float(u))) for u in x], None))
-            if step % 3:
-                losses = None if step % 7 == 0 else sphere(x)
-                subject.tell(x, losses)
-                log.append(("tell", log[-1][1], losses))
-        again = make(name, axes)
-        for action, point, losses in log:
-            if action == "ask":
-                assert again.ask().tolist() == point
+    def test_a_record_replays(self, name: str, space: str) -> None:
+        """As in a resumed run: values go through text. What is given and taken belongs to the caller."""
+        subject = make(name, SPACES[space])
+        for kind, point, losses in json.loads(json.dumps(played(name, space))):
+            x = np.array(point)
+            if kind == "ask":
+                proposal = subject.ask()
+                np.testing.assert_array_equal(proposal, x)
+                proposal[:] = 0.0
             else:
-                again.tell(np.array(point), losses)
-        assert again.ask().tolist() == subject.ask().tolist()
+                subject.tell(x, losses)
+                np.testing.assert_array_equal(x, point)
+                x[:] = 0.0
 
-    def test_numpys_global_random_state_is_left_alone(self, name: str, axes: tuple[Axis, ...]) -> None:
+    def test_global_random_states_are_neither_used_nor_changed(self, name: str, space: str) -> None:
+        def states() -> list[Any]:
+            return [np.random.get_state()[1].tobytes(), random.getstate(), torch.get_rng_state().tolist()]  # type: ignore[index,union-attr]
+
         np.random.seed(5)
-        expected = np.random.random(40)
-        np.random.seed(5)
-        subject, proposals, drawn = make(name, axes), [], []
-        for _ in range(40):
-            drawn.append(np.random.random())
+        random.seed(5)
+        torch.manual_seed(5)
+        before = states()
+        subject, proposals = make(name, SPACES[space]), []
+        for index in steps(name):
             proposals.append(subject.ask())
-            subject.tell(proposals[-1], sphere(proposals[-1]))
-        undisturbed = make(name, axes)
-        for x in proposals:
-            np.testing.assert_array_equal(undisturbed.ask(), x)
-            undisturbed.tell(x, sphere(x))
-        np.testing.assert_array_equal(drawn, expected)
+            subject.tell(proposals[-1], [np.cos(index)])
+        assert states() == before
+        again = make(name, SPACES[space])
+        for index, x in enumerate(proposals):
+            np.random.seed(index)
+            random.seed(index)
+            torch.manual_seed(index)
+            np.testing.assert_array_equal(again.ask(), x)
+            again.tell(x, [np.cos(index)])
 
-    def test_survives_nothing_but_failures(self, name: str, axes: tuple[Axis, ...]) -> None:
-        subject = make(name, axes)
-        for _ in range(40):
+    def test_every_seed_is_a_seed(self, name: str, space: str) -> None:
+        def first_asks(seed: int) -> list[Any]:
+            subject = make(name, SPACES[space], seed)
+            return [subject.ask().tolist() for _ in range(20)]
+
+        assert len({str(first_asks(seed)) for seed in (0, 1, 2**32)}) == 3
+        assert first_asks(0) == first_asks(0)
+
+    def test_survives_nothing_but_failures(self, name: str, space: str) -> None:
+        subject = make(name, SPACES[space])
+        for _ in steps(name):
             subject.tell(subject.ask(), None)
         assert np.all(np.isfinite(subject.ask()))
+        for _ in range(12):
+            x = subject.ask()
+            subject.tell(x, sphere(x))
 
-    def test_a_loss_that_is_not_finite_is_a_failure(self, name: str, axes: tuple[Axis, ...]) -> None:
-        one, other = make(name, axes), make(name, axes)
-        for index in range(40):
+    def test_a_loss_that_is_not_finite_is_a_failure(self, name: str, space: str) -> None:
+        one, other = make(name, SPACES[space]), make(name, SPACES[space])
+        for index in steps(name):
             x = one.ask()
             np.testing.assert_array_equal(other.ask(), x)
-            one.tell(x, None if index % 4 else sphere(x))
-            other.tell(x, [sphere(x), [float("nan")], [float("inf")], [-float("inf")]][index % 4])
+            failed = index % 3 == 0
+            one.tell(x, None if failed else sphere(x))
+            other.tell(x, [float("nan inf -inf".split()[index // 3 % 3])] if failed else sphere(x))
 
-    def test_survives_equal_losses(self, name: str, axes: tuple[Axis, ...]) -> None:
-        subject = make(name, axes)
-        for _ in range(80):
+    def test_survives_equal_losses(self, name: str, space: str) -> None:
+        subject = make(name, SPACES[space])
+        for _ in range(STEPS.get(name, 80)):
             subject.tell(subject.ask(), [0.25])
         assert np.all(np.isfinite(subject.ask()))
 
-    def test_takes_points_that_it_did_not_propose(self, name: str, axes: tuple[Axis, ...]) -> None:
-        subject = make(name, axes)
+    def test_takes_points_that_it_did_not_propose(self, name: str, space: str) -> None:
+        subject = make(name, SPACES[space])
         for u in np.linspace(0, 1, 30):
-            point = np.full(len(axes), u)
-            subject.tell(point, sphere(point))
-            assert np.all(point == u)
+            point = at_levels(np.full(len(SPACES[space]), u), SPACES[space])
+            subject.tell(point, sphere(point) if u < 0.9 else None)
         assert np.all(np.isfinite(subject.ask()))
 
-    def test_proposals_belong_to_the_caller(self, name: str, axes: tuple[Axis, ...]) -> None:
-        careless, careful = make(name, axes), make(name, axes)
-        for _ in range(60):
-            x, y = careless.ask(), careful.ask()
-            np.testing.assert_array_equal(x, y)
-            careless.tell(x, [0.25])  # all equal, so that what restarts does so, around what it took for the best
-            careful.tell(y.copy(), [0.25])
-            x[:] = 0.0
-
-    def test_the_mean_is_a_point_of_the_cube(self, name: str, axes: tuple[Axis, ...]) -> None:
-        subject = make(name, axes)
-        play(subject, rounds=30, workers=2)
+    def test_the_mean_is_a_point_of_the_cube(self, name: str, space: str) -> None:
+        subject = make(name, SPACES[space])
+        play(subject, rounds=STEPS.get(name, 30), workers=2)
         mean = subject.mean()
         if mean is not None:
-            assert mean.shape == (len(axes),)
+            assert mean.shape == (len(SPACES[space]),)
             assert np.all((mean >= 0) & (mean <= 1))
-            np.testing.assert_array_equal(mean, at_levels(mean, axes))
+            np.testing.assert_array_equal(mean, at_levels(mean, SPACES[space]))
+
+
+HISTORIES = """
+import hashlib, json, sys
+sys.path.insert(0, sys.argv[1])
+from test_optimizers import NAMES, played
+print({name: hashlib.sha256(json.dumps(played(name, "mixed")).encode()).hexdigest() for name in NAMES})
+"""
+
+
+def test_proposals_do_not_depend_on_the_hash_seed(tmp_path: Path) -> None:
+    digests = set()
+    for hash_seed in ("1", "2"):
+        result = subprocess.run(
+            [sys.executable, "-c", HISTORIES, str(Path(__file__).parent)],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert result.stderr == "", "nothing may be written"
+        digests.add(result.stdout)
+    assert len(digests) == 1
+    assert digests.pop().count(",") == len(NAMES) - 1
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - CONTROLS))
+def test_those_that_learn_beat_random(name: str) -> None:
+    trials = 30 if name in STEPS else 80
+
+    def best(name: str, seed: int) -> float:
+        subject, losses = make(name, 3, seed, popsize=8), []
+        for _ in range(trials):
+            x = subject.ask()
+            losses.append(sphere(x)[0])
+            subject.tell(x, losses[-1:])
+        return min(losses)
+
+    assert np.median([best(name, s) for s in range(1 if name in STEPS else 3)]) < 0.6 * np.median(
+        [best("random", s) for s in range(9)]
+    )
+
+
+def dominated_area(name: str, trials: int, seed: int) -> float:
+    """How much of the square below (1, 1) is worse than a point found; each loss is the distance to a corner."""
+    subject = make(name, 3, seed, popsize=8, objectives=2)
+    corners = np.array([[0.1, 0.1, 0.9], [0.9, 0.1, 0.1]])
+    found = []
+    for _ in range(trials):
+        x = subject.ask()
+        found.append(np.sum((x - corners) ** 2, axis=1))
+        subject.tell(x, found[-1].tolist())
+    grid = np.stack(np.meshgrid(*[np.linspace(0, 1, 50)] * 2), axis=-1)
+    return float(np.mean(np.any([np.all(grid >= losses, axis=-1) for losses in found], axis=0)))
+
+
+@pytest.mark.parametrize("name", sorted(set(optimizer_names(2)) - CONTROLS))
+def test_those_for_several_objectives_find_a_spread_front(name: str) -> None:
+    trials = 25 if name in STEPS else 100
+    mine = np.median([dominated_area(name, trials, s) for s in range(1 if name in STEPS else 3)])
+    control = np.median([dominated_area("random", trials, s) for s in range(9)])
+    assert mine > control + 0.02
+
+
+@pytest.mark.parametrize("name", sorted(set(optimizer_names(2)) - CONTROLS))
+def test_fails_with_several_objectives_too(name: str) -> None:
+    subject = make(name, SPACES["mixed"], popsize=4, objectives=3)
+    for index in range(STEPS.get(name, 30)):
+        x = subject.ask()
+        subject.tell(x, [None, [1.0, float("nan"), 2.0], [float(u) for u in x[:3]]][min(index % 5, 2)])
 
 
 @pytest.mark.parametrize(("dimensions", "limit"), [(1, 1e-3), (4, 1e-2)])
@@ -223,7 +320,8 @@ def test_cma_approaches_the_best_point_despite_late_and_failed_trials(
         mean = subject.mean()
         assert mean is not None
         reached.append(sphere(mean)[0])
-        control.append(min(map(sphere, play(make("random", dimensions, seed), 200, workers, seed)))[0])
+        events = play(make("random", dimensions, seed), 200, workers, seed)
+        control.append(min(map(sphere, asked(events)))[0])
     assert np.median(reached) < limit
     assert dimensions == 1 or np.median(reached) < np.median(control) / 3
 
