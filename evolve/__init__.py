@@ -3,7 +3,9 @@
 config.py      a search's config file (mergekit-evolve's, and more); config_values.py, config_faults.py: its
                kinds of values, and what is wrong with them in words
 genome.py      its section on models, methods and depth; ranges.py: where each parameter is searched
-space.py       config -> named parameters with ranges <-> recipes
+space.py       config -> named numbers and choices <-> recipes; dimensions.py: coordinates and the unit cube;
+               genes.py: which parameters; depth.py: over which layers; inverse.py: recipes read back
+baselines.py   the recipes to beat, and where they lie in a space
 optimizers/    who proposes candidates, one file each
 objective.py   what is maximised, from per-document scores
 statistics.py  paired intervals

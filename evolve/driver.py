@@ -19,8 +19,9 @@ from heterosis.evaluate.scores import Scores
 from heterosis.evaluate.splits import Split
 from heterosis.evolve.cluster import Outcome, Pool, RayPool
 from heterosis.evolve.config import EvolveConfig
+from heterosis.evolve.dimensions import same_values
 from heterosis.evolve.folder import SUMMARY, RunFolder, check_same_config, read_summary
-from heterosis.evolve.optimizers import Axis, Optimizer, Vector, get_optimizer
+from heterosis.evolve.optimizers import Optimizer, Vector, get_optimizer
 from heterosis.evolve.outcome import Finalist, environment, write_outcome
 from heterosis.evolve.preflight import Preflight, preflight
 from heterosis.evolve.record import Ask, Record, Trial
@@ -247,10 +248,10 @@ class _Driver:
         queue = [_Job(ask, "search") for ask in self._record.open_asks]
         failed = {trial.ask.number for trial in self._record.trials if trial.score is None}
         asked = {ask.name for ask in self._baselines().values() if ask.number not in failed}
-        for name, recipe in self._space.baselines():
-            if name not in asked and len(self._record.asks) < budget:
-                kind = "baseline" if name == UNIFORM else "parent"
-                queue.append(_Job(self._record.ask(kind, name, recipe.to_yaml(), {}), "search"))
+        for baseline in self._space.baselines():
+            if baseline.name not in asked and len(self._record.asks) < budget:
+                ask = self._record.ask(baseline.kind, baseline.name, baseline.recipe.to_yaml(), {})
+                queue.append(_Job(ask, "search"))
         self._work(pool, queue, self._no_more)
         self._check_baselines()
         optimizer = self._rebuilt_optimizer()
@@ -395,7 +396,7 @@ class _Driver:
         """The optimizer as it was after the recorded asks and tells."""
         settings = self._config.optimizer
         optimizer = get_optimizer(settings.name)(
-            axes=tuple(Axis() for _ in self._space.parameters),
+            axes=self._space.axes,
             objectives=1,
             initial=self._start(),
             seed=self._config.seed,
@@ -412,7 +413,7 @@ class _Driver:
             told = max(told, ask.after)
             self._points[ask.number] = optimizer.ask()
             proposed = self._space.values(self._points[ask.number])
-            if any(abs(proposed[name] - value) > 1e-9 for name, value in ask.values.items()):
+            if not same_values(proposed, ask.values):
                 log.warning(
                     "%s: the optimizer would propose another point today; going on from the record", ask.name
                 )
@@ -440,7 +441,7 @@ class _Driver:
         best = max(trials, key=lambda t: t.score or 0.0, default=None)
         uniform = next((t for t in trials if t.ask.kind == "baseline"), None)
         if best is not None and uniform is not None:
-            values = self._space.baseline_values(best.ask.name)
+            values = next((b.values for b in self._space.baselines() if b.name == best.ask.name), None)
             mine, other = (self._record.scores(t.ask, "search") for t in (best, uniform))
             if values is not None and mine and other and self._objective.difference(mine, other).low > 0:
                 start = self._space.encode(values)

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Protocol
 
 from pydantic import (
@@ -228,7 +228,7 @@ class Genome(Section):
             return
         chosen = [methods[name] for name in self.methods]
         for method in chosen:
-            yield from self._input_faults(method)
+            yield from self._input_faults(method, chosen)
         yield from self._range_faults(chosen)
         if len(chosen) == 1 and not chosen[0].search and not self.ranges and self.subset is None:
             yield (
@@ -236,7 +236,22 @@ class Genome(Section):
                 "several"
             )
 
-    def _input_faults(self, method: MethodSpec) -> Iterator[str]:
+    def optional_models(self, methods: Sequence[MethodSpec]) -> tuple[str, ...]:
+        """The models that a subset may leave out: all but the base."""
+        named = self.base_model is not None or all(method.base != "input" for method in methods)
+        base = self.base_model if named else self.models[0]
+        return tuple(model for model in self.models if model != base)
+
+    def inputs_always_there(self, method: MethodSpec, methods: Sequence[MethodSpec]) -> int:
+        """How many of a method's inputs no subset leaves out, if these are the methods to choose from."""
+        kept = set(self.models) - set(self.optional_models(methods))
+        if method.base == "input":
+            kept.add(self.base_model or self.models[0])
+        elif method.base in ("required", "optional"):
+            kept.discard(str(self.base_model))
+        return len(kept)
+
+    def _input_faults(self, method: MethodSpec, methods: Sequence[MethodSpec]) -> Iterator[str]:
         name = method.name
         if method.base == "required" and self.base_model is None:
             yield f"genome.base_model: {name!r} needs it; name the model that the others were fine-tuned from"
@@ -256,10 +271,7 @@ class Genome(Section):
             if not least <= len(counted) <= (most or len(counted)):
                 yield f"genome.models: {name!r} merges {wanted}, but got {len(counted)}{note}"
             return
-        # What always takes part is an input of methods without task vectors.
-        always = (
-            1 if method.base == "input" or (method.base == "ignored" and self.base_model in self.models) else 0
-        )
+        always = self.inputs_always_there(method, methods)
         if not least <= self.subset + always <= (most or self.subset + always):
             also = " and the base" if always else ""
             yield f"genome.subset: {name!r} merges {wanted}, but got at most {self.subset}{also}"
@@ -285,8 +297,9 @@ class Genome(Section):
                     for spec in specs:
                         for end in (span.low, span.high):
                             spec.within.check(key, end)
-                            if spec.kind is int and end != int(end):
-                                raise ValueError(f"must be between whole numbers, but got {end:g}")
+                            if spec.kind is int and (span.log or end != int(end)):
+                                got = "a log scale" if span.log else f"{end:g}"
+                                raise ValueError(f"must be between whole numbers, evenly, but got {got}")
                 except ValueError as fault:
                     yield f"{where}: {fault}"
 

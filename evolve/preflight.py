@@ -1,6 +1,6 @@
 """What is found out before the night begins: models, space, tasks, documents; everything that can be refused."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from heterosis.errors import InputError
@@ -20,7 +20,7 @@ class Preflight:
 
     Attributes:
         config: The config.
-        space: Its search space.
+        stages: Its search spaces, coarse to fine.
         tasks: Its tasks, with their documents.
         split: Which documents go where.
         objective: What is maximised.
@@ -29,12 +29,23 @@ class Preflight:
     """
 
     config: EvolveConfig
-    space: SearchSpace
+    stages: tuple[SearchSpace, ...]
     tasks: TaskSet
     split: Split
     objective: Objective
     parameters: int
     checkpoints: Mapping[ModelRef, Checkpoint]
+
+    @property
+    def space(self) -> SearchSpace:
+        """The space of the first stage."""
+        return self.stages[0]
+
+    @property
+    def control_points(self) -> tuple[int, ...] | None:
+        """The control points of each stage, for later sessions of the run; None if layers are in groups."""
+        points = tuple(stage.depth.points for stage in self.stages)
+        return None if None in points or self.config.genome.smooth else tuple(n for n in points if n is not None)
 
     def provenance(self) -> dict[str, object]:
         """What makes a recipe complete beside its own keys: content hashes and revisions of the models."""
@@ -46,8 +57,12 @@ class Preflight:
         return {"seed": self.config.seed, "models": models}
 
 
-def preflight(config: EvolveConfig) -> Preflight:
+def preflight(config: EvolveConfig, control_points: Sequence[int] | None = None) -> Preflight:
     """Check all that a search of this config needs, reading headers and task data but no weights.
+
+    Args:
+        config: The config.
+        control_points: As an earlier session of the run had them; None to choose them now.
 
     Raises:
         InputError: With every fault of the first kind that was found.
@@ -64,7 +79,7 @@ def preflight(config: EvolveConfig) -> Preflight:
         }
     )
     checkpoints = {pinned[name]: checkpoint for name, checkpoint in opened.items()}
-    space, plans = plan_search(config.model_copy(update={"genome": genome}), checkpoints)
+    stages, plans = plan_search(config.model_copy(update={"genome": genome}), checkpoints, control_points)
     for plan in plans:
         if config.apply_chat_template and plan.tokenizer.chat_template is None:
             raise InputError(
@@ -74,7 +89,7 @@ def preflight(config: EvolveConfig) -> Preflight:
     tasks = task_set(config)
     sizes = Sizes(config.documents.search, config.documents.selection, config.documents.holdout)
     split = split_documents(tasks.groups(), sizes, config.documents.seed, tasks.fingerprints())
-    return Preflight(config, space, tasks, split, _objective(tasks), plans[0].parameters, checkpoints)
+    return Preflight(config, stages, tasks, split, _objective(tasks), plans[0].parameters, checkpoints)
 
 
 def _objective(tasks: TaskSet) -> Objective:

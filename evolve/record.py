@@ -20,15 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import FloatDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from heterosis.errors import InputError
 from heterosis.evaluate.scores import Scores
+from heterosis.evolve.dimensions import Dimension, Value
 from heterosis.evolve.folder import ASKS
-from heterosis.evolve.space import Dimension
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Ask:
     kind: str
     name: str
     recipe: str
-    values: Mapping[str, float]
+    values: Mapping[str, Value]
     after: int
 
 
@@ -86,7 +91,7 @@ class Record:
 
     def __init__(self, folder: Path, storage: str, study_name: str, dimensions: Sequence[Dimension]) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._distributions = {d.name: FloatDistribution(d.low, d.high) for d in dimensions}
+        self._distributions = {d.name: _distribution(d) for d in dimensions}
         try:
             self._study = optuna.create_study(
                 storage=storage, study_name=study_name, direction="maximize", load_if_exists=True
@@ -118,7 +123,7 @@ class Record:
         told = {t.ask.number for t in self.trials}
         return [ask for number, ask in sorted(self.asks.items()) if number not in told]
 
-    def ask(self, kind: str, name: str, recipe: str, values: Mapping[str, float]) -> Ask:
+    def ask(self, kind: str, name: str, recipe: str, values: Mapping[str, Value]) -> Ask:
         """Record a candidate before it is handed out."""
         ask = Ask(len(self.asks), kind, name, recipe, dict(values), len(self.trials))
         _append(self._asks_path, asdict(ask))
@@ -164,6 +169,15 @@ class Record:
         told = Trial(len(self.trials), ask, score, cause, times)
         self.trials.append(told)
         return told
+
+
+def _distribution(dimension: Dimension) -> BaseDistribution:
+    """A dimension as Optuna knows it."""
+    if dimension.choices:
+        return CategoricalDistribution(dimension.choices)
+    if dimension.integer:
+        return IntDistribution(int(dimension.low), int(dimension.high))
+    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
 
 
 def read_asks(folder: Path) -> Iterator[Ask]:

@@ -1,116 +1,118 @@
-"""The search space: a config's free numbers, by name and range, and the recipes that they stand for."""
+"""The search space: a config's free numbers and choices by name and range, and the recipes they stand for."""
 
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from heterosis.errors import InputError
+from heterosis.evolve.baselines import Baseline, baselines_of
 from heterosis.evolve.config import EvolveConfig
+from heterosis.evolve.depth import Depth, check_stages, default_control_points
+from heterosis.evolve.dimensions import Dimension, Space, Value, check_names, check_values, unit_of, values_at
+from heterosis.evolve.genes import METHOD, TAKE, Gene, genes_of
 from heterosis.evolve.genome import UNIFORM, MethodSpec, short_names
-from heterosis.evolve.ranges import REST
+from heterosis.evolve.inverse import read_values
+from heterosis.evolve.optimizers import Axis, Vector
+from heterosis.evolve.ranges import REST, Span
 from heterosis.merge.recipe import Recipe
 
-__all__ = ["UNIFORM", "Dimension", "SearchSpace", "Vector", "short_names"]
-
-Vector = NDArray[np.float64]
+__all__ = ["UNIFORM", "Baseline", "Dimension", "SearchSpace", "Space", "Value", "Vector"]
+__all__ += ["control_points_of", "default_control_points", "short_names", "stages_of"]
 
 # mergekit-evolve normalises these unless told otherwise, which differs from dare_ties' own default.
 _NORMALIZED = frozenset({"linear", "ties", "dare_ties"})
 
 
 @dataclass(frozen=True)
-class Dimension:
-    """One free number of a recipe.
-
-    Attributes:
-        name: ``parameter/model/layers/filter``, without the parts that there is only one of: ``weight/math``,
-            ``density/math/layers.0-9/self_attn``, ``t/layers.10-19/*``. Smooth genomes have control points
-            instead of layers: ``weight/math/depth.0.5``.
-        low: Smallest value.
-        high: Largest value, above ``low``.
-        initial: Where the search starts.
-        parameter: Which of the method's parameters it is.
-        model: The model that it belongs to; None if it belongs to the merge.
-    """
-
-    name: str
-    low: float
-    high: float
-    initial: float
-    parameter: str
-    model: str | None
-
-
-@dataclass(frozen=True)
 class SearchSpace:
-    """Named numbers with ranges, and their recipes. Build it with :meth:`from_config`.
+    """The parameters of merge methods over depth; see :class:`Space`. Build it with :meth:`from_config`.
 
-    Points have two forms: *values*, a mapping from dimension names to natural units, which is what is recorded,
-    and *unit vectors* in ``[0, 1]^d``, which is what optimizers work with. The two are linear in each other:
-    nothing is folded or clamped, so different points are different recipes.
+    Units are linear in the values, or in their logarithms. Nothing is folded or clamped: different points are
+    different recipes, except in what a point's merge method does not have and in models that it leaves out.
 
     Attributes:
         config: What it was built from.
-        method: The merge method.
-        groups: Layers ``[start, stop)`` that share their parameters.
+        methods: The merge methods to choose from.
+        depth: Which layers share their parameters.
     """
 
     config: EvolveConfig
-    method: MethodSpec
-    groups: tuple[tuple[int, int], ...]
+    methods: tuple[MethodSpec, ...]
+    depth: Depth
 
     @classmethod
-    def from_config(cls, config: EvolveConfig, n_layers: int, methods: Mapping[str, MethodSpec]) -> "SearchSpace":
+    def from_config(
+        cls,
+        config: EvolveConfig,
+        n_layers: int,
+        methods: Mapping[str, MethodSpec],
+        control_points: int | None = None,
+    ) -> "SearchSpace":
         """The space that a config describes.
 
         Args:
             config: The config.
             n_layers: Layers of each model, at least 1.
             methods: The merge methods that there are.
+            control_points: Of each parameter; None for what the config says, its last stage if it has several.
 
         Raises:
-            InputError: If the method cannot work with this genome, or nothing is left to search.
+            InputError: If a method cannot work with this genome, or nothing is left to search.
         """
-        if faults := list(config.genome.faults(methods)):
+        genome = config.genome
+        if faults := list(genome.faults(methods)):
             raise InputError(*faults)
         if n_layers < 1:
             raise ValueError(f"`n_layers >= 1` must hold, but got n_layers={n_layers}")
-        step = config.genome.layer_granularity or n_layers
-        groups = tuple((start, min(start + step, n_layers)) for start in range(0, n_layers, step))
-        space = cls(config, methods[config.genome.methods[0]], groups)
+        if control_points is None and genome.control_points is not None:
+            control_points = genome.control_points[-1]
+        if control_points is not None:
+            check_stages([control_points], n_layers)
+            depth = Depth.gradient(n_layers, control_points)
+        else:
+            depth = Depth.groups(n_layers, genome.layer_granularity or n_layers, smooth=genome.smooth)
+        space = cls(config, tuple(methods[name] for name in genome.methods), depth)
         if not space.parameters:
             raise InputError("genome.ranges: `low < high` must hold for at least one, else nothing is searched")
         return space
 
-    @cached_property
+    @property
     def model_names(self) -> tuple[str, ...]:
         """A short name for each of the genome's models."""
-        return short_names(self.config.genome.models, reserved=(UNIFORM,))
+        return self.config.genome.model_names
+
+    @cached_property
+    def genes(self) -> tuple[Gene, ...]:
+        """The parameters that are searched, or fixed by the config."""
+        return genes_of(self.config.genome, self.methods)
 
     @cached_property
     def parameters(self) -> tuple[Dimension, ...]:
-        """The dimensions, in a fixed order."""
-        cells = [
-            (self._name(parameter, model, group, filter_), parameter, model)
-            for parameter, (low, high) in self._ranges.items()
-            if low < high
-            for model in (self._weighted if parameter in self.method.per_input else [None])
-            for group in self.groups
-            for filter_ in self._filters
+        """The dimensions, in a fixed order: those of the genes, then the method, then which models take part."""
+        dimensions = list(self._numbers)
+        if len(self.methods) > 1:
+            names = tuple(method.name for method in self.methods)
+            dimensions.append(Dimension(METHOD, 0, len(names) - 1, names[0], METHOD, None, choices=names))
+        dimensions += [
+            Dimension(name, 0, 1, int(i < self.subset[1]), TAKE, model, integer=True)
+            for i, (model, name) in enumerate(self.switches.items())
         ]
+        if not self.config.random_init:
+            return tuple(dimensions)
         # A stream of its own, since the optimizer draws from the seed itself.
-        random = np.random.default_rng([self.config.seed, 1]).random(len(cells))
-        dimensions = []
-        for (name, parameter, model), u in zip(cells, random, strict=True):
-            low, high = self._ranges[parameter]
-            start = low + float(u) * (high - low) if self.config.random_init else self._start(parameter)
-            dimensions.append(Dimension(name, low, high, start, parameter, model))
-        return tuple(dimensions)
+        unit = np.random.default_rng([self.config.seed, 1]).random(len(dimensions))
+        start = self._allowed(values_at(dimensions, unit))
+        return tuple(dataclasses.replace(d, initial=start[d.name]) for d in dimensions)
+
+    @cached_property
+    def axes(self) -> tuple[Axis, ...]:
+        """The dimensions as an optimizer sees them."""
+        return tuple(dimension.axis for dimension in self.parameters)
 
     def __len__(self) -> int:
         return len(self.parameters)
@@ -120,203 +122,309 @@ class SearchSpace:
         """Where the search starts, as a unit vector ``[d]``."""
         return self.encode({dimension.name: dimension.initial for dimension in self.parameters})
 
-    def values(self, unit: Sequence[float] | Vector) -> dict[str, float]:
-        """A unit vector ``[d]`` in natural units."""
-        if len(unit) != len(self.parameters):
-            raise ValueError(f"a point must have {len(self.parameters)} coordinates, but got {len(unit)}")
-        return {
-            # The sum may round to just above the range.
-            d.name: min(d.high, d.low + float(u) * (d.high - d.low))
-            for d, u in zip(self.parameters, unit, strict=True)
-        }
+    def values(self, unit: Sequence[float] | Vector) -> dict[str, Value]:
+        """A unit vector ``[d]`` in natural units.
 
-    def encode(self, values: Mapping[str, float]) -> Vector:
+        Where too many models would take part, or too few, those with the largest weights do.
+        """
+        return self._allowed(values_at(self.parameters, unit))
+
+    def encode(self, values: Mapping[str, Value]) -> Vector:
         """Values as a unit vector ``[d]``; values outside their range become the nearest end."""
-        self._check_names(values)
-        unit = [(values[d.name] - d.low) / (d.high - d.low) for d in self.parameters]
-        return np.clip(np.array(unit, dtype=np.float64), 0.0, 1.0)
+        return unit_of(self.parameters, values)
 
-    def decode(self, values: Mapping[str, float]) -> Recipe:
+    def decode(self, values: Mapping[str, Value]) -> Recipe:
         """The recipe that values stand for: the same values always give the same recipe.
 
         Raises:
-            ValueError: If a dimension is missing, unknown, or outside its range.
+            ValueError: If a dimension is missing, unknown, or outside its range, or the wrong number of models
+                takes part.
         """
-        self._check_names(values)
-        for d in self.parameters:
-            if not d.low <= values[d.name] <= d.high:
-                raise ValueError(f"`{d.low} <= {d.name} <= {d.high}` must hold, but got {values[d.name]!r}")
-        genome, method = self.config.genome, self.method
-        per_input = [name for name in self._ranges if name in method.per_input]
-        per_merge = [name for name in self._ranges if name in method.per_merge]
+        check_values(self.parameters, values)
+        method, models = self.method_of(values), self.models_of(values)
+        genes = [gene for gene in self.genes if method.name in gene.methods]
+        base = self.base_of(method)
 
-        def own(model: str, groups: Sequence[tuple[int, int]]) -> dict[str, Any]:
-            if model not in self._weighted:
+        def own(model: str, cells: Sequence[int]) -> dict[str, Any]:
+            if model not in self.weighted(method):
                 return {}
-            return {name: self._setting(name, model, groups, values) for name in per_input}
+            return {g.parameter: self._setting(g, model, cells, values) for g in genes if g.per_input}
 
-        def shared(groups: Sequence[tuple[int, int]]) -> dict[str, Any]:
-            return {name: self._setting(name, None, groups, values) for name in per_merge}
+        def shared(cells: Sequence[int]) -> dict[str, Any]:
+            return {g.parameter: self._setting(g, None, cells, values) for g in genes if not g.per_input}
 
-        recipe: dict[str, Any] = {"merge_method": method.name, "base_model": self._base_model}
-        if genome.smooth or len(self.groups) == 1:
-            recipe["models"] = [{"model": m, "parameters": own(m, self.groups)} for m in genome.models]
-            recipe["parameters"] = shared(self.groups) | self._constants
-        else:
-            sources = list(genome.models)
-            if self._base_model is not None and self._base_model not in sources:
-                sources.append(self._base_model)  # unlike models, slices must list it
+        recipe: dict[str, Any] = {"merge_method": method.name, "base_model": base}
+        constants = self.constants(method)
+        if self.depth.sliced:
+            # Unlike models, slices must list the base.
+            sources = models if base is None or base in models else [*models, base]
             recipe["slices"] = [
                 {
                     "sources": [
-                        {"model": m, "layer_range": list(group), "parameters": own(m, [group])} for m in sources
+                        {"model": m, "layer_range": list(layers), "parameters": own(m, [i])} for m in sources
                     ],
-                    "parameters": shared([group]),
+                    "parameters": shared([i]),
                 }
-                for group in self.groups
+                for i, layers in enumerate(self.depth.slices)
             ]
-            recipe["parameters"] = self._constants
-        return self._recipe(recipe | {"tokenizer_source": genome.tokenizer_source})
-
-    def baselines(self) -> list[tuple[str, Recipe]]:
-        """What every search has to beat: each model alone, under its short name, and their plain mean."""
-        genome = self.config.genome
-        alone = [
-            (name, self._recipe({"merge_method": "passthrough", "models": [{"model": model}]}))
-            for name, model in zip(self.model_names, genome.models, strict=True)
-        ]
-        weight = 1.0 / len(genome.models)
-        uniform = self._recipe(
-            {
-                "merge_method": "linear",
-                "models": [{"model": model, "parameters": {"weight": weight}} for model in genome.models],
-                "parameters": {"normalize": True},
-                "tokenizer_source": genome.tokenizer_source,
-            }
-        )
-        return [*alone, (UNIFORM, uniform)]
-
-    def baseline_values(self, name: str) -> dict[str, float] | None:
-        """The point of this space that gives a baseline's tensors (within rounding), if there is one.
-
-        Its loss is known once the baseline is scored, so an optimizer can be told it, or start there.
-        """
-        models, fixed = self.config.genome.models, dict(self._constants)
-        chosen = None if name == UNIFORM else models[self.model_names.index(name)]
-        if self.method.name == "slerp" and chosen is not None:
-            shares, others = {}, {"t": 0.0 if chosen == self._base_model else 1.0}
-        elif self.method.name in ("linear", "task_arithmetic"):
-            shares = {m: 1.0 / len(models) if chosen is None else float(m == chosen) for m in models}
-            others = {"lambda": 1.0}
+            recipe["parameters"] = constants
         else:
-            return None
-        total = sum(shares.get(model, 0.0) for model in self._weighted)
-        if shares and fixed["normalize"] and not math.isclose(total, 1.0):
-            return None  # the base is among the models, and has no weight to be divided by
-        fixed |= {p: low for p, (low, high) in self._ranges.items() if low == high}
-        if "weight" in fixed or any(fixed.get(p, value) != value for p, value in others.items()):
-            return None
-        values = {d.name: shares[d.model] if d.model in shares else others[d.parameter] for d in self.parameters}
-        return values if all(d.low <= values[d.name] <= d.high for d in self.parameters) else None
+            cells = range(len(self.depth))
+            recipe["models"] = [{"model": m, "parameters": own(m, cells)} for m in models]
+            recipe["parameters"] = shared(cells) | constants
+        return self.recipe(recipe | {"tokenizer_source": self.config.genome.tokenizer_source})
 
-    # --- the pieces of a recipe -------------------------------------------------------------------------------
+    def values_of(self, recipe: Recipe) -> dict[str, Value] | None:
+        """The values that give a recipe with the same settings; None if this space has none.
+
+        Dtypes, the tokenizer and the seed are not looked at: the same point of a related search may differ there.
+        What the recipe's method does not have is where the search starts.
+        """
+        return read_values(self, recipe)
+
+    def refine(self, values: Mapping[str, Value], coarser: Space) -> dict[str, Value] | None:
+        """A coarser space's point as the point here with the same recipe values; None if there is none."""
+        finer = None
+        if isinstance(coarser, SearchSpace) and coarser.config == self.config:
+            finer = self.depth.refining(coarser.depth)
+        if not isinstance(coarser, SearchSpace) or finer is None:
+            return self.values_of(coarser.decode(values))
+        check_names(coarser.parameters, values)
+        found = {d.name: values[d.name] for d in self.parameters if d.name in values}
+        for gene, model, filter_ in self.places():
+            span = self.span(gene, model, filter_)
+            if span.fixed or gene.integer:
+                continue
+            points = [float(values[name]) for name in coarser.names(gene, model, filter_)]
+            for name, value in zip(self.names(gene, model, filter_), finer @ points, strict=True):
+                found[name] = min(span.high, max(span.low, float(value)))  # the sum may round to just outside
+        return found if found.keys() == {d.name for d in self.parameters} else None
+
+    def baselines(self, extra: bool = False) -> list[Baseline]:
+        """What every search has to beat: each model alone, under its short name, and their plain mean.
+
+        Args:
+            extra: Also the common fixed recipes, where there is a base model.
+        """
+        return baselines_of(self, extra)
+
+    # --- models and methods -----------------------------------------------------------------------------------
+
+    def method_of(self, values: Mapping[str, Value]) -> MethodSpec:
+        """The merge method of a point."""
+        name = values.get(METHOD)
+        return next((method for method in self.methods if method.name == name), self.methods[0])
+
+    def models_of(self, values: Mapping[str, Value]) -> list[str]:
+        """The models of a point, in the genome's order.
+
+        Raises:
+            ValueError: If there are too many or too few.
+        """
+        if not self.switches:
+            return list(self.config.genome.models)
+        taken = [model for model, switch in self.switches.items() if values[switch]]
+        least, most = self.subset
+        if not least <= len(taken) <= most:
+            raise ValueError(f"`{least} <= models that take part <= {most}` must hold, but got {len(taken)}")
+        return [model for model in self.config.genome.models if model in taken or model not in self.switches]
+
+    @cached_property
+    def subset(self) -> tuple[int, int]:
+        """How many of the optional models take part, at least and at most."""
+        genome = self.config.genome
+        optional = len(self.optional_models)
+        if genome.subset is None:
+            return optional, optional
+        needed = [method.inputs[0] - genome.inputs_always_there(method, self.methods) for method in self.methods]
+        return max(1, *needed), min(genome.subset, optional)
 
     @property
-    def _short(self) -> dict[str, str]:
-        return dict(zip(self.config.genome.models, self.model_names, strict=True))
+    def optional_models(self) -> tuple[str, ...]:
+        """The models that a subset may leave out: all but the base."""
+        return self.config.genome.optional_models(self.methods)
 
-    @property
-    def _base_model(self) -> str | None:
+    @cached_property
+    def switches(self) -> dict[str, str]:
+        """The dimensions that say which models take part, by model."""
+        if self.config.genome.subset is None:
+            return {}
+        return {model: f"{TAKE}/{self._short(model)}" for model in self.optional_models}
+
+    def _allowed(self, values: dict[str, Value]) -> dict[str, Value]:
+        """Values with the nearest number of models that may take part."""
+        least, most = self.subset
+        taken = [model for model, switch in self.switches.items() if values[switch]]
+        if not self.switches or least <= len(taken) <= most:
+            return values
+
+        def rank(model: str) -> tuple[bool, float]:
+            own = [d.name for d in self._numbers if d.parameter == "weight" and d.model == model]
+            return model not in taken, -sum(abs(float(values[name])) for name in own)
+
+        kept = sorted(self.switches, key=rank)[: most if len(taken) > most else least]
+        return values | {switch: int(model in kept) for model, switch in self.switches.items()}
+
+    def base_of(self, method: MethodSpec) -> str | None:
         """The base model as the recipe names it; None where it has no role."""
         genome = self.config.genome
-        if self.method.base == "ignored":
+        if method.base == "ignored":
             return None  # unlisted, it would become one more input
-        if self.method.base == "input":
+        if method.base == "input":
             return genome.base_model or genome.models[0]
         return genome.base_model
 
-    @property
-    def _weighted(self) -> list[str]:
+    def weighted(self, method: MethodSpec) -> list[str]:
         """The models with parameters of their own: all, without the base where task vectors are taken from it."""
-        is_base = self._base_model if self.method.base in ("required", "optional") else None
+        is_base = self.base_of(method) if method.base in ("required", "optional") else None
         return [model for model in self.config.genome.models if model != is_base]
 
-    @property
-    def _filters(self) -> tuple[str, ...]:
-        return (*self.config.genome.filters, REST)
-
-    @cached_property
-    def _ranges(self) -> dict[str, tuple[float, float]]:
-        """Where each searched parameter is searched: the config's ranges before the method's own."""
-        ranges = {name: (span.low, span.high) for name, span in self.method.search.items()}
-        if self.config.genome.allow_negative_weights and "weight" in ranges:
-            reach = max(map(abs, ranges["weight"]))
-            ranges["weight"] = (-reach, reach)
-        given = {name: spans[REST] for name, spans in self.config.genome.ranges.items()}
-        return ranges | {name: (span.low, span.high) for name, span in given.items()}
-
-    @property
-    def _constants(self) -> dict[str, Any]:
+    def constants(self, method: MethodSpec) -> dict[str, Any]:
         """Parameters that are not searched, written out so that no reader has to know a default."""
+        searched = {gene.parameter for gene in self.genes if method.name in gene.methods}
         constants = {
             name: parameter.default
-            for name, parameter in self.method.per_merge.items()
-            if parameter.default is not None and name not in self._ranges
+            for name, parameter in method.per_merge.items()
+            if parameter.default is not None and name not in searched
         }
         if "normalize" in constants:
             normalize = self.config.genome.normalize
-            constants["normalize"] = self.method.name in _NORMALIZED if normalize is None else normalize
+            constants["normalize"] = method.name in _NORMALIZED if normalize is None else normalize
         return constants
 
-    def _name(self, parameter: str, owner: str | None, group: tuple[int, int], filter_: str) -> str:
-        parts = [parameter]
-        if owner is not None:
-            parts.append(self._short[owner])
-        if len(self.groups) > 1:
-            start, stop = group
-            if self.config.genome.smooth:
-                parts.append(f"depth.{self.groups.index(group) / (len(self.groups) - 1):.4g}")
-            else:
-                parts.append(f"layers.{start}" if stop == start + 1 else f"layers.{start}-{stop - 1}")
-        if len(self._filters) > 1:
-            parts.append(filter_)
-        return "/".join(parts)
-
-    def _setting(
-        self,
-        parameter: str,
-        owner: str | None,
-        groups: Sequence[tuple[int, int]],
-        values: Mapping[str, float],
-    ) -> Any:
-        """A recipe's setting: a number, a gradient over several groups, or one of those for each filter."""
-        low, high = self._ranges[parameter]
-        if low == high:
-            return low
-
-        def at(filter_: str) -> Any:
-            points = [float(values[self._name(parameter, owner, group, filter_)]) for group in groups]
-            return points[0] if len(points) == 1 else points
-
-        if len(self._filters) == 1:
-            return at(REST)
-        return [*({"filter": f, "value": at(f)} for f in self._filters[:-1]), {"value": at(REST)}]
-
-    def _start(self, parameter: str) -> float:
-        """A sensible start inside the range, never on its boundary, where half of all steps lead nowhere."""
-        low, high = self._ranges[parameter]
-        preferred = {"weight": 1.0 / len(self._weighted), "density": 0.5, "t": 0.5, "lambda": 1.0}.get(parameter)
-        return preferred if preferred is not None and low < preferred < high else (low + high) / 2
-
-    def _recipe(self, data: Mapping[str, Any]) -> Recipe:
+    def recipe(self, data: Mapping[str, Any]) -> Recipe:
+        """A recipe with what all recipes of this search have in common."""
         genome = self.config.genome
         common = {"dtype": genome.dtype, "out_dtype": genome.out_dtype, "heterosis": {"seed": self.config.seed}}
         return Recipe.model_validate({**data, **common})
 
-    def _check_names(self, values: Mapping[str, float]) -> None:
-        names = {dimension.name for dimension in self.parameters}
-        if values.keys() != names:
-            raise ValueError(
-                f"values must be those of the space's dimensions, but {sorted(names - values.keys())} are missing "
-                f"and {sorted(values.keys() - names)} unknown"
-            )
+    # --- names and numbers ------------------------------------------------------------------------------------
+
+    @property
+    def filters(self) -> tuple[str, ...]:
+        """The groups of tensors, the last one of all that no filter matches."""
+        return (*self.config.genome.filters, REST)
+
+    def places(self) -> Iterator[tuple[Gene, str | None, str]]:
+        """Every gene with each model that has it, None for the merge, and each filter."""
+        for gene in self.genes:
+            for model in self.owners(gene):
+                for filter_ in self.filters:
+                    yield gene, model, filter_
+
+    def owners(self, gene: Gene) -> list[str | None]:
+        """The models with values of a gene; None stands for the merge."""
+        if not gene.per_input:
+            return [None]
+        owning = {m for method in self.methods if method.name in gene.methods for m in self.weighted(method)}
+        return [model for model in self.config.genome.models if model in owning]
+
+    def names(self, gene: Gene, model: str | None, filter_: str) -> list[str]:
+        """The names of a gene's values over depth; whole numbers are not interpolated, so one holds for all."""
+        cells = [""] if gene.integer and not self.depth.sliced else self.depth.labels
+        last = filter_ if len(self.filters) > 1 else ""
+        return ["/".join(filter(None, (gene.name, self._short(model), cell, last))) for cell in cells]
+
+    def span(self, gene: Gene, model: str | None, filter_: str) -> Span:
+        """Where a gene is searched for a model, None for the merge, and a filter."""
+        return gene.span(self._short(model), filter_)
+
+    @cached_property
+    def _numbers(self) -> tuple[Dimension, ...]:
+        """The dimensions of the genes."""
+        return tuple(self._each_number())
+
+    def _each_number(self) -> Iterator[Dimension]:
+        for gene in self.genes:
+            for model in self.owners(gene):
+                for cell in range(len(self.depth)):
+                    for filter_ in self.filters:
+                        span = self.span(gene, model, filter_)
+                        names = self.names(gene, model, filter_)
+                        if not span.fixed and cell < len(names):
+                            yield Dimension(
+                                names[cell],
+                                span.low,
+                                span.high,
+                                self._start(gene, span),
+                                gene.parameter,
+                                model,
+                                log=span.log and not gene.integer,
+                                integer=gene.integer,
+                            )
+
+    def _start(self, gene: Gene, span: Span) -> Value:
+        """A sensible start inside the range, never on its boundary, where half of all steps lead nowhere."""
+        taking = len(self.owners(gene)) if self.config.genome.subset is None else self.subset[1]
+        preferred = {"weight": 1.0 / taking, "density": 0.5, "t": 0.5, "lambda": 1.0}.get(gene.parameter)
+        if preferred is not None and span.low < preferred < span.high:
+            return preferred
+        middle = math.sqrt(span.low * span.high) if span.log else (span.low + span.high) / 2
+        return int(middle) if gene.integer else middle
+
+    def _setting(self, gene: Gene, model: str | None, cells: Sequence[int], values: Mapping[str, Value]) -> Any:
+        """A recipe's setting: a number, a gradient over several cells, or one of those for each filter."""
+
+        def at(filter_: str) -> Any:
+            span = self.span(gene, model, filter_)
+            if span.fixed:
+                return int(span.low) if gene.integer else span.low
+            names = self.names(gene, model, filter_)
+            points = [values[names[cell]] for cell in cells if cell < len(names)]
+            numbers = [int(value) if gene.integer else float(value) for value in points]
+            return numbers[0] if len(numbers) == 1 else numbers
+
+        spans = [self.span(gene, model, filter_) for filter_ in self.filters]
+        if len(spans) == 1 or (spans[0].fixed and all(span == spans[0] for span in spans)):
+            return at(REST)
+        return [*({"filter": f, "value": at(f)} for f in self.filters[:-1]), {"value": at(REST)}]
+
+    def _short(self, model: str | None) -> str:
+        """A model's short name; none for the merge."""
+        return "" if model is None else self._shorts[model]
+
+    @cached_property
+    def _shorts(self) -> dict[str, str]:
+        return dict(zip(self.config.genome.models, self.model_names, strict=True))
+
+
+def control_points_of(
+    config: EvolveConfig, n_layers: int, methods: Mapping[str, MethodSpec]
+) -> tuple[int, ...] | None:
+    """The control points of each stage: the config's, else by its budget; None if it groups layers.
+
+    A run takes them once, when it begins: more trials later do not change what is searched.
+    """
+    genome = config.genome
+    if genome.control_points is not None:
+        return genome.control_points
+    if genome.layer_granularity is not None or genome.smooth:
+        return None
+    space = SearchSpace.from_config(config, n_layers, methods, control_points=1)
+    models = max((len(space.owners(gene)) for gene in space.genes), default=1)
+    over_depth = [d for d in space.parameters if not d.choices and not d.integer]
+    return default_control_points(models, math.ceil(len(over_depth) / models), n_layers, config.trials)
+
+
+def stages_of(
+    config: EvolveConfig,
+    n_layers: int,
+    methods: Mapping[str, MethodSpec],
+    control_points: Sequence[int] | None,
+) -> tuple[SearchSpace, ...]:
+    """The spaces that are searched one after the other, coarse to fine.
+
+    Args:
+        config: The config.
+        n_layers: Layers of each model, at least 1.
+        methods: The merge methods that there are.
+        control_points: As :func:`control_points_of` gave them when the run began.
+
+    Raises:
+        InputError: If a method cannot work with this genome, nothing is left to search, or a stage does not refine
+            the one before.
+    """
+    if control_points is None:
+        return (SearchSpace.from_config(config, n_layers, methods),)
+    check_stages(control_points, n_layers)
+    return tuple(SearchSpace.from_config(config, n_layers, methods, points) for points in control_points)

@@ -262,7 +262,8 @@ def distance_lines(report: "Distances") -> Iterator[str]:
 
 
 def search_lines(report: "SearchReport") -> Iterator[str]:
-    yield f"search of {report.method}: {report.dimensions} numbers, layers in {len(report.groups)} groups"
+    depth = ", then ".join(report.depth)
+    yield f"search of {' or '.join(report.methods)}: {report.dimensions} numbers, {depth}"
     yield from table(
         ("parameter", "low", "high", "dimensions"),
         ((name, f"{low:g}", f"{high:g}", str(n)) for name, (low, high, n) in report.ranges.items()),

@@ -312,7 +312,7 @@ def test_an_optimizer_may_be_just_a_name() -> None:
         ),
         (
             plain(genome={"merge_method": "karcher", "ranges": {"max_iter": [1, 2.5]}}),
-            "genome.ranges.max_iter: must be between whole numbers, but got 2.5",
+            "genome.ranges.max_iter: must be between whole numbers, evenly, but got 2.5",
         ),
         (
             plain(genome={"merge_method": ["ties", "task_arithmetic"], "ranges": {"t": [0, 1]}}),

@@ -6,6 +6,7 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from heterosis.evaluate.scores import Scores
 from heterosis.evolve.record import Record, read_asks
@@ -109,3 +110,23 @@ def test_what_a_crash_leaves_open(
     search(config, folder, make_pool=pools(on_wait=on_wait))
     assert seen.count(-1) == 6
     assert len(seen) > 6
+
+
+def test_every_kind_of_dimension_is_one_of_optunas(tmp_path: Path) -> None:
+    dimensions = [
+        Dimension("tol", 1e-6, 1.0, 1e-3, "tol", None, log=True),
+        Dimension("max_iter", 1, 9, 3, "max_iter", None, integer=True),
+        Dimension("merge_method", 0, 1, "ties", "merge_method", None, choices=("ties", "sce")),
+    ]
+    values = {"tol": 0.01, "max_iter": 4, "merge_method": "sce"}
+    record = Record(tmp_path, f"sqlite:///{tmp_path}/study.db", "toys", dimensions)
+    record.tell(record.ask("search", "one", "r", values), 0.5)
+    (trial,) = optuna.load_study(study_name="toys", storage=f"sqlite:///{tmp_path}/study.db").trials
+    assert trial.params == values
+    assert trial.distributions == {
+        "tol": FloatDistribution(1e-6, 1.0, log=True),
+        "max_iter": IntDistribution(1, 9),
+        "merge_method": CategoricalDistribution(("ties", "sce")),
+    }
+    again = Record(tmp_path, f"sqlite:///{tmp_path}/study.db", "toys", dimensions)
+    assert again.trials[0].ask.values == values

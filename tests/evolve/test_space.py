@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from heterosis.errors import InputError
 from heterosis.evolve.config import EvolveConfig
-from heterosis.evolve.space import SearchSpace, short_names
+from heterosis.evolve.optimizers import Axis
+from heterosis.evolve.space import SearchSpace, Value, short_names
 from heterosis.merge.executor import execute
 from heterosis.merge.methods import methods
 from heterosis.merge.planner import build_plan
@@ -118,7 +119,7 @@ def test_the_ends_of_a_range_are_reached_exactly(low: float, high: float) -> Non
 @pytest.mark.parametrize(
     "values", [{}, {"weight/math": 0.5}, {"weight/math": 0.5, "weight/code": 0.5, "weight/x": 0}]
 )
-def test_values_of_another_space_are_refused(values: dict[str, float]) -> None:
+def test_values_of_another_space_are_refused(values: dict[str, Value]) -> None:
     with pytest.raises(ValueError, match="values must be those of the space's dimensions"):
         space().decode(values)
 
@@ -127,6 +128,194 @@ def test_values_of_another_space_are_refused(values: dict[str, float]) -> None:
 def test_values_outside_their_range_are_refused(value: float) -> None:
     with pytest.raises(ValueError, match=r"`0\.0 <= weight/math <= 1\.5` must hold, but got"):
         space().decode({"weight/math": value, "weight/code": 0.5})
+
+
+@pytest.mark.parametrize(
+    "genome",
+    [
+        {"ranges": {"weight": {"low": 0.01, "high": 2, "log": True}}},
+        {"merge_method": ["ties", "task_arithmetic", "della"], "layer_granularity": 2},
+        {"models": [f"org/m{i}" for i in range(6)], "subset": 2},
+        {"merge_method": "karcher", "base_model": None, "ranges": {"max_iter": [1, 4], "tol": [0, 0.1]}},
+        {"control_points": 3, "filters": ["mlp"], "ranges": {"lambda": [0.5, 2]}},
+    ],
+)
+@given(data=st.data())
+@settings(max_examples=30, deadline=None)
+def test_every_point_has_values_that_keep_their_recipe(genome: dict[str, Any], data: st.DataObject) -> None:
+    subject = space(**genome)
+    unit = [data.draw(st.floats(0, 1, allow_subnormal=False)) for _ in subject.parameters]
+    values = subject.values(unit)
+    again = subject.encode(values)
+    for u, axis in zip(again, subject.axes, strict=True):
+        assert axis.levels is None or u * axis.levels - 0.5 == pytest.approx(round(u * axis.levels - 0.5))
+    for name, value in subject.values(again).items():
+        assert value == (values[name] if isinstance(value, str) else pytest.approx(values[name], abs=1e-12))
+    recipe = subject.decode(values)
+    assert Recipe.parse(recipe.to_yaml()) == recipe
+
+
+# --- kinds of dimensions ----------------------------------------------------------------------------------------
+
+
+def test_a_log_scale_steps_by_factors() -> None:
+    subject = space(models=["a"], ranges={"weight": {"low": 0.01, "high": 4, "log": True}})
+    (dimension,) = subject.parameters
+    assert dimension.log
+    assert [subject.values([u])["weight/a"] for u in (0.0, 0.5, 1.0)] == [0.01, pytest.approx(0.2), 4.0]
+    assert subject.encode({"weight/a": 0.2}) == pytest.approx([0.5])
+    assert dimension.initial == 1.0
+    assert space(ranges={"weight": {"low": 2, "high": 8, "log": True}}).parameters[0].initial == pytest.approx(4)
+    assert [*subject.encode({"weight/a": 0.001}), *subject.encode({"weight/a": 9})] == [0.0, 1.0]
+
+
+def test_ranges_for_a_model_a_filter_or_both() -> None:
+    ranges = {"weight": {"math": [0, 1], "mlp": [0, 2], "code/mlp": 0.25, "*": [0, 3]}}
+    subject = space(filters=["mlp"], ranges=ranges)
+    assert {d.name: (d.low, d.high) for d in subject.parameters} == {
+        "weight/math/mlp": (0, 1),
+        "weight/math/*": (0, 1),
+        "weight/code/*": (0, 3),
+    }
+    models = recipe_at(subject, unit=1.0)["models"]
+    assert [m["parameters"]["weight"] for m in models] == [
+        [{"filter": "mlp", "value": 1.0}, {"value": 1.0}],
+        [{"filter": "mlp", "value": 0.25}, {"value": 3.0}],
+    ]
+
+
+def test_a_range_for_one_model_leaves_the_others_to_the_method() -> None:
+    subject = space(**genome_of("ties", ranges={"density": {"math": 0.3}}))
+    assert [d.name for d in subject.parameters] == ["weight/math", "weight/code", "density/code"]
+    subject = space(ranges={"lambda": {"mlp": [0.5, 2]}}, filters=["mlp"])
+    assert [d.name for d in subject.parameters if d.parameter == "lambda"] == ["lambda/mlp"]
+    recipe = recipe_at(subject, unit=1.0)
+    assert recipe["parameters"]["lambda"] == [{"filter": "mlp", "value": 2.0}, {"value": 1.0}]
+
+
+@pytest.mark.parametrize("depth", [{}, {"control_points": 3}, {"layer_granularity": 3, "smooth": True}])
+def test_whole_numbers_have_levels_and_are_never_interpolated(depth: dict[str, Any]) -> None:
+    subject = space(merge_method="karcher", ranges={"max_iter": [1, 4]}, **depth)
+    assert [d.name for d in subject.parameters] == ["max_iter"]
+    assert subject.axes == (Axis(4),)
+    assert [subject.values([u])["max_iter"] for u in (0.0, 0.3, 0.6, 1.0)] == [1, 2, 3, 4]
+    assert subject.encode({"max_iter": 2}) == pytest.approx([1.5 / 4])
+    assert recipe_at(subject, unit=1.0)["parameters"] == {"max_iter": 4, "tol": 1e-5}
+    with pytest.raises(ValueError, match=r"max_iter must be a whole number, but got 1\.5"):
+        subject.decode({"max_iter": 1.5})
+    groups = space(merge_method="karcher", ranges={"max_iter": [1, 4]}, layer_granularity=3)
+    assert [d.name for d in groups.parameters] == ["max_iter/layers.0-2", "max_iter/layers.3-5"]
+
+
+def test_the_method_is_one_choice_for_the_recipe() -> None:
+    subject = space(merge_method=["task_arithmetic", "ties"], models=["a", "b"])
+    assert [d.name for d in subject.parameters] == [
+        "weight/a",
+        "weight/b",
+        "density/a",
+        "density/b",
+        "merge_method",
+    ]
+    assert subject.axes[-1] == Axis(2, ordered=False)
+    values = subject.values([1, 1, 0, 0, 0.75])
+    assert values["merge_method"] == "ties"
+    recipe = yaml.safe_load(subject.decode(values).to_yaml())
+    assert recipe["merge_method"] == "ties"
+    assert recipe["models"][0]["parameters"] == {"weight": 1.5, "density": 0.05}
+    assert recipe["parameters"] == {"normalize": True, "rescale": False, "lambda": 1.0}
+    recipe = yaml.safe_load(subject.decode(values | {"merge_method": "task_arithmetic"}).to_yaml())
+    assert recipe["models"][0]["parameters"] == {"weight": 1.5}
+    assert recipe["parameters"] == {"normalize": False, "lambda": 1.0}
+    with pytest.raises(ValueError, match="merge_method must be one of task_arithmetic, ties, but got 'sce'"):
+        subject.decode(values | {"merge_method": "sce"})
+
+
+def test_methods_share_a_parameter_that_they_search_in_one_place() -> None:
+    subject = space(merge_method=["linear", "ties", "della", "dare_ties"], models=["a"])
+    found = {d.name: (d.low, d.high) for d in subject.parameters}
+    assert found == {
+        "weight/a": (0.0, 1.5),  # the union of linear's and the others'
+        "density@ties+dare_ties/a": (0.05, 1.0),
+        "density@della/a": (0.2, 0.8),
+        "epsilon/a": (0.0, 0.19),
+        "merge_method": (0, 3),
+    }
+    values = subject.values(np.ones(len(subject))) | {"merge_method": "della"}
+    assert yaml.safe_load(subject.decode(values).to_yaml())["models"][0]["parameters"] == {
+        "weight": 1.5,
+        "density": 0.8,
+        "epsilon": 0.19,
+    }
+    shared = space(merge_method=["ties", "della"], models=["a"], ranges={"density": [0.3, 0.7]})
+    assert [d.name for d in shared.parameters if d.parameter == "density"] == ["density/a"]
+    both = space(merge_method=["ram", "della"], models=["a"])  # one epsilon of the merge, one of each model
+    assert [d.name for d in both.parameters if d.parameter == "epsilon"] == ["epsilon/a", "epsilon"]
+
+
+@pytest.mark.parametrize("names", [["karcher", "linear"], ["model_stock", "sce"]])
+def test_methods_without_numbers_may_be_chosen_among_several(names: list[str]) -> None:
+    subject = space(merge_method=names)
+    for name in names:
+        recipe = subject.decode(subject.values(subject.initial) | {"merge_method": name})
+        assert recipe.merge_method == name
+
+
+MANY = [f"org/m{i}" for i in range(5)]
+
+
+def test_a_subset_says_of_each_model_whether_it_takes_part() -> None:
+    subject = space(models=MANY, subset=2)
+    takes = [d for d in subject.parameters if d.parameter == "take"]
+    assert [d.name for d in takes] == [f"take/m{i}" for i in range(5)]
+    assert [d.axis for d in takes] == [Axis(2)] * 5
+    assert [d.initial for d in takes] == [1, 1, 0, 0, 0]
+    assert {d.initial for d in subject.parameters if d.parameter == "weight"} == {0.5}
+    recipe = recipe_at(subject)
+    assert [m["model"] for m in recipe["models"]] == ["org/m0", "org/m1"]
+    values = subject.values(subject.initial)
+    with pytest.raises(ValueError, match="`1 <= models that take part <= 2` must hold, but got 3"):
+        subject.decode(values | {"take/m4": 1})
+    with pytest.raises(ValueError, match="but got 0"):
+        subject.decode(values | {"take/m0": 0, "take/m1": 0})
+
+
+def test_of_too_many_or_too_few_models_the_heaviest_take_part() -> None:
+    subject = space(models=MANY, subset=2)
+    weights = [0.1, 0.9, 0.4, 0.3, 0.8]
+
+    def switches(unit: list[int]) -> list[Value]:
+        values = subject.values([*weights, *unit])
+        return [values[f"take/m{i}"] for i in range(5)]
+
+    assert switches([1, 1, 1, 1, 0]) == [0, 1, 1, 0, 0]
+    assert switches([0, 0, 0, 0, 0]) == [0, 1, 0, 0, 0]
+    assert switches([0, 0, 0, 1, 0]) == [0, 0, 0, 1, 0]
+
+
+def test_a_base_always_takes_part() -> None:
+    subject = space(merge_method="slerp", models=MANY, base_model=None, subset=1)
+    assert [d.name for d in subject.parameters] == ["t", *(f"take/m{i}" for i in range(1, 5))]
+    recipe = recipe_at(subject, unit=0.9)
+    assert recipe["base_model"] == "org/m0"
+    assert [m["model"] for m in recipe["models"]] == ["org/m0", "org/m1"]
+    subject = space(models=[*MANY, "org/base"], subset=3)
+    assert "take/base" not in [d.name for d in subject.parameters]
+    with pytest.raises(InputError, match="'model_stock' merges at least 2, but got at most 1"):
+        space(merge_method="model_stock", models=MANY, subset=1)
+    assert space(merge_method="model_stock", models=MANY, subset=4).subset == (2, 4)
+
+
+def test_slices_list_those_that_take_part_and_the_base() -> None:
+    recipe = recipe_at(space(models=MANY, subset=2, layer_granularity=3))
+    for part in recipe["slices"]:
+        assert [source["model"] for source in part["sources"]] == ["org/m0", "org/m1", "org/base"]
+
+
+def test_a_random_start_is_a_point_like_others() -> None:
+    subject = space(models=MANY, subset=2, merge_method=["ties", "sce"], random_init=True)
+    values = {d.name: d.initial for d in subject.parameters}
+    assert subject.values(subject.initial) == pytest.approx(values)
+    subject.decode(values)
 
 
 # --- where a search starts --------------------------------------------------------------------------------------
@@ -256,7 +445,7 @@ def test_parameters_of_the_merge_are_searched_beside_models_that_have_none() -> 
     assert all("parameters" not in source for s in recipe["slices"] for source in s["sources"])
 
 
-@pytest.mark.parametrize("structure", [{}, {"layer_granularity": 1}])
+@pytest.mark.parametrize("structure", [{}, {"layer_granularity": 1}, {"control_points": 2}])
 @pytest.mark.parametrize("method", SEARCHED)
 def test_where_a_search_starts_can_be_merged(
     method: str, structure: dict[str, Any], toy_models: dict[str, Path]
@@ -300,14 +489,17 @@ def test_lambda_is_searched_if_it_has_a_range() -> None:
     assert recipe["parameters"] == {"lambda": 1.0, "normalize": False}
 
 
-@pytest.mark.parametrize("structure", [{}, {"layer_granularity": 4}, {"layer_granularity": 2, "smooth": True}])
+@pytest.mark.parametrize(
+    "structure",
+    [{}, {"layer_granularity": 4}, {"layer_granularity": 2, "smooth": True}, {"control_points": 4}],
+)
 @pytest.mark.parametrize("filters", [[], ["self_attn", "mlp"]])
 @pytest.mark.parametrize("method", SEARCHED)
 def test_mergekit_accepts_every_recipe(method: str, filters: list[str], structure: dict[str, Any]) -> None:
     config = pytest.importorskip("mergekit.config")
     subject = space(**genome_of(method, filters=filters, allow_negative_weights=True), **structure)
     recipes = [subject.decode(subject.values(np.full(len(subject), u))) for u in (0.0, 0.3, 1.0)]
-    for recipe in [*recipes, *(baseline for _, baseline in subject.baselines())]:
+    for recipe in [*recipes, *(baseline.recipe for baseline in subject.baselines(extra=True))]:
         text = recipe.to_yaml()
         theirs = config.MergeConfiguration.model_validate(yaml.safe_load(text))
         assert theirs.merge_method == recipe.merge_method
@@ -335,83 +527,6 @@ def test_different_points_are_different_recipes() -> None:
             point[index] = u
             texts.add(subject.decode(subject.values(point)).to_yaml())
     assert len(texts) == 1 + 2 * len(subject)
-
-
-# --- baselines --------------------------------------------------------------------------------------------------
-
-
-def test_baselines_are_the_parents_and_their_mean() -> None:
-    named = dict(space(dtype="float32", out_dtype="bfloat16").baselines())
-    assert list(named) == ["math", "code", "uniform"]
-    assert yaml.safe_load(named["math"].to_yaml()) == {
-        "merge_method": "passthrough",
-        "models": [{"model": "org/math"}],
-        "dtype": "float32",
-        "out_dtype": "bfloat16",
-        "heterosis": {"seed": 0},
-    }
-    uniform = yaml.safe_load(named["uniform"].to_yaml())
-    assert uniform["merge_method"] == "linear"
-    assert "base_model" not in uniform
-    assert [m["parameters"] for m in uniform["models"]] == [{"weight": 0.5}] * 2
-    assert uniform["parameters"] == {"normalize": True}
-
-
-def test_a_parent_called_uniform_is_not_taken_for_the_mean() -> None:
-    assert [name for name, _ in space(models=["org/uniform", "x"]).baselines()] == ["uniform-2", "x", "uniform"]
-
-
-def merged(recipe: Recipe, tensors: dict[str, np.ndarray]) -> np.ndarray:
-    """The tensor that a recipe without groups gives, by the methods' plain formulas."""
-    plain = yaml.safe_load(recipe.to_yaml())
-    weights = {m["model"]: m.get("parameters", {}).get("weight", 1.0) for m in plain["models"]}
-    constants = plain.get("parameters", {})
-    base = tensors[plain["base_model"]] if plain["merge_method"] == "task_arithmetic" else 0.0
-    if plain["merge_method"] == "task_arithmetic":
-        weights.pop(plain["base_model"], None)
-    total = sum(w * (tensors[m] - base) for m, w in weights.items())
-    divisor = sum(weights.values()) or 1.0
-    return np.asarray(
-        base + constants.get("lambda", 1.0) * total / (divisor if constants.get("normalize") else 1.0)
-    )
-
-
-@pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("models", [["org/math", "org/code"], ["org/math", "org/base", "org/code"]])
-@pytest.mark.parametrize("method", ["linear", "task_arithmetic"])
-def test_a_baselines_values_give_the_baseline(method: str, models: list[str], normalize: bool) -> None:
-    rng = np.random.default_rng(0)
-    tensors = {name: rng.normal(size=5) for name in ("org/math", "org/code", "org/base")}
-    subject = space(merge_method=method, models=models, normalize=normalize)
-    found = 0
-    for name, recipe in subject.baselines():
-        values = subject.baseline_values(name)
-        if values is not None:
-            found += 1
-            np.testing.assert_allclose(merged(subject.decode(values), tensors), merged(recipe, tensors))
-    base_is_divided_away = method == "task_arithmetic" and normalize and "org/base" in models
-    assert found == (2 if base_is_divided_away else len(models) + 1)
-
-
-def test_slerps_ends_are_its_parents() -> None:
-    subject = space(merge_method="slerp", base_model="org/code", layer_granularity=3)
-    assert subject.baseline_values("code") == {"t/layers.0-2": 0.0, "t/layers.3-5": 0.0}
-    assert subject.baseline_values("math") == {"t/layers.0-2": 1.0, "t/layers.3-5": 1.0}
-    assert subject.baseline_values("uniform") is None
-
-
-@pytest.mark.parametrize(
-    "genome",
-    [
-        genome_of("ties"),
-        genome_of("dare_linear"),
-        {"ranges": {"weight": [0.6, 1.5]}},
-        {"ranges": {"lambda": [2, 3]}},
-        {"ranges": {"lambda": [2, 2]}},
-    ],
-)
-def test_a_baseline_outside_the_space_has_no_values(genome: dict[str, Any]) -> None:
-    assert space(**genome).baseline_values("uniform") is None
 
 
 # --- what cannot be searched ------------------------------------------------------------------------------------
