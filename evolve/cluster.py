@@ -72,6 +72,7 @@ class RayPool:
         self._worker, self._setup = actor.options(runtime_env=environment), setup
         self._free = [self._worker.remote(setup) for _ in range(workers)]
         self._warm: set[Any] = set()
+        self._last: dict[Any, str] = {}  # the recipe that each worker was given last
         self._running: dict[Any, _Running] = {}
         self.size = workers
 
@@ -80,7 +81,10 @@ class RayPool:
         return len(self._free)
 
     def submit(self, key: object, recipe: str, documents: DocumentIds) -> None:
-        actor = self._free.pop()
+        # A candidate that goes on with more documents is still in some worker's memory.
+        actor = next((free for free in self._free if self._last.get(free) == recipe), self._free[-1])
+        self._free.remove(actor)
+        self._last[actor] = recipe
         limit = math.inf
         if self._timeout:
             sizes = [sum(map(len, part.values())) for part in (documents, self._setup.split.search)]
@@ -109,6 +113,7 @@ class RayPool:
     def _replaced(self, actor: Any) -> Any:
         ray.kill(actor)
         self._warm.discard(actor)
+        self._last.pop(actor, None)
         return self._worker.remote(self._setup)
 
     def close(self) -> None:

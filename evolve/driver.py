@@ -5,9 +5,11 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -15,17 +17,20 @@ from typing import Any, Protocol
 import numpy as np
 
 from heterosis.errors import InputError
-from heterosis.evaluate.scores import Scores
 from heterosis.evaluate.splits import Split
-from heterosis.evolve.cluster import Outcome, Pool, RayPool
+from heterosis.evolve.cluster import Pool, RayPool
 from heterosis.evolve.config import EvolveConfig
-from heterosis.evolve.dimensions import same_values
-from heterosis.evolve.folder import SUMMARY, RunFolder, check_same_config, read_summary
-from heterosis.evolve.optimizers import Optimizer, Vector, get_optimizer
-from heterosis.evolve.outcome import Finalist, environment, write_outcome
+from heterosis.evolve.dimensions import Space
+from heterosis.evolve.finals import Finals, FinalsFailed, run_finals, shortlist
+from heterosis.evolve.folder import SUMMARY, RunFolder, check_same_config, frozen_control_points, read_summary
+from heterosis.evolve.genome import UNIFORM
+from heterosis.evolve.optimizers import Vector, choose_optimizer, get_optimizer
+from heterosis.evolve.outcome import describe_result, environment, write_outcome
 from heterosis.evolve.preflight import Preflight, preflight
+from heterosis.evolve.proposals import Proposer
 from heterosis.evolve.record import Ask, Record, Trial
-from heterosis.evolve.space import UNIFORM
+from heterosis.evolve.referee import Referee
+from heterosis.evolve.warm_start import warm_starts
 from heterosis.evolve.worker import Evaluation, Failure, Setup
 from heterosis.merge.executor import available_cores
 
@@ -33,6 +38,10 @@ log = logging.getLogger("heterosis")
 
 ATTEMPTS = 2  # of a candidate whose failure may not be its own
 PATIENCE = 8  # failures before their rate says anything
+SAVE_SECONDS = 2.0  # between two states of the summary and the table, unless there is a new best
+SAVE_SHARE = 20  # times as long as saving takes, at least
+RECIPES_BUDGET = 30  # trials from which on common fixed recipes are baselines too
+MEAN_BUDGET = 20  # trials from which on the last is the optimizer's mean
 
 
 class SearchFailed(RuntimeError):
@@ -99,7 +108,7 @@ def search(
     if finished := _finished(Path(run_dir), loaded.trials):
         return finished
     try:
-        checked = preflight(loaded)
+        checked = preflight(loaded, frozen_control_points(Path(run_dir)))
     except InputError as error:
         origin = "config" if isinstance(config, EvolveConfig) else os.fspath(config)
         raise InputError(*(f"{origin}: {fault}" for fault in error.faults)) from error
@@ -126,10 +135,11 @@ def _finished(run_dir: Path, budget: int) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class _Job:
-    """A piece of work: a candidate on one part of the split."""
+    """A piece of work: a candidate on some documents of one part of the split."""
 
     ask: Ask
     part: str
+    documents: Mapping[str, list[int]]
     attempt: int = 1
 
 
@@ -139,7 +149,11 @@ class _Driver:
     ) -> None:
         config = self._config = checked.config
         self._checked, self._folder, self._progress = checked, folder, progress
-        self._space, self._objective = checked.space, checked.objective
+        self._objective = checked.objective
+        self._known_recipes = [
+            *checked.space.baselines(extra=config.trials >= RECIPES_BUDGET),
+            *warm_starts(config.warm_start, checked.space),
+        ]
         splits = folder.path / "splits.json"
         if splits.exists():
             self._split = Split.load(splits)
@@ -148,20 +162,25 @@ class _Driver:
             self._split = checked.split
         self._state = folder.state()
         self._provenance = self._state["provenance"] = checked.provenance()
+        self._state["control_points"] = checked.control_points
         cores = available_cores()
         self.workers = config.workers or max(1, cores // 4)
         threads = max(1, cores // self.workers)
         self._setup = Setup(config, self._split, threads, device, run=str(folder.path.resolve()))
         self._check_environment()
         url = storage or f"sqlite:///{folder.path.resolve() / 'study.db'}"
-        self._record = Record(folder.path, url, self._state["study"], self._space.parameters)
+        dimensions = [dimension for space in checked.stages for dimension in space.parameters]
+        self._record = Record(folder.path, url, self._state["study"], dimensions, len(self._objective.names))
+        self._referee = Referee(self._record, self._objective, self._split, config.racing)
         folder.adopt(config)
         self._split.save(splits)
         folder.save_state(self._state)
         self._begun = time.monotonic()
         self._spent_before = float(self._state["seconds"])
+        self._save_from = self._begun
         self._stop: str | None = None
-        self._points: dict[int, Vector] = {}  # what the optimizer proposed, to the last bit
+        self._seconds_of: dict[int, Counter[str]] = {}  # of candidates that race
+        self._held: list[Ask] = []  # scored, but meaningless before the parents are
 
     # ------------------------------------------------------------------ the run
 
@@ -171,7 +190,7 @@ class _Driver:
             self._progress.begin(self._checked, budget, self.workers)
         log.info(
             "search of %d parameters, %d trials, %d workers; run folder %s",
-            len(self._space),
+            len(self._checked.stages[-1].parameters),
             budget,
             self.workers,
             self._folder.path,
@@ -200,7 +219,7 @@ class _Driver:
     def _seconds(self) -> float:
         return self._spent_before + time.monotonic() - self._begun
 
-    def _save(self, status: str, finals: "_Finals | None" = None) -> dict[str, Any]:
+    def _save(self, status: str, finals: Finals | None = None) -> dict[str, Any]:
         self._state["seconds"] = self._seconds()
         self._folder.save_state(self._state)
         return write_outcome(
@@ -209,15 +228,13 @@ class _Driver:
             config=self._config,
             record=self._record,
             split=self._split,
-            objective=self._objective,
+            referee=self._referee,
             seconds=self._seconds(),
             environment=self._state["environment"],
+            optimizers=self._state.get("optimizers", {}),
             champion=finals.champion if finals else self._best(),
-            parents=[ask for ask in self._baselines().values() if ask.kind == "parent"],
-            best_parent=finals.best_parent if finals else None,
-            uniform=self._baselines().get(UNIFORM),
+            finals=finals,
             provenance=self._provenance,
-            finalists=finals.finalists if finals else (),
             holdout_reused=bool(self._state.get("holdout_reused")),
             stopped=self._stop,
         )
@@ -244,37 +261,89 @@ class _Driver:
     # ---------------------------------------------------------------- searching
 
     def _search(self, pool: Pool, budget: int) -> None:
-        """Baselines, then the optimizer's candidates, until the budget is spent."""
-        queue = [_Job(ask, "search") for ask in self._record.open_asks]
+        """Baselines, then the optimizers' candidates stage by stage, until the budget is spent."""
+        self._score_baselines(pool, budget)
+        spaces = self._checked.stages
+        ends = self._stage_ends(len(spaces), budget)
+        for stage, space in enumerate(spaces):
+            proposer = self._proposer(stage, space, ends)
+            last = stage == len(spaces) - 1
+            centre = last and budget >= MEAN_BUDGET and proposer.mean() is not None
+            limit = budget - centre if last else ends[stage]
+            self._work(pool, self._open_jobs(), partial(self._next_job, pool, proposer, limit), proposer.tell)
+            if centre and not self._stopping() and len(self._record.asks) < budget and not self._out_of_time(pool):
+                self._score_mean(pool, proposer)
+
+    def _score_baselines(self, pool: Pool, budget: int) -> None:
+        """The parents and the uniform merge; then the others, which race against the best of these."""
         failed = {trial.ask.number for trial in self._record.trials if trial.score is None}
-        asked = {ask.name for ask in self._baselines().values() if ask.number not in failed}
-        for baseline in self._space.baselines():
-            if baseline.name not in asked and len(self._record.asks) < budget:
-                ask = self._record.ask(baseline.kind, baseline.name, baseline.recipe.to_yaml(), {})
-                queue.append(_Job(ask, "search"))
-        self._work(pool, queue, self._no_more)
-        self._check_baselines()
-        optimizer = self._rebuilt_optimizer()
-        reserve = 1 if budget >= 20 and optimizer.mean() is not None else 0  # for the optimizer's mean
+        asked = {ask.name for ask in self._record.baselines.values() if ask.number not in failed}
+        for others in (False, True):
+            incumbent = self._incumbent() if others else None
+            for known in self._known_recipes:
+                is_other = known.kind == "baseline" and known.name != UNIFORM
+                if is_other == others and known.name not in asked and len(self._record.asks) < budget:
+                    self._record.ask(known.kind, known.name, known.recipe.to_yaml(), {}, incumbent=incumbent)
+            self._work(pool, self._open_jobs("parent", "baseline"), self._no_more)
+            self._check_baselines()
+            if self._stopping():
+                return
 
-        def next_job() -> _Job | None:
-            if len(self._record.asks) >= budget - reserve or self._out_of_time(pool):
-                return None
-            point = optimizer.ask()
-            values = self._space.values(point)
-            recipe = self._space.decode(values).to_yaml()
-            ask = self._record.ask("search", f"candidate {len(self._record.asks)}", recipe, values)
-            self._points[ask.number] = point
-            return _Job(ask, "search")
+    def _open_jobs(self, *kinds: str) -> list[_Job]:
+        """What was asked and is not finished, of some kinds, or of all."""
+        asks = [ask for ask in self._record.open_asks if not kinds or ask.kind in kinds]
+        return [_Job(ask, "search", self._referee.next_documents(ask)) for ask in asks]
 
-        self._work(pool, [], next_job, lambda trial: self._inform(optimizer, trial))
-        if reserve and not self._stopping() and len(self._record.asks) < budget and not self._out_of_time(pool):
-            mean = optimizer.mean()
-            if mean is not None:
-                values = self._space.values(mean)
-                text = self._space.decode(values).to_yaml()
-                ask = self._record.ask("mean", "the optimizer's mean", text, values)
-                self._work(pool, [_Job(ask, "search")], self._no_more)
+    def _stage_ends(self, stages: int, budget: int) -> list[int]:
+        """The number of asks with which each stage ends, frozen when the first candidate is asked."""
+        if "stage_ends" not in self._state:
+            first = len(self._record.asks)
+            self._state["stage_ends"] = [
+                first + (budget - first) * (stage + 1) // stages for stage in range(stages)
+            ]
+            self._folder.save_state(self._state)
+        ends: list[int] = self._state["stage_ends"]
+        return ends
+
+    def _next_job(self, pool: Pool, proposer: Proposer, limit: int) -> _Job | None:
+        if len(self._record.asks) >= limit or self._out_of_time(pool):
+            return None
+        point = proposer.propose()
+        if point is None:
+            return None
+        values = proposer.space.values(point)
+        ask = self._record.ask(
+            "search",
+            f"candidate {len(self._record.asks)}",
+            proposer.space.decode(values).to_yaml(),
+            values,
+            stage=proposer.stage,
+            incumbent=self._incumbent(proposer),
+        )
+        proposer.adopt(ask, point)
+        return _Job(ask, "search", self._referee.next_documents(ask))
+
+    def _score_mean(self, pool: Pool, proposer: Proposer) -> None:
+        mean = proposer.mean()
+        if mean is not None:
+            values = proposer.space.values(mean)
+            text = proposer.space.decode(values).to_yaml()
+            incumbent = self._incumbent(proposer)
+            ask = self._record.ask(
+                "mean", "the optimizer's mean", text, values, stage=proposer.stage, incumbent=incumbent
+            )
+            self._work(pool, [_Job(ask, "search", self._referee.next_documents(ask))], self._no_more)
+
+    def _incumbent(self, proposer: Proposer | None = None) -> int | None:
+        """The best candidate that has met all search documents, of those that a proposal may depend on."""
+        known = [
+            t
+            for t in self._record.trials
+            if t.complete
+            and (t.ask.kind != "search" or proposer is None or t.ask.stage < proposer.stage or proposer.known(t))
+        ]
+        best = max(known, key=lambda t: (t.score or 0.0, -t.ask.number), default=None)
+        return best.ask.number if best else None
 
     @staticmethod
     def _no_more() -> None:
@@ -295,7 +364,7 @@ class _Driver:
                 job = queue.pop(0) if queue else next_job()
                 if job is None:
                     break
-                pool.submit(job, job.ask.recipe, getattr(self._split, job.part))
+                pool.submit(job, job.ask.recipe, job.documents)
                 running += 1
             if not running:
                 return
@@ -304,62 +373,81 @@ class _Driver:
                 running -= 1
                 if isinstance(outcome, Failure) and outcome.retry and key.attempt < ATTEMPTS:
                     log.warning("%s: %s; trying again", key.ask.name, outcome.cause)
-                    queue.append(_Job(key.ask, key.part, key.attempt + 1))
+                    queue.append(replace(key, attempt=key.attempt + 1))
                     continue
-                trial = self._take(key, outcome)
-                if trial:
+                if isinstance(outcome, Failure):
+                    trials = self._failed(key, outcome)
+                else:
+                    trials = self._scored(key, outcome, queue)
+                for trial in trials:
                     on_trial(trial)
 
     def _told_from_scores(self, job: _Job, on_trial: Callable[[Trial], None]) -> bool:
         """Finish a trial whose scores were on the disk when an earlier session ended."""
-        scores = self._record.scores(job.ask, job.part)
-        if scores is None or job.part != "search":
+        if job.part != "search" or job.documents:
             return False
-        on_trial(self._tell(job.ask, scores, {}))
+        for trial in self._finish(job.ask):
+            on_trial(trial)
         return True
 
-    def _take(self, job: _Job, outcome: Outcome) -> Trial | None:
-        """Record what a worker gave. Returns the trial if the job was one on search documents."""
-        if isinstance(outcome, Evaluation):
-            self._record.add_scores(job.ask, job.part, outcome.scores)
-            if job.part != "search":
-                return None
-            return self._tell(job.ask, outcome.scores, outcome.seconds)
-        log.warning("%s failed on %s documents: %s", job.ask.name, job.part, outcome.cause)
+    def _failed(self, job: _Job, failure: Failure) -> list[Trial]:
+        log.warning("%s failed on %s documents: %s", job.ask.name, job.part, failure.cause)
         if job.part != "search":
-            return None
-        trial = self._record.tell(job.ask, None, cause=outcome.cause)
+            return []
+        trial = self._record.tell(job.ask, None, cause=failure.cause)
         self._show(trial)
         self._check_failures()
-        return trial
+        return [trial]
 
-    def _tell(self, ask: Ask, scores: Scores, seconds: Mapping[str, float]) -> Trial:
-        trial = self._record.tell(ask, self._objective.score(scores), seconds=seconds)
+    def _scored(self, job: _Job, evaluation: Evaluation, queue: list[_Job]) -> list[Trial]:
+        """Record scores. A candidate goes on with its next documents, at once, or becomes a trial."""
+        self._record.add_scores(job.ask, job.part, evaluation.scores)
+        if job.part != "search":
+            return []
+        self._seconds_of.setdefault(job.ask.number, Counter()).update(evaluation.seconds)
+        if documents := self._referee.next_documents(job.ask):
+            queue.insert(0, _Job(job.ask, "search", documents))  # to the worker that has it in memory
+            return []
+        return self._finish(job.ask)
+
+    def _finish(self, ask: Ask) -> list[Trial]:
+        """Make scored candidates trials: this one, and those that waited for it."""
+        self._held.append(ask)
+        if not self._referee.can_judge("search"):
+            return []
+        held, self._held = self._held, []
+        return [self._tell(ask) for ask in held]
+
+    def _tell(self, ask: Ask) -> Trial:
+        result = self._referee.result(ask)
+        seconds: Mapping[str, float] = self._seconds_of.pop(ask.number, {})
+        trial = self._record.tell(
+            ask, result.score, result.losses, pruned=result.pruned, documents=result.documents, seconds=seconds
+        )
         self._show(trial)
         return trial
 
     def _show(self, trial: Trial) -> None:
         best = self._best()
-        result = f"score {trial.score:.4f}" if trial.score is not None else f"failed: {trial.cause}"
+        result = describe_result(trial)
         log.info("trial %d (%s): %s; best %s", trial.number, trial.ask.name, result, best and f"{best.score:.4f}")
-        self._save(status="running")
+        begun = time.monotonic()
+        if trial is best or begun >= self._save_from:
+            self._save(status="running")
+            # The record is durable; what is made of it is for people, and takes longer the more trials there are.
+            self._save_from = time.monotonic() + max(SAVE_SECONDS, SAVE_SHARE * (time.monotonic() - begun))
         if self._progress:
             self._progress.trial(trial, best, self._record, self._seconds())
 
     def _best(self) -> Trial | None:
         """The trial with the best search score; of equals, the first."""
-        complete = [t for t in self._record.trials if t.score is not None]
+        complete = [t for t in self._record.trials if t.complete]
         return max(complete, key=lambda t: (t.score, -t.number), default=None)
-
-    def _baselines(self) -> dict[str, Ask]:
-        """The last ask of each parent and baseline, by name; one that failed is asked again in a later session."""
-        asks = (ask for _, ask in sorted(self._record.asks.items()))
-        return {ask.name: ask for ask in asks if ask.kind in ("parent", "baseline")}
 
     def _check_baselines(self) -> None:
         if self._stopping():
             return
-        latest = self._baselines()
+        latest = self._record.baselines
         for trial in self._record.trials:
             if trial.ask.kind == "parent" and trial.score is None and trial.ask == latest[trial.ask.name]:
                 raise SearchFailed(f"the parent {trial.ask.name} cannot be scored: {trial.cause}")
@@ -392,125 +480,101 @@ class _Driver:
 
     # ----------------------------------------------------------------- optimizer
 
-    def _rebuilt_optimizer(self) -> Optimizer:
-        """The optimizer as it was after the recorded asks and tells."""
+    def _proposer(self, stage: int, space: Space, ends: Sequence[int]) -> Proposer:
+        """A stage's optimizer as it was after the recorded asks and tells."""
         settings = self._config.optimizer
-        optimizer = get_optimizer(settings.name)(
-            axes=self._space.axes,
-            objectives=1,
-            initial=self._start(),
-            seed=self._config.seed,
+        start, known = self._start(stage, space)
+        names = self._state.setdefault("optimizers", {})
+        if str(stage) not in names:
+            planned = ends[stage] - (ends[stage - 1] if stage else 0)
+            name, why = settings.name, "as asked"
+            if name == "auto":
+                name, why = choose_optimizer(space.axes, len(self._objective.names), planned)
+            names[str(stage)] = {"name": name, "why": why, "planned": planned}
+            self._folder.save_state(self._state)
+            log.info("optimizer: %s: %s", name, why)
+        chosen = names[str(stage)]
+        seed = np.random.SeedSequence([self._config.seed, stage]).generate_state(1)[0]
+        optimizer = get_optimizer(chosen["name"])(
+            axes=space.axes,
+            objectives=len(self._objective.names),
+            initial=start,
+            seed=int(seed),
             sigma0=settings.sigma0,
             popsize=settings.popsize,
-            budget=self._config.trials,
+            budget=chosen["planned"],
         )
-        told = 0
-        for _, ask in sorted(self._record.asks.items()):
-            if ask.kind != "search":
-                continue
-            for trial in self._record.trials[told : ask.after]:
-                self._inform(optimizer, trial)
-            told = max(told, ask.after)
-            self._points[ask.number] = optimizer.ask()
-            proposed = self._space.values(self._points[ask.number])
-            if not same_values(proposed, ask.values):
-                log.warning(
-                    "%s: the optimizer would propose another point today; going on from the record", ask.name
-                )
-                self._points[ask.number] = self._space.encode(ask.values)
-        for trial in self._record.trials[told:]:
-            self._inform(optimizer, trial)
-        return optimizer
+        for point, losses in known:
+            optimizer.tell(point, losses)
+        return Proposer(stage, space, optimizer, self._record, self._config.ordered)
 
-    def _inform(self, optimizer: Optimizer, trial: Trial) -> None:
-        if trial.ask.kind == "search":
-            losses = None if trial.score is None else [-trial.score]
-            optimizer.tell(self._points[trial.ask.number], losses)
+    def _start(self, stage: int, space: Space) -> tuple[Vector, list[tuple[Vector, tuple[float, ...]]]]:
+        """Where a stage starts: from the best that is known, and which points of its space are known.
 
-    def _start(self) -> Vector:
-        """The best baseline if it is clearly better than the uniform merge, else the space's own start.
-
-        Pulled off the faces of the cube, where a search distribution would be cut in half. Only what was known
-        when the first candidate was asked counts, so that a resumed run starts from the same point.
+        In the first stage, that is the best baseline that the space can express; a parent only if it is clearly
+        better than the uniform merge. Later ones start from the best candidate before. Continuous coordinates are
+        pulled off the faces of the cube, where a search distribution would be cut in half. Only what was known
+        when the stage's first candidate was asked counts, so that a resumed run starts from the same point.
         """
-        start = self._space.initial
-        known = next((ask.after for ask in self._record.asks.values() if ask.kind == "search"), None)
-        trials = [
-            t for t in self._record.trials[:known] if t.ask.kind in ("parent", "baseline") and t.score is not None
-        ]
-        best = max(trials, key=lambda t: t.score or 0.0, default=None)
-        uniform = next((t for t in trials if t.ask.kind == "baseline"), None)
-        if best is not None and uniform is not None:
-            values = next((b.values for b in self._space.baselines() if b.name == best.ask.name), None)
-            mine, other = (self._record.scores(t.ask, "search") for t in (best, uniform))
-            if values is not None and mine and other and self._objective.difference(mine, other).low > 0:
-                start = self._space.encode(values)
-        return np.clip(start, 0.1, 0.9)
+        asks = self._record.asks.values()
+        known = next((ask.after for ask in asks if ask.kind == "search" and ask.stage == stage), None)
+        trials = [t for t in self._record.trials[:known] if t.score is not None]
+        start, points = space.initial, []
+        if stage == 0:
+            expressible = {b.name: b.values for b in self._known_recipes if b.values is not None}
+            trials = [t for t in trials if t.ask.name in expressible]
+            points = [(space.encode(expressible[t.ask.name]), t.losses) for t in trials]
+            best = self._best_baseline([t for t in trials if t.complete])
+            values = expressible[best.ask.name] if best else None
+        else:
+            earlier = [t for t in trials if t.complete and t.ask.kind == "search" and t.ask.stage == stage - 1]
+            best = max(earlier, key=lambda t: (t.score or 0.0, -t.number), default=None)
+            values = space.refine(best.ask.values, self._checked.stages[stage - 1]) if best else None
+        if values is not None:
+            start = space.encode(values)
+        continuous = [axis.levels is None for axis in space.axes]
+        return np.where(continuous, np.clip(start, 0.1, 0.9), start), points
+
+    def _best_baseline(self, trials: Sequence[Trial]) -> Trial | None:
+        best = max(trials, key=lambda t: (t.score or 0.0, -t.number), default=None)
+        uniform = self._record.baselines.get(UNIFORM)
+        if best is None or best.ask.kind != "parent" or uniform is None:
+            return best
+        mine, other = self._record.scores(best.ask, "search"), self._record.scores(uniform, "search")
+        clear = mine and other and self._referee.judge("search").difference(mine, other).low > 0
+        return best if clear else None
 
     # -------------------------------------------------------------------- finals
 
-    def _finals(self, pool: Pool) -> "_Finals | None":
+    def _finals(self, pool: Pool) -> Finals | None:
         """Compare a frozen shortlist on selection documents; report the champion on held-out ones."""
-        baselines = [
-            t for t in self._record.trials if t.ask.kind in ("parent", "baseline") and t.score is not None
-        ]
-        candidates = sorted(
-            (t for t in self._record.trials if t.ask.kind in ("search", "mean") and t.score is not None),
-            key=lambda t: (-(t.score or 0.0), t.number),
-        )[: self._config.finalists]
-        shortlist = [*candidates, *baselines]
-        if not shortlist:
-            raise SearchFailed("no candidate could be scored")
-        self._stage(f"selection: {len(shortlist)} finalists")
-        self._score_on(pool, [t.ask for t in shortlist], "selection")
-        if self._stopping():
-            return None
-        self._require(baselines, "selection")
-        finalists = [f for t in shortlist if (f := self._finalist(t, "selection"))]
-        ranked = sorted(finalists, key=lambda f: (-f.selection, -(f.trial.score or 0.0)))
-        if not ranked:
-            raise SearchFailed("no finalist could be scored on the selection documents; see run.log")
-        champion = ranked[0].trial
-        parents = [f for f in ranked if f.trial.ask.kind == "parent"]
-        best_parent = parents[0].trial if parents else champion
-        reported = {t.ask.number: t.ask for t in (champion, *baselines)}
-        self._stage("held-out documents: champion, parents and uniform")
-        if self._state.get("held_out_before") and self._record.scores(champion.ask, "holdout") is None:
-            self._state["holdout_reused"] = True
-        self._score_on(pool, list(reported.values()), "holdout")
-        if self._stopping():
-            return None
-        self._require([champion, *baselines], "holdout")
-        self._state["held_out_before"] = True
-        return _Finals(champion, best_parent, tuple(ranked))
+        finalists = shortlist(self._record, self._config.finalists)
+        self._state["shortlist"] = [t.number for t in finalists]
+        self._folder.save_state(self._state)
+        self._stage(f"selection: {len(finalists)} finalists")
+        try:
+            finals = run_finals(self._record, finalists, self._referee.judge, partial(self._score_on, pool))
+        except FinalsFailed as error:
+            raise SearchFailed(str(error)) from error
+        if finals is not None:
+            self._state["held_out_before"] = True
+        return finals
 
-    def _require(self, trials: Sequence[Trial], part: str) -> None:
-        """Refuse to report on what could not be scored: a comparison without it would flatter the champion."""
-        if lost := [t.ask.name for t in trials if self._record.scores(t.ask, part) is None]:
-            raise SearchFailed(
-                f"{', '.join(lost)} could not be scored on the {part} documents (run.log says why); "
-                "the same command tries again"
-            )
-
-    def _finalist(self, trial: Trial, part: str) -> Finalist | None:
-        scores = self._record.scores(trial.ask, part)
-        return Finalist(trial, self._objective.score(scores)) if scores else None
-
-    def _score_on(self, pool: Pool, asks: Sequence[Ask], part: str) -> None:
-        jobs = [_Job(ask, part) for ask in asks if self._record.scores(ask, part) is None]
+    def _score_on(self, pool: Pool, part: str, asks: Sequence[Ask]) -> bool:
+        """Score candidates on a part of the documents; False if the search is to stop."""
+        if part == "holdout":
+            self._stage("held-out documents: champion, parents and uniform")
+            if self._state.get("held_out_before") and any(self._record.scores(ask, part) is None for ask in asks):
+                self._state["holdout_reused"] = True
+        documents = getattr(self._split, part)
+        jobs = [_Job(ask, part, documents) for ask in asks if self._record.scores(ask, part) is None]
         self._work(pool, jobs, self._no_more)
+        return not self._stopping()
 
     def _stage(self, text: str) -> None:
         log.info(text)
         if self._progress:
             self._progress.stage(text)
-
-
-@dataclass(frozen=True)
-class _Finals:
-    champion: Trial
-    best_parent: Trial
-    finalists: tuple[Finalist, ...]
 
 
 @contextmanager

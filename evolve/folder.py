@@ -88,6 +88,12 @@ def check_same_config(folder: Path, config: EvolveConfig) -> None:
         raise InputError(f"{folder}: was made by another config ({differences}); choose another --run-dir")
 
 
+def frozen_control_points(folder: Path) -> list[int] | None:
+    """The control points that an earlier session of a run has chosen, if there was one."""
+    path = folder / "run.json"
+    return json.loads(path.read_text(encoding="utf-8")).get("control_points") if path.exists() else None
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace a file in one step, so that readers see the old text or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")

@@ -1,33 +1,293 @@
-"""What the search maximises: the weighted sum of the tasks' metrics, each turned so that larger is better."""
+"""What the search maximises: one number, or several, made of the tasks' scores, in which larger is better.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+Notation: s_t mean score of a model on task t, turned so that larger is better; w_t weight of the task; p_t the
+best parent's s_t; u_t the unit of the task's gains, 1 or |p_t| (see `Judge`); g_t = (s_t - p_t) / u_t the gain.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TypeAlias
+
+import numpy as np
 
 from heterosis.evaluate.scores import Scores
-from heterosis.evolve.statistics import Interval, objective_difference
+from heterosis.evolve.statistics import ALPHA, Interval, objective_difference
+
+# A part of each task's documents that they are drawn from separately.
+Strata: TypeAlias = Mapping[str, Mapping[int, str]]
+# Scores of two models on the same documents, and these documents' share of their task.
+Pair: TypeAlias = tuple[dict[int, float], dict[int, float], float]
+
+# How often a violation of a constraint counts.
+PENALTY = 10.0
+RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The weighted sum of tasks' mean metrics (as mergekit-evolve's, but directions come from lm-eval).
+    """What is asked for; what it says of a model depends on the parents, see :meth:`judge`.
 
     Attributes:
-        weights: Weight of each task, negative where its metric is better when lower.
+        weights: w_t, negative where the metric is better when lower (that turns its score).
         metrics: Metric key of each task.
         groups: Group of each document of each task; documents of one group are not independent.
+        kind: ``weighted``: ``sum_t w_t s_t`` as mergekit-evolve's. ``gain``: the mean of g_t, weighted by
+            ``|w_t|``. ``worst``: the smallest g_t. ``pareto``: all g_t at once.
+        constraints: The largest loss ``-g_t`` that is accepted of a task; each violation is subtracted ten times.
     """
 
     weights: Mapping[str, float]
     metrics: Mapping[str, str]
     groups: Mapping[str, Mapping[int, str]]
+    kind: str = "weighted"
+    constraints: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the numbers that an optimizer gets: the tasks' for a Pareto front, else one."""
+        return tuple(self.metrics) if self.kind == "pareto" else ("objective",)
+
+    @property
+    def needs_parents(self) -> bool:
+        """Whether scores mean nothing before the parents' are known."""
+        return self.kind != "weighted" or bool(self.constraints)
+
+    def judge(self, parents: Sequence[Scores], strata: Strata | None = None) -> "Judge":
+        """What tells models from each other on the documents that these parents were scored on."""
+        return Judge(self, tuple(parents), strata or {})
+
+    def values(self, scores: Scores) -> dict[str, dict[int, float]]:
+        """The score of each document, turned so that larger is better."""
+        return {
+            task: {d: self._sign(task) * value for d, value in scores.values(task, key).items()}
+            for task, key in self.metrics.items()
+        }
+
+    def _sign(self, task: str) -> float:
+        return -1.0 if self.weights[task] < 0 else 1.0
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Scores of models, and differences between them, on one part of the documents.
+
+    A task's gains are in units of its score, if all the parents' scores of documents are in [0, 1]; else, as for
+    log-likelihoods, they are shares of the best parent's.
+
+    Attributes:
+        objective: What is asked for.
+        parents: Scores of all parents on the same documents.
+        strata: Parts of the tasks' documents, of which a model that has met some may have met different shares.
+    """
+
+    objective: Objective
+    parents: tuple[Scores, ...]
+    strata: Strata = field(default_factory=dict)
+
+    # ------------------------------------------------------------------ one model
 
     def score(self, scores: Scores) -> float:
-        """The objective's value; larger is better."""
-        return sum(w * scores.mean(task, self.metrics[task]) for task, w in self.weights.items())
+        """The number that models are ranked by; of a Pareto front, the mean gain."""
+        return self._score(self._means(scores))
 
-    def difference(self, a: Scores, b: Scores) -> Interval:
-        """``score(a) - score(b)`` on the same documents, with its paired 95 % interval."""
-        return objective_difference(self._values(a), self._values(b), self.weights, self.groups)
+    def gains(self, scores: Scores) -> dict[str, float]:
+        """g_t of every task."""
+        return self._gains(self._means(scores))
 
-    def _values(self, scores: Scores) -> dict[str, dict[int, float]]:
-        return {task: scores.values(task, key) for task, key in self.metrics.items()}
+    def losses(self, scores: Scores) -> tuple[float, ...]:
+        """What an optimizer minimises."""
+        return self._losses(self._means(scores))
+
+    def estimate(self, scores: Scores, reference: Scores) -> tuple[float, tuple[float, ...]]:
+        """Score and losses that a model would have on all documents of a reference that it met some of.
+
+        The reference's score and the mean difference on the documents that both met: what makes these documents
+        hard or easy for both cancels.
+        """
+        means = self._means(reference)
+        for task, pairs in self._pairs(scores, reference).items():
+            for mine, theirs, share in pairs.values():
+                means[task] += share * (sum(mine.values()) - sum(theirs.values())) / len(mine)
+        return self._score(means), self._losses(means)
+
+    def _score(self, means: Mapping[str, float]) -> float:
+        kind, weights = self.objective.kind, self.objective.weights
+        if kind == "weighted":
+            score = sum(abs(w) * means[task] for task, w in weights.items())
+        else:
+            gains = self._gains(means)
+            score = min(gains.values()) if kind == "worst" else sum(self._shares[t] * g for t, g in gains.items())
+        return score - PENALTY * sum(self._violations(means).values())
+
+    def _losses(self, means: Mapping[str, float]) -> tuple[float, ...]:
+        if self.objective.kind != "pareto":
+            return (-self._score(means),)
+        penalty = PENALTY * sum(self._violations(means).values())
+        return tuple(penalty - gain for gain in self._gains(means).values())
+
+    def _means(self, scores: Scores) -> dict[str, float]:
+        return {
+            task: sum(values.values()) / len(values) if values else math.nan
+            for task, values in self.objective.values(scores).items()
+        }
+
+    def _gains(self, means: Mapping[str, float]) -> dict[str, float]:
+        return {task: (means[task] - best) / self._units[task] for task, best in self._best.items()}
+
+    def _violations(self, means: Mapping[str, float]) -> dict[str, float]:
+        limits = self.objective.constraints
+        if not limits:
+            return {}
+        gains = self._gains(means)
+        return {task: max(0.0, -gains[task] - limit) for task, limit in limits.items()}
+
+    def violated(self, scores: Scores) -> list[str]:
+        """The tasks whose constraint a model does not keep."""
+        return [task for task, by in self._violations(self._means(scores)).items() if by > 0]
+
+    # ------------------------------------------------------------------ what the parents tell
+
+    @cached_property
+    def _best(self) -> dict[str, float]:
+        """p_t."""
+        means = [self._means(scores) for scores in self.parents]
+        return {task: max(own[task] for own in means) for task in self.objective.metrics}
+
+    @cached_property
+    def _units(self) -> dict[str, float]:
+        """u_t."""
+        units = {}
+        for task in self.objective.metrics:
+            documents = [v for s in self.parents for v in self.objective.values(s)[task].values()]
+            bounded = all(0 <= abs(v) <= 1 for v in documents)
+            units[task] = 1.0 if bounded or self._best[task] == 0 else abs(self._best[task])
+        return units
+
+    @cached_property
+    def _shares(self) -> dict[str, float]:
+        total = sum(map(abs, self.objective.weights.values()))
+        return {task: abs(w) / total for task, w in self.objective.weights.items()}
+
+    # ------------------------------------------------------------------ two models
+
+    def difference(self, a: Scores, b: Scores, alpha: float = ALPHA) -> Interval:
+        """``score(a) - score(b)`` without constraints, on the same documents, with its paired interval.
+
+        That of the smallest gain is a paired bootstrap's (percentiles of 2,000 resamples of the documents' groups
+        within tasks), as a minimum has no variance to be added up.
+        """
+        if self.objective.kind == "worst":
+            return self._bootstrap(a, b, alpha)
+        return self._weighted_difference(a, b, self._linear, alpha)
+
+    @property
+    def _linear(self) -> dict[str, float]:
+        """The weight of each task's mean, turned, in the score."""
+        if self.objective.kind == "weighted":
+            return {task: abs(w) for task, w in self.objective.weights.items()}
+        return {task: share / self._units[task] for task, share in self._shares.items()}
+
+    def beaten(self, scores: Scores, incumbent: Scores, alpha: float) -> bool:
+        """Whether a model is worse than the incumbent beyond doubt, by the documents that it met so far.
+
+        Args:
+            scores: Of some of the incumbent's documents, some of every task.
+            incumbent: Of all documents.
+            alpha: The probability of saying so of a model that is as good, at most.
+        """
+        objective = self.objective
+        if objective.kind == "pareto":  # dominated: worse in everything
+            return all(self._upper(t, scores, incumbent, alpha) < 0 for t in objective.metrics)
+        tests = len(objective.constraints) + 1
+        for task, limit in objective.constraints.items():
+            best = max(self.parents, key=lambda parent: self._means(parent)[task])
+            if self._upper(task, scores, best, alpha / tests) < -limit:
+                return True
+        if objective.kind == "worst":
+            gains = self.gains(incumbent)
+            worst = min(gains.values())
+            share = alpha / tests / len(gains)
+            return any(gains[t] + self._upper(t, scores, incumbent, share) < worst for t in gains)
+        return self.difference(scores, incumbent, 2 * alpha / tests).high < 0
+
+    def _upper(self, task: str, scores: Scores, other: Scores, alpha: float) -> float:
+        """The upper limit of the difference in a task's gain, at a one-sided level."""
+        return self._weighted_difference(scores, other, {task: 1 / self._units[task]}, 2 * alpha).high
+
+    def _weighted_difference(self, a: Scores, b: Scores, weights: Mapping[str, float], alpha: float) -> Interval:
+        """The difference of the weighted sum of some tasks' means."""
+        cells = {
+            f"{task}/{stratum}": (pair, task)
+            for task, pairs in self._pairs(a, b).items()
+            if task in weights
+            for stratum, pair in pairs.items()
+        }
+        groups = self.objective.groups
+        return objective_difference(
+            {cell: pair[0] for cell, (pair, _) in cells.items()},
+            {cell: pair[1] for cell, (pair, _) in cells.items()},
+            {cell: weights[task] * pair[2] for cell, (pair, task) in cells.items()},
+            {cell: groups[task] for cell, (_, task) in cells.items() if task in groups},
+            alpha=alpha,
+        )
+
+    def _pairs(self, a: Scores, b: Scores) -> dict[str, dict[str, Pair]]:
+        """Each task's scores of both models on the documents that both have met, by stratum.
+
+        There is one stratum where the first has met all that the second has, or where there are none.
+        """
+        left, right = self.objective.values(a), self.objective.values(b)
+        found: dict[str, dict[str, Pair]] = {}
+        for task, own in left.items():
+            both = [document for document in own if document in right[task]]
+            strata = self.strata.get(task, {}) if len(both) < len(right[task]) else {}
+            sizes = Counter(strata.get(document, "") for document in right[task])
+            members: dict[str, list[int]] = {}
+            for document in both:
+                members.setdefault(strata.get(document, ""), []).append(document)
+            met = sum(sizes[stratum] for stratum in members)
+            found[task] = {
+                stratum: ({d: own[d] for d in ids}, {d: right[task][d] for d in ids}, sizes[stratum] / met)
+                for stratum, ids in members.items()
+            }
+        return found
+
+    def _bootstrap(self, a: Scores, b: Scores, alpha: float) -> Interval:
+        random, groups = np.random.default_rng(0), self.objective.groups
+        pairs = self._pairs(a, b)
+        samples = [
+            (np.sum([own[2] * _resampled(own, groups.get(task), random) for own in strata.values()], axis=0), task)
+            for task, strata in pairs.items()
+        ]
+        best, units = self._best, self._units
+
+        def worst(of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+            gains = [(of(means) - best[task]) / units[task] for means, task in samples]
+            return np.asarray(np.min(gains, axis=0))
+
+        differences = worst(lambda means: means[:, 0]) - worst(lambda means: means[:, 1])
+        low, high = np.quantile(differences[1:], [alpha / 2, 1 - alpha / 2])
+        if low == high:  # as if nothing else could happen: the tasks' own intervals know better
+            own = [self._weighted_difference(a, b, {task: 1 / units[task]}, alpha) for task in pairs]
+            low, high = min(i.low for i in own), max(i.high for i in own)
+        n = sum(len(own[0]) for strata in pairs.values() for own in strata.values())
+        return Interval(float(differences[0]), float(low), float(high), n)
+
+
+def _resampled(
+    pair: Pair,
+    groups: Mapping[int, str] | None,
+    random: np.random.Generator,
+) -> np.ndarray:
+    """Means of both models, ``[1 + resamples, 2]``: of all documents, then of groups drawn with replacement."""
+    members: dict[object, list[int]] = {}
+    for document in pair[0]:
+        members.setdefault(groups[document] if groups else document, []).append(document)
+    sums = np.array([[sum(side[d] for d in own) for side in pair[:2]] for own in members.values()])
+    counts = np.array([len(own) for own in members.values()])
+    draws = random.integers(len(members), size=(RESAMPLES, len(members)))
+    means = sums[draws].sum(axis=1) / counts[draws].sum(axis=1)[:, None]
+    return np.concatenate([[sums.sum(axis=0) / counts.sum()], means])

@@ -3,8 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,16 @@ from typing import Any
 from heterosis.errors import InputError
 from heterosis.evaluate.splits import Split
 from heterosis.evolve.config import EvolveConfig
+from heterosis.evolve.finals import Finals
 from heterosis.evolve.folder import SUMMARY, read_summary, write_text
-from heterosis.evolve.objective import Objective
+from heterosis.evolve.genome import UNIFORM
+from heterosis.evolve.objective import Judge
 from heterosis.evolve.record import Ask, Record, Trial, read_asks
+from heterosis.evolve.referee import Referee
 from heterosis.evolve.statistics import Interval
 from heterosis.merge import Recipe
 
-
-@dataclass(frozen=True)
-class Finalist:
-    """A trial and its score on the selection documents."""
-
-    trial: Trial
-    selection: float
+FRONT = "front"  # folder of the front's recipes
 
 
 def environment(config: EvolveConfig, device: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,23 +76,28 @@ def write_outcome(
     config: EvolveConfig,
     record: Record,
     split: Split,
-    objective: Objective,
+    referee: Referee,
     seconds: float,
     environment: Mapping[str, Any],
+    optimizers: Mapping[str, Any],
     champion: Trial | None,
-    parents: Sequence[Ask],
-    best_parent: Trial | None,
-    uniform: Ask | None,
+    finals: Finals | None,
     provenance: Mapping[str, Any],
-    finalists: Sequence[Finalist],
     holdout_reused: bool,
     stopped: str | None,
 ) -> dict[str, Any]:
-    """Write the run's summary and table of trials; once there are finals, the champion's ``best.yaml`` too."""
+    """Write the run's summary and table of trials, ``best.yaml``, and the recipes of a front."""
+    on_search = {trial.ask.number: trial.score for trial in record.trials}
+    judge = referee.judge
+    objective = judge("search").objective
 
-    def score(ask: Ask | None, part: str) -> float | None:
-        scores = record.scores(ask, part) if ask else None
-        return round(objective.score(scores), 6) if scores else None
+    def score(ask: Ask, part: str) -> float | None:
+        if part == "search":
+            found = on_search.get(ask.number)
+        else:
+            scores = record.scores(ask, part)
+            found = judge(part).score(scores) if scores and referee.can_judge(part) else None
+        return None if found is None else round(found, 6)
 
     def results(ask: Ask) -> dict[str, float | None]:
         return {part: score(ask, part) for part in ("search", "selection", "holdout")}
@@ -104,33 +105,47 @@ def write_outcome(
     def gain(other: Ask | None) -> dict[str, Any] | None:
         mine = record.scores(champion.ask, "holdout") if champion else None
         theirs = record.scores(other, "holdout") if other else None
-        return _interval(objective.difference(mine, theirs)) if mine and theirs else None
+        if mine is None or theirs is None or not referee.can_judge("holdout"):
+            return None
+        return _interval(judge("holdout").difference(mine, theirs))
 
     times = [trial.seconds for trial in record.trials]
     spent = {key: round(sum(t.get(key, 0.0) for t in times), 3) for key in ("merge", "forward", "other")}
-    over_parent = gain(best_parent.ask if best_parent else None)
+    baselines = record.baselines
+    best_parent = finals.best_parent.ask if finals else None
+    over_parent = gain(best_parent)
+    held_out = record.scores(champion.ask, "holdout") if champion else None
     summary: dict[str, Any] = {
         "status": status,
         "stopped": stopped,
         "objective": {
             task: {"metric": objective.metrics[task], "weight": w} for task, w in objective.weights.items()
         },
+        "maximised": {"kind": objective.kind, "constraints": dict(objective.constraints)},
+        "optimizers": dict(optimizers),
         "trials": {
-            "complete": sum(t.score is not None for t in record.trials),
-            "pruned": 0,
+            "complete": sum(t.complete for t in record.trials),
+            "pruned": sum(t.pruned for t in record.trials),
             "failed": sum(t.score is None for t in record.trials),
             "budget": config.trials,
         },
         "champion": {"trial": champion.number, "name": champion.ask.name, **results(champion.ask)}
         if champion
         else None,
-        "parents": {ask.name: results(ask) for ask in parents},
-        "baselines": {uniform.name: results(uniform)} if uniform else {},
-        "gain_over_best_parent": {"parent": best_parent.ask.name, **over_parent}
+        "parents": {ask.name: results(ask) for ask in baselines.values() if ask.kind == "parent"},
+        "baselines": {ask.name: results(ask) for ask in baselines.values() if ask.kind == "baseline"},
+        "gain_over_best_parent": {"parent": best_parent.name, **over_parent}
         if best_parent and over_parent
         else None,
-        "gain_over_uniform": gain(uniform),
-        "finalists": [{"trial": f.trial.number, "selection": round(f.selection, 6)} for f in finalists],
+        "gain_over_uniform": gain(baselines.get(UNIFORM)),
+        "gains_by_task": {task: round(g, 6) for task, g in judge("holdout").gains(held_out).items()}
+        if held_out and finals
+        else None,
+        "violated": judge("holdout").violated(held_out) if held_out and finals else [],
+        "finalists": [{"trial": f.trial.number, "selection": round(f.selection, 6)} for f in finals.finalists]
+        if finals
+        else [],
+        "front": _front(finals.front, record, judge) if finals else [],
         "documents": {
             **{part: sum(map(len, getattr(split, part).values())) for part in ("search", "selection", "holdout")},
             "scored": record.documents_scored(),
@@ -142,11 +157,34 @@ def write_outcome(
     }
     summary["outcome"] = outcome_sentence(summary)
     if champion:
-        note = f"The champion. {summary['outcome']}" if finalists else "Best so far on the search documents."
+        note = f"The champion. {summary['outcome']}" if finals else "Best so far on the search documents."
         write_text(folder / "best.yaml", export_recipe(champion, provenance, note))
+    if finals and finals.front:
+        (folder / FRONT).mkdir(exist_ok=True)
+        for trial in finals.front:
+            text = export_recipe(trial, provenance, "On the front: no other finalist is better in everything.")
+            write_text(folder / FRONT / f"trial-{trial.number}.yaml", text)
     write_text(folder / "trials.csv", _table_of(record))
     write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def _front(trials: Sequence[Trial], record: Record, judge: Callable[[str], Judge]) -> list[dict[str, Any]]:
+    """Gains of the front's trials on the selection documents."""
+    rows = []
+    for trial in trials:
+        scores = record.scores(trial.ask, "selection")
+        assert scores is not None
+        gains = {task: round(gain, 6) for task, gain in judge("selection").gains(scores).items()}
+        rows.append({"trial": trial.number, "recipe": f"{FRONT}/trial-{trial.number}.yaml", "gains": gains})
+    return rows
+
+
+def describe_result(trial: Trial) -> str:
+    """A trial's result in a few words."""
+    if trial.score is None:
+        return f"failed: {trial.cause}"
+    return f"about {trial.score:.4f}, stopped early" if trial.pruned else f"{trial.score:.4f}"
 
 
 def _interval(interval: Interval) -> dict[str, Any]:
@@ -166,12 +204,14 @@ def _table_of(record: Record) -> str:
     names = list(dict.fromkeys(name for t in record.trials for name in t.ask.values))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["trial", "ask", "kind", "name", "score", "cause", "merge_s", "forward_s", "other_s", *names])
+    head = ["trial", "ask", "kind", "name", "stage", "score", "pruned", "documents", "cause"]
+    writer.writerow([*head, "merge_s", "forward_s", "other_s", *names])
     for t in record.trials:
         times = [t.seconds.get(key, "") for key in ("merge", "forward", "other")]
         score = "" if t.score is None else t.score
         values = [t.ask.values.get(name, "") for name in names]
-        writer.writerow([t.number, t.ask.number, t.ask.kind, t.ask.name, score, t.cause or "", *times, *values])
+        row = [t.number, t.ask.number, t.ask.kind, t.ask.name, t.ask.stage, score, int(t.pruned), t.documents]
+        writer.writerow([*row, t.cause or "", *times, *values])
     return out.getvalue()
 
 
@@ -196,8 +236,10 @@ def outcome_sentence(summary: Mapping[str, Any]) -> str:
         verdict = "is worse than the best parent on held-out documents"
     else:
         verdict = "cannot be told from the best parent on held-out documents"
+    broken = summary.get("violated")
+    kept = f" It breaks the constraint on {', '.join(broken)} there." if broken else ""
     reused = " Held-out documents were used before." if summary["documents"].get("holdout_reused") else ""
-    return f"Trial {champion['trial']} {verdict}: {against}.{reused}"
+    return f"Trial {champion['trial']} {verdict}: {against}.{kept}{reused}"
 
 
 def closing_table(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:

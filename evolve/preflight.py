@@ -89,10 +89,10 @@ def preflight(config: EvolveConfig, control_points: Sequence[int] | None = None)
     tasks = task_set(config)
     sizes = Sizes(config.documents.search, config.documents.selection, config.documents.holdout)
     split = split_documents(tasks.groups(), sizes, config.documents.seed, tasks.fingerprints())
-    return Preflight(config, stages, tasks, split, _objective(tasks), plans[0].parameters, checkpoints)
+    return Preflight(config, stages, tasks, split, _objective(config, tasks), plans[0].parameters, checkpoints)
 
 
-def _objective(tasks: TaskSet) -> Objective:
+def _objective(config: EvolveConfig, tasks: TaskSet) -> Objective:
     weights, metrics, groups = {}, {}, {}
     for name, spec in tasks.specs.items():
         metric = tasks.metric(name)
@@ -104,4 +104,4 @@ def _objective(tasks: TaskSet) -> Objective:
         weights[name] = spec.weight if metric.higher_is_better else -spec.weight
         metrics[name] = metric.key
         groups[name] = dict(enumerate(tasks.documents(name).groups))
-    return Objective(weights, metrics, groups)
+    return Objective(weights, metrics, groups, config.objective, config.constraints)

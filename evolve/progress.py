@@ -10,6 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from heterosis.evolve.outcome import describe_result
 from heterosis.evolve.preflight import Preflight
 from heterosis.evolve.record import Record, Trial
 
@@ -43,7 +44,7 @@ def describe(checked: Preflight, budget: int, workers: int) -> list[str]:
 
 def trial_line(trial: Trial, best: Trial | None, done: int, budget: int) -> str:
     """A finished trial in a line."""
-    result = f"{trial.score:.4f}" if trial.score is not None else f"failed: {trial.cause}"
+    result = describe_result(trial)
     best_text = f"  best {best.score:.4f} ({best.ask.name})" if best is not None else ""
     return f"[{done}/{budget}] {trial.ask.name}: {result}{best_text}"
 

@@ -4,7 +4,7 @@ Three places, in the order of writing:
 
 * ``asks.jsonl``: every candidate before it is handed to a worker, with its recipe and the number of results
   known at that moment;
-* ``scores.jsonl``: the scores of every document of a candidate, before the result is used;
+* ``scores.jsonl``: the scores of every document of a candidate, chunk by chunk, before they are used;
 * an Optuna study: one finished trial for each result, in the order of their coming, written in one
   transaction. A trial exists there completely or not at all, so a crash leaves nothing half-told.
 
@@ -13,7 +13,7 @@ Repeating the asks and tells in their recorded order rebuilds an optimizer.
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -47,6 +47,8 @@ class Ask:
         recipe: Its recipe, as YAML.
         values: Its parameters in natural units; empty for parents and baselines.
         after: How many results were known when it was asked.
+        stage: Which of the search's stages it belongs to, from 0.
+        incumbent: The ask that it races against, the best one whose result was known then.
     """
 
     number: int
@@ -55,6 +57,8 @@ class Ask:
     recipe: str
     values: Mapping[str, Value]
     after: int
+    stage: int = 0
+    incumbent: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,9 @@ class Trial:
         score: The objective on the search documents, larger is better; None if it failed.
         cause: Why it failed.
         seconds: Where its time went.
+        losses: What an optimizer minimises; none if it failed.
+        pruned: Whether it was stopped early, and the score is an estimate.
+        documents: Search documents that it has met.
     """
 
     number: int
@@ -74,6 +81,14 @@ class Trial:
     score: float | None
     cause: str | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
+    losses: tuple[float, ...] = ()
+    pruned: bool = False
+    documents: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether it has met all search documents."""
+        return self.score is not None and not self.pruned
 
 
 class Record:
@@ -83,18 +98,24 @@ class Record:
         folder: The run folder.
         storage: Optuna storage URL.
         study_name: The study's name there.
-        dimensions: The search space.
+        dimensions: Of all stages of the search.
+        objectives: How many losses a result has.
 
     Raises:
         InputError: If the storage cannot be used.
     """
 
-    def __init__(self, folder: Path, storage: str, study_name: str, dimensions: Sequence[Dimension]) -> None:
+    def __init__(
+        self, folder: Path, storage: str, study_name: str, dimensions: Iterable[Dimension], objectives: int = 1
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._distributions = {d.name: _distribution(d) for d in dimensions}
         try:
             self._study = optuna.create_study(
-                storage=storage, study_name=study_name, direction="maximize", load_if_exists=True
+                storage=storage,
+                study_name=study_name,
+                directions=["maximize"] * objectives,
+                load_if_exists=True,
             )
         except (ImportError, SQLAlchemyError, StorageInternalError) as error:
             # Never the URL, which may hold a password.
@@ -108,14 +129,21 @@ class Record:
         self.asks = {ask.number: ask for ask in read_asks(folder)}
         self._scores: dict[tuple[int, str], Scores] = {}
         for line in _read_lines(self._scores_path):
-            self._scores[line["ask"], line["part"]] = Scores.from_json(json.dumps(line["scores"]))
+            self._keep(line["ask"], line["part"], Scores.from_json(json.dumps(line["scores"])))
         self.trials = [self._trial(t) for t in self._study.get_trials(deepcopy=False)]
 
     def _trial(self, frozen: FrozenTrial) -> Trial:
-        attributes = frozen.user_attrs
-        score = frozen.value if frozen.state is TrialState.COMPLETE else None
-        ask = self.asks[attributes["ask"]]
-        return Trial(frozen.number, ask, score, attributes.get("cause"), attributes.get("seconds", {}))
+        known = frozen.user_attrs
+        return Trial(
+            frozen.number,
+            self.asks[known["ask"]],
+            known["score"],
+            known.get("cause"),
+            known["seconds"],
+            tuple(known["losses"]),
+            frozen.state is TrialState.PRUNED,
+            known["documents"],
+        )
 
     @property
     def open_asks(self) -> list[Ask]:
@@ -123,20 +151,48 @@ class Record:
         told = {t.ask.number for t in self.trials}
         return [ask for number, ask in sorted(self.asks.items()) if number not in told]
 
-    def ask(self, kind: str, name: str, recipe: str, values: Mapping[str, Value]) -> Ask:
+    @property
+    def baselines(self) -> dict[str, Ask]:
+        """The last ask of each parent and baseline, by name; one that failed is asked again in a later session."""
+        asks = (ask for _, ask in sorted(self.asks.items()))
+        return {ask.name: ask for ask in asks if ask.kind in ("parent", "baseline")}
+
+    @property
+    def parents(self) -> list[Ask]:
+        """The last ask of each parent."""
+        return [ask for ask in self.baselines.values() if ask.kind == "parent"]
+
+    def ask(
+        self,
+        kind: str,
+        name: str,
+        recipe: str,
+        values: Mapping[str, Value],
+        *,
+        stage: int = 0,
+        incumbent: int | None = None,
+    ) -> Ask:
         """Record a candidate before it is handed out."""
-        ask = Ask(len(self.asks), kind, name, recipe, dict(values), len(self.trials))
+        ask = Ask(len(self.asks), kind, name, recipe, dict(values), len(self.trials), stage, incumbent)
         _append(self._asks_path, asdict(ask))
         self.asks[ask.number] = ask
         return ask
 
     def add_scores(self, ask: Ask, part: str, scores: Scores) -> None:
-        """Keep the scores of a candidate's documents of one part of the split."""
+        """Keep the scores of some of a candidate's documents of one part of the split.
+
+        Raises:
+            ValueError: If a document is scored already.
+        """
+        self._keep(ask.number, part, scores)
         _append(self._scores_path, {"ask": ask.number, "part": part, "scores": json.loads(scores.to_json())})
-        self._scores[ask.number, part] = scores
+
+    def _keep(self, number: int, part: str, scores: Scores) -> None:
+        known = self._scores.get((number, part))
+        self._scores[number, part] = known.merged(scores) if known else scores
 
     def scores(self, ask: Ask, part: str) -> Scores | None:
-        """What :meth:`add_scores` kept."""
+        """What :meth:`add_scores` kept, of all chunks together."""
         return self._scores.get((ask.number, part))
 
     def documents_scored(self) -> int:
@@ -147,26 +203,30 @@ class Record:
         self,
         ask: Ask,
         score: float | None,
+        losses: tuple[float, ...] = (),
         *,
         cause: str | None = None,
+        pruned: bool = False,
+        documents: int = 0,
         seconds: Mapping[str, float] | None = None,
     ) -> Trial:
-        """Record a candidate's result: a score, or the cause of its failure."""
-        assert (score is None) == (cause is not None)
+        """Record a candidate's result: score and losses, or the cause of its failure."""
+        assert (score is None) == (cause is not None) == (not losses)
         times = {k: round(v, 4) for k, v in (seconds or {}).items()}
         attributes: dict[str, Any] = {"ask": ask.number, "kind": ask.kind, "name": ask.name, "seconds": times}
+        attributes |= {"score": score, "losses": losses, "documents": documents}
         if cause is not None:
             attributes["cause"] = cause
         trial = create_trial(
-            state=TrialState.FAIL if score is None else TrialState.COMPLETE,
-            value=score,
+            state=TrialState.FAIL if score is None else TrialState.PRUNED if pruned else TrialState.COMPLETE,
+            values=[-loss for loss in losses] or None,
             params=dict(ask.values),
             distributions={name: self._distributions[name] for name in ask.values},
             user_attrs=attributes,
         )
         trial.datetime_start = datetime.now() - timedelta(seconds=sum(times.values()))
         self._study.add_trial(trial)
-        told = Trial(len(self.trials), ask, score, cause, times)
+        told = Trial(len(self.trials), ask, score, cause, times, losses, pruned, documents)
         self.trials.append(told)
         return told
 

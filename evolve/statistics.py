@@ -20,7 +20,7 @@ Document = TypeVar("Document", bound=Hashable)
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean difference with its two-sided 95 % confidence interval.
+    """A mean difference with its two-sided confidence interval, of 95 % unless asked otherwise.
 
     Attributes:
         mean: The difference itself.
@@ -52,6 +52,7 @@ def paired_difference(
     b: Mapping[Document, float],
     groups: Mapping[Document, str] | None = None,
     span: float = 1.0,
+    alpha: float = ALPHA,
 ) -> Interval:
     """The mean of ``a - b`` over documents, with its paired t interval.
 
@@ -71,12 +72,13 @@ def paired_difference(
         groups: Group of each document; None when documents are independent.
         span: The largest difference that a document can have: 1 for scores in [0, 1]. Only used when all
             differences are equal.
+        alpha: One less the interval's level, in (0, 1).
 
     Raises:
         ValueError: If there are no documents, ``a`` and ``b`` are not about the same ones, a document has no
             group, or a score is not finite.
     """
-    return _combine([(1.0, _stratum(a, b, groups, span))])
+    return _combine([(1.0, _stratum(a, b, groups, span, alpha))], alpha)
 
 
 def objective_difference(
@@ -85,6 +87,7 @@ def objective_difference(
     weights: Mapping[str, float],
     groups: Mapping[str, Mapping[Document, str]] | None = None,
     span: float = 1.0,
+    alpha: float = ALPHA,
 ) -> Interval:
     """The difference of ``sum_t w_t * mean score on task t``, with its paired interval.
 
@@ -99,6 +102,7 @@ def objective_difference(
         groups: Group of each document of each task; a task left out has independent documents. Groups of
             different tasks are taken as different.
         span: See :func:`paired_difference`.
+        alpha: Likewise.
 
     Raises:
         ValueError: If ``a``, ``b`` and ``weights`` are not about the same tasks, or as for one task.
@@ -108,7 +112,8 @@ def objective_difference(
             f"the tasks must be the same, but got {sorted(a)} and {sorted(b)} with weights for {sorted(weights)}"
         )
     groups = groups or {}
-    return _combine([(weights[task], _stratum(a[task], b[task], groups.get(task), span)) for task in a])
+    strata = [(weights[task], _stratum(a[task], b[task], groups.get(task), span, alpha)) for task in a]
+    return _combine(strata, alpha)
 
 
 def _stratum(
@@ -116,6 +121,7 @@ def _stratum(
     b: Mapping[Document, float],
     groups: Mapping[Document, str] | None,
     span: float,
+    alpha: float,
 ) -> _Stratum:
     if not a:
         raise ValueError("a difference needs at least one document")
@@ -138,7 +144,7 @@ def _stratum(
 
     if g == 1 or max(differences.values()) == min(differences.values()):
         reach = max(span, *map(abs, differences.values()))
-        share = 1 - (ALPHA / 2) ** (1 / g)
+        share = 1 - (alpha / 2) ** (1 / g)
         return _Stratum(mean, 0.0, 0, below=share * (mean + reach), above=share * (reach - mean), n=n)
 
     # Cluster-robust variance of a mean: sums over each group of deviations from the mean, per document.
@@ -147,7 +153,7 @@ def _stratum(
     return _Stratum(mean, variance, g - 1, below=0.0, above=0.0, n=n)
 
 
-def _combine(strata: list[tuple[float, _Stratum]]) -> Interval:
+def _combine(strata: list[tuple[float, _Stratum]], alpha: float) -> Interval:
     """The weighted sum of independent means, with its interval."""
     mean = math.fsum(w * s.mean for w, s in strata)
     parts = [(w**2 * s.variance, s.df) for w, s in strata if s.variance > 0 and w != 0]
@@ -155,7 +161,7 @@ def _combine(strata: list[tuple[float, _Stratum]]) -> Interval:
     half = 0.0
     if variance > 0:
         df = variance**2 / math.fsum(part**2 / df for part, df in parts)  # Welch and Satterthwaite
-        half = float(stdtrit(df, 1 - ALPHA / 2)) * math.sqrt(variance)
+        half = float(stdtrit(df, 1 - alpha / 2)) * math.sqrt(variance)
     below = [w * s.below if w > 0 else -w * s.above for w, s in strata]
     above = [w * s.above if w > 0 else -w * s.below for w, s in strata]
     return Interval(

@@ -13,6 +13,7 @@ from heterosis.evolve.config import EvolveConfig
 if TYPE_CHECKING:
     from heterosis.evaluate.candidates import CandidateLoader
     from heterosis.evaluate.harness import TaskSet
+    from heterosis.evaluate.resident import ResidentModel
 
 DocumentIds = Mapping[str, list[int]]
 
@@ -77,6 +78,7 @@ class Worker:
         self._tasks: TaskSet | None = None
         self._chat_template: str | dict[str, str] | None = None
         self._loader: CandidateLoader | None = None
+        self._loaded: tuple[str, ResidentModel] | None = None  # a recipe, and the live model with its tensors
 
     def score(self, recipe: str, documents: DocumentIds) -> Evaluation | Failure:
         """Merge a recipe into the live model and score it on documents."""
@@ -106,7 +108,12 @@ class Worker:
             atexit.register(reductions.close)
             self._loader = CandidateLoader(self._setup.device, self._setup.threads, reductions)
         begun = time.perf_counter()
-        resident = self._loader.load(Recipe.parse(recipe, "candidate"))
+        if self._loaded is not None and self._loaded[0] == recipe:  # a candidate goes on with more documents
+            resident = self._loaded[1]
+        else:
+            self._loaded = None
+            resident = self._loader.load(Recipe.parse(recipe, "candidate"))
+            self._loaded = recipe, resident
         merged = time.perf_counter()
         lm = resident.lm(config.batch_size, config.max_length)
         built = self._tasks is not None and self._chat_template == resident.tokenizer.chat_template

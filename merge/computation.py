@@ -74,9 +74,9 @@ class Computation:
     """Merges one tensor, block by block.
 
     Inputs are rounded to the compute dtype; where there is a base, methods get task vectors, rounded too. Values
-    of bfloat16 stay bits, which the loops widen; all else is made floats, and task vectors, while it is read. (Bits
-    too are made task vectors then, if reductions read them again.) A tensor whose rows fit the budget is read once.
-    The result does not depend on blocks or budget.
+    of bfloat16 stay bits, which the loops widen; all else is made floats, and task vectors, while it is read.
+    (Bits too are made task vectors then, if reductions read them again.) A tensor whose rows fit the budget is
+    read once. The result does not depend on blocks or budget.
 
     Args:
         op: What to compute; it has a method and at least one element.

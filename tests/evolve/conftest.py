@@ -1,5 +1,6 @@
 """A pool of workers that scores by formula, so that a whole search takes a second."""
 
+import inspect
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +11,8 @@ from heterosis.evaluate.scores import Scores
 from heterosis.evolve.record import Ask
 from heterosis.evolve.worker import Evaluation, Failure, Setup
 
-Judge = Callable[[Ask, str], float | Failure]
+Judge = Callable[..., float | Failure]  # of an ask, the part of the split, and where there are several, the task
+METRICS = {"toy_choice": "acc,none", "toy_generate": "crc,none"}
 
 
 def hill(ask: Ask, part: str) -> float:
@@ -42,11 +44,14 @@ class FakePool:
         crash_after: int | None = None,
         seconds: float = 0.001,
         on_wait: Callable[["FakePool"], None] = lambda pool: None,
+        last_first: bool = False,
     ) -> None:
         self.setup, self.size = setup, workers
         self.asked: list[tuple[int, str, str]] = []
         self.closed = False
         self._judge, self._crash_after, self._seconds, self._on_wait = judge, crash_after, seconds, on_wait
+        self._last_first = last_first
+        self._per_task = len(inspect.signature(judge).parameters) == 3
         self._running: list[tuple[Any, Any]] = []
         self.finished = 0
 
@@ -56,7 +61,8 @@ class FakePool:
 
     def submit(self, key: Any, recipe: str, documents: dict[str, list[int]]) -> None:
         assert self.free
-        assert documents == getattr(self.setup.split, key.part)
+        assert documents == key.documents
+        assert all(documents.values())
         self.asked.append((key.ask.number, key.part, recipe))
         self._running.append((key, documents))
 
@@ -64,13 +70,14 @@ class FakePool:
         self._on_wait(self)
         if self.finished == self._crash_after:
             raise Crash
-        key, documents = self._running.pop(0)
+        key, documents = self._running.pop(-1 if self._last_first else 0)
         self.finished += 1
-        judged = self._judge(key.ask, key.part)
-        if isinstance(judged, Failure):
-            return [(key, judged)]
+        own = {task: (key.ask, key.part, task) if self._per_task else (key.ask, key.part) for task in documents}
+        judged = {task: self._judge(*of) for task, of in own.items()}
+        if failures := [j for j in judged.values() if isinstance(j, Failure)]:
+            return [(key, failures[0])]
         scored = {
-            task: {d: {"acc,none": judged + _noise(d) + 0.1 * _noise(d, key.ask.name)} for d in indices}
+            task: {d: {METRICS[task]: judged[task] + _noise(d) + 0.1 * _noise(d, key.ask.name)} for d in indices}
             for task, indices in documents.items()
         }
         seconds = {"merge": 0.1 * self._seconds, "forward": 0.8 * self._seconds, "other": 0.1 * self._seconds}

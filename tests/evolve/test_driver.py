@@ -34,7 +34,7 @@ def run(toy_config: Callable[..., dict[str, Any]], pools: Any, tmp_path: Path) -
     """Search with one worker: ``run(judge=..., trials=12)``; keys of the config or of the pool."""
 
     def go(folder: str = "run", judge: Any = pools.hill, pool: dict[str, Any] | None = None, **config: Any) -> Any:
-        text = yaml.safe_dump(toy_config(**{"workers": 1, **config}))
+        text = yaml.safe_dump(toy_config(**{"workers": 1, "racing": False, "optimizer": "cma", **config}))
         return search(EvolveConfig.parse(text), tmp_path / folder, make_pool=pools(judge, **(pool or {})))
 
     return go
@@ -150,7 +150,9 @@ class TestResume:
     def undisturbed(toy_config: Any, tmp_path_factory: pytest.TempPathFactory, make_pools: Any) -> Any:
         """A whole run: its summary, what was asked, and what was proposed."""
         folder, pools = tmp_path_factory.mktemp("whole") / "run", make_pools()
-        config = EvolveConfig.parse(yaml.safe_dump(toy_config(workers=1, trials=24)))
+        config = EvolveConfig.parse(
+            yaml.safe_dump(toy_config(workers=1, racing=False, optimizer="cma", trials=24))
+        )
         return search(config, folder, make_pool=pools()), pools.asked, proposals(folder)
 
     @pytest.mark.parametrize("crash_after", [0, 2, 9, 22, 27, 33])
@@ -242,7 +244,7 @@ class TestFailures:
         tries: dict[int, int] = {}
 
         def judge(ask: Ask, part: str) -> Any:
-            tries[ask.number] = tries.get(ask.number, 0) + 1
+            tries[ask.number] = tries.get(ask.number, 0) + (part == "search")
             if ask.number == 4 or (ask.number == 6 and tries[6] == 1):
                 return Failure("the worker died", retry=True)
             return pools.hill(ask, part)
@@ -411,8 +413,118 @@ class TestFinals:
         (tmp_path / "run/best.yaml").unlink()
         with pytest.raises(pools.crash):
             run(pool={"crash_after": 0})
-        best = max(read_lines(tmp_path / "run/asks.jsonl"), key=lambda a: pools.hill(Ask(**a), "search"))
+        scored = {line["ask"] for line in read_lines(tmp_path / "run/scores.jsonl")}
+        asks = [a for a in read_lines(tmp_path / "run/asks.jsonl") if a["number"] in scored]
+        best = max(asks, key=lambda a: pools.hill(Ask(**a), "search"))
         assert f": {best['name']}," in (tmp_path / "run/best.yaml").read_text()
+
+
+class TestRacing:
+    def test_stops_what_is_beaten_and_lists_it(self, run: Any, pools: Any, tmp_path: Path) -> None:
+        summary = run(trials=24, racing=True)
+        trials = summary["trials"]
+        assert trials["complete"] + trials["pruned"] == 24
+        assert trials["pruned"] > 4
+        whole = run("whole", trials=24)
+        assert summary["documents"]["scored"] < whole["documents"]["scored"]
+        rows = list(csv.DictReader((tmp_path / "run/trials.csv").open()))
+        for row in rows:
+            assert (int(row["documents"]) < 20) == (row["pruned"] == "1")
+        assert all(row["pruned"] == "0" for row in rows[:3]), "parents and the uniform merge never race"
+        pruned = {int(row["trial"]) for row in rows if row["pruned"] == "1"}
+        assert summary["champion"]["trial"] not in pruned
+        assert not pruned & {f["trial"] for f in summary["finalists"]}
+        study = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path / 'run/study.db'}")
+        states = [t.state.name for t in study.get_trials()]
+        assert states.count("PRUNED") == trials["pruned"]
+
+    def test_an_estimate_is_near_the_truth(self, run: Any, pools: Any, tmp_path: Path) -> None:
+        run(trials=24, racing=True)
+        asks = {ask.number: ask for ask in read_asks(tmp_path / "run")}
+        for row in csv.DictReader((tmp_path / "run/trials.csv").open()):
+            if row["pruned"] == "1":
+                assert float(row["score"]) == pytest.approx(pools.hill(asks[int(row["ask"])], "search"), abs=0.1)
+
+    @pytest.mark.parametrize("crash_after", [4, 10, 17, 30])
+    def test_goes_on_where_it_was(self, run: Any, pools: Any, tmp_path: Path, crash_after: int) -> None:
+        whole = run("whole", trials=24, racing=True)
+        asked = pools.asked
+        with pytest.raises(pools.crash):
+            run(trials=24, racing=True, pool={"crash_after": crash_after})
+        summary = run(trials=24, racing=True)
+        for key in ("trials", "champion", "documents", "gain_over_best_parent"):
+            assert summary[key] == whole[key]
+        assert proposals(tmp_path / "run") == proposals(tmp_path / "whole")
+        first, rest = (pool.asked for pool in pools.made[1:])
+        both = [(n, part) for n, part, _ in (*first[:crash_after], *rest)]
+        assert both == asked
+
+
+class TestOrdered:
+    @pytest.mark.parametrize("optimizer", ["cma", "random"])
+    def test_gives_the_same_for_any_number_of_workers(self, run: Any, tmp_path: Path, optimizer: str) -> None:
+        found = []
+        for workers in (1, 2, 4):
+            folder = f"workers{workers}"
+            # Later candidates finish first, as fast ones may.
+            run(
+                folder,
+                trials=24,
+                workers=workers,
+                ordered=4,
+                racing=True,
+                optimizer=optimizer,
+                pool={"last_first": True},
+            )
+            found.append([(a.name, a.recipe, a.incumbent) for a in read_asks(tmp_path / folder)])
+        assert found[0] == found[1] == found[2]
+
+    def test_goes_on_where_it_was(self, run: Any, pools: Any, tmp_path: Path) -> None:
+        options: dict[str, Any] = {"trials": 24, "workers": 3, "ordered": 4}
+        run("whole", **options)
+        with pytest.raises(pools.crash):
+            run(**options, pool={"crash_after": 13})
+        run(**options)
+        assert proposals(tmp_path / "run") == proposals(tmp_path / "whole")
+
+
+class TestObjectives:
+    @staticmethod
+    def judged(ask: Ask, part: str, task: str) -> float:
+        """One task wants weights of 1, the other of 0."""
+        weights = [v for k, v in ask.values.items() if k.startswith("weight")] or [0.5]
+        towards = sum(weights) / len(weights)
+        return towards if task == "toy_choice" else 1 - towards
+
+    def test_a_front_is_found_and_exported(self, run: Any, tmp_path: Path) -> None:
+        tasks = ["toy_choice", "toy_generate"]
+        summary = run(trials=30, objective="pareto", tasks=tasks, optimizer="random", judge=self.judged)
+        assert len(summary["front"]) >= 4
+        gains = [row["gains"] for row in summary["front"]]
+        assert not any(all(a[t] <= b[t] for t in tasks) and a != b for a in gains for b in gains), (
+            "none is worse in everything than another"
+        )
+        assert max(g["toy_choice"] for g in gains) > max(g["toy_choice"] for g in gains[:1])
+        for row in summary["front"]:
+            text = (tmp_path / "run" / row["recipe"]).read_text()
+            assert text.startswith(f"# heterosis trial {row['trial']}: ")
+        study = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path / 'run/study.db'}")
+        assert len(study.directions) == 2
+
+    def test_the_worst_task_counts(self, run: Any, tmp_path: Path) -> None:
+        """Parents have 0.5 of both; the smallest gain is largest in the middle."""
+        summary = run(trials=30, objective="worst", tasks=["toy_choice", "toy_generate"], judge=self.judged)
+        champion = next(a for a in read_asks(tmp_path / "run") if a.name == summary["champion"]["name"])
+        assert abs(self.judged(champion, "", "toy_choice") - 0.5) < 0.1
+        assert summary["gains_by_task"].keys() == {"toy_choice", "toy_generate"}
+
+    def test_a_constraint_keeps_the_champion_near_the_parents(self, run: Any, tmp_path: Path) -> None:
+        tasks = [{"name": "toy_choice", "weight": 3.0}, "toy_generate"]
+        free = run("free", trials=30, tasks=tasks, judge=self.judged)
+        bound = run("bound", trials=30, tasks=tasks, judge=self.judged, constraints={"toy_generate": 0.05})
+        assert free["gains_by_task"]["toy_generate"] < -0.2
+        assert bound["gains_by_task"]["toy_generate"] > -0.1
+        assert bound["gains_by_task"]["toy_choice"] > -0.05
 
 
 class TestRefusals:

@@ -28,10 +28,10 @@ def open_record(folder: Path) -> Record:
 def test_survives_to_the_last_bit(tmp_path: Path) -> None:
     record = open_record(tmp_path)
     parent = record.ask("parent", "a", "merge_method: passthrough\n", {})
-    record.tell(parent, 0.25)
+    record.tell(parent, 0.25, (-0.25,))
     candidate = record.ask("search", "candidate é\u2028\n", "recipe: |\n  lines\n", VALUES)
     record.add_scores(candidate, "search", SCORES)
-    record.tell(candidate, AWKWARD, seconds={"merge": 1.5, "forward": 2.0})
+    record.tell(candidate, AWKWARD, (-AWKWARD,), pruned=True, documents=2, seconds={"merge": 1.5, "forward": 2.0})
     late = record.ask("search", "late", "r", VALUES)
     record.tell(late, None, cause="it died")
     open_ = record.ask("search", "open", "r", VALUES)
@@ -40,6 +40,7 @@ def test_survives_to_the_last_bit(tmp_path: Path) -> None:
     assert again.asks == record.asks
     assert again.trials == record.trials
     assert [t.score for t in again.trials] == [0.25, AWKWARD, None]
+    assert [t.complete for t in again.trials] == [True, False, False]
     assert again.trials[2].cause == "it died"
     assert [ask.after for ask in again.asks.values()] == [0, 1, 2, 3]
     assert again.open_asks == [open_]
@@ -48,10 +49,36 @@ def test_survives_to_the_last_bit(tmp_path: Path) -> None:
     assert again.documents_scored() == 2
 
 
+def test_chunks_are_joined_and_none_is_kept_twice(tmp_path: Path) -> None:
+    record = open_record(tmp_path)
+    ask = record.ask("search", "one", "r", VALUES, stage=1, incumbent=0)
+    record.add_scores(ask, "search", SCORES)
+    more = Scores({"toy": {1: {"acc,none": 0.0}}}, 0.25)
+    record.add_scores(ask, "search", more)
+    with pytest.raises(ValueError, match=r"toy: documents \[1\] are scored in both"):
+        record.add_scores(ask, "search", more)
+    for found in (record, open_record(tmp_path)):
+        assert found.scores(ask, "search") == SCORES.merged(more)
+        assert found.documents_scored() == 3
+        assert (found.asks[0].stage, found.asks[0].incumbent) == (1, 0)
+
+
+def test_several_losses(tmp_path: Path) -> None:
+    record = Record(tmp_path, f"sqlite:///{tmp_path}/study.db", "toys", DIMENSIONS, 2)
+    record.tell(record.ask("search", "one", "r", VALUES), 0.5, (-0.5, 0.25))
+    record.tell(record.ask("search", "two", "r", VALUES), None, cause="NaN")
+    again = Record(tmp_path, f"sqlite:///{tmp_path}/study.db", "toys", DIMENSIONS, 2)
+    assert again.trials == record.trials
+    assert optuna.load_study(study_name="toys", storage=f"sqlite:///{tmp_path}/study.db").trials[0].values == [
+        0.5,
+        -0.25,
+    ]
+
+
 def test_the_study_is_an_ordinary_one(tmp_path: Path) -> None:
     record = open_record(tmp_path)
-    record.tell(record.ask("search", "one", "r", VALUES), 0.5)
-    record.tell(record.ask("search", "two", "r", VALUES | {"weight/a/layers.0-9": 1.0}), AWKWARD)
+    record.tell(record.ask("search", "one", "r", VALUES), 0.5, (-0.5,))
+    record.tell(record.ask("search", "two", "r", VALUES | {"weight/a/layers.0-9": 1.0}), AWKWARD, (-AWKWARD,))
     record.tell(record.ask("search", "three", "r", VALUES), None, cause="NaN")
 
     study = optuna.load_study(study_name="toys", storage=f"sqlite:///{tmp_path}/study.db")
@@ -120,7 +147,7 @@ def test_every_kind_of_dimension_is_one_of_optunas(tmp_path: Path) -> None:
     ]
     values = {"tol": 0.01, "max_iter": 4, "merge_method": "sce"}
     record = Record(tmp_path, f"sqlite:///{tmp_path}/study.db", "toys", dimensions)
-    record.tell(record.ask("search", "one", "r", values), 0.5)
+    record.tell(record.ask("search", "one", "r", values), 0.5, (-0.5,))
     (trial,) = optuna.load_study(study_name="toys", storage=f"sqlite:///{tmp_path}/study.db").trials
     assert trial.params == values
     assert trial.distributions == {

@@ -171,3 +171,34 @@ def test_hugging_faces_evaluate_is_not_shadowed() -> None:
     code = "import heterosis.evaluate, evaluate; print(evaluate)"
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
     assert "site-packages" in done.stdout, done.stderr
+
+
+def test_a_candidate_that_goes_on_is_merged_once(
+    make_worker: Any, recipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from heterosis.evaluate.candidates import CandidateLoader
+
+    merged: list[str] = []
+    load = CandidateLoader.load
+
+    def counted(self: CandidateLoader, recipe: Recipe, origin: str = "") -> Any:
+        merged.append(recipe.to_yaml())
+        return load(self, recipe, origin)
+
+    monkeypatch.setattr(CandidateLoader, "load", counted)
+    first, other = recipe(), recipe(weights=(0.1, 0.9))
+    halves = [{task: own[part] for task, own in DOCUMENTS.items()} for part in (slice(0, 6), slice(6, None))]
+    worker = make_worker()
+    parts = [scored(worker, first, half).scores for half in halves]
+    assert len(merged) == 1
+    assert parts[0].merged(parts[1]) == scored(make_worker(), first).scores
+    scored(worker, other, halves[0])
+    scored(worker, first, halves[0])
+    assert len(merged) == 4
+
+
+def test_a_failed_merge_leaves_nothing_to_go_on_with(make_worker: Any, recipe: Any) -> None:
+    worker, good = make_worker(), recipe()
+    first = scored(worker, good)
+    assert isinstance(worker.score(recipe(weights=(float("inf"), 0.4)), DOCUMENTS), Failure)
+    assert scored(worker, good).scores == first.scores

@@ -1,0 +1,108 @@
+"""Proposing candidates: an optimizer on one stage's space, made again from the record when a run goes on."""
+
+import logging
+from collections.abc import Iterator
+
+from heterosis.evolve.dimensions import Space, same_values
+from heterosis.evolve.optimizers import Optimizer, Vector
+from heterosis.evolve.record import Ask, Record, Trial
+
+log = logging.getLogger("heterosis")
+
+
+class Proposer:
+    """Asks an optimizer for points, and tells it what came of them.
+
+    Results are told as they come. In the ordered mode they are told in the order of asking, so that a proposal
+    depends on the results of all but the ``ordered`` candidates asked last, whichever came first: any number of
+    workers up to that gives the same search.
+
+    Args:
+        stage: Number of the stage.
+        space: Its space.
+        optimizer: As it was when the stage began.
+        record: The run's; what was asked and told in this stage is repeated.
+        ordered: 0 for results as they come.
+    """
+
+    def __init__(self, stage: int, space: Space, optimizer: Optimizer, record: Record, ordered: int = 0) -> None:
+        self.stage, self.space = stage, space
+        self._optimizer = optimizer
+        self._ordered = ordered
+        self._asks: list[Ask] = []
+        self._points: dict[int, Vector] = {}  # what the optimizer proposed, to the last bit
+        self._told = 0
+        self._waiting: dict[int, Trial] = {}  # results that are not told yet, by ask
+        self._replay(stage, record)
+
+    @property
+    def asked(self) -> int:
+        """Candidates asked in this stage."""
+        return len(self._asks)
+
+    def propose(self) -> Vector | None:
+        """The next point; None while a result is missing that it depends on."""
+        if self._ordered:
+            for trial in self._due(len(self._asks) - self._ordered):
+                if trial is None:
+                    return None
+                self._inform(trial)
+        return self._optimizer.ask()
+
+    def adopt(self, ask: Ask, point: Vector) -> None:
+        """Take a point as asked."""
+        self._asks.append(ask)
+        self._points[ask.number] = point
+
+    def tell(self, trial: Trial) -> None:
+        """Take in a candidate's result."""
+        if self._ordered:
+            self._waiting[trial.ask.number] = trial
+        else:
+            self._inform(trial)
+
+    def mean(self) -> Vector | None:
+        """The centre of the optimizer's distribution after all results."""
+        for trial in self._due(len(self._asks)):
+            if trial is not None:
+                self._inform(trial)
+        return self._optimizer.mean()
+
+    def known(self, trial: Trial) -> bool:
+        """Whether the next proposal may depend on a result of this stage."""
+        return trial.ask.number in self._points and trial.ask.number not in self._waiting
+
+    def _due(self, count: int) -> Iterator[Trial | None]:
+        """Results of the first asks that are still to be told, None for one that has not come."""
+        while self._ordered and self._told < count:
+            trial = self._waiting.get(self._asks[self._told].number)
+            yield trial
+            if trial is None:
+                return
+
+    def _inform(self, trial: Trial) -> None:
+        self._told += 1
+        self._waiting.pop(trial.ask.number, None)
+        self._optimizer.tell(self._points[trial.ask.number], trial.losses or None)
+
+    def _replay(self, stage: int, record: Record) -> None:
+        """Repeat the asks and tells of the record, in their order."""
+        results = [t for t in record.trials if _is_of(t.ask, stage)]
+        for _, ask in sorted(record.asks.items()):
+            if not _is_of(ask, stage):
+                continue
+            while results and results[0].number < ask.after:
+                self.tell(results.pop(0))
+            point = self.propose()
+            if point is None or not same_values(self.space.values(point), ask.values):
+                log.warning(
+                    "%s: the optimizer would propose another point today; going on from the record", ask.name
+                )
+                point = self.space.encode(ask.values)
+            self.adopt(ask, point)
+        for trial in results:
+            self.tell(trial)
+
+
+def _is_of(ask: Ask, stage: int) -> bool:
+    return ask.kind == "search" and ask.stage == stage

@@ -1,0 +1,103 @@
+"""Racing: candidates meet the search documents in chunks, and stop when they are beaten beyond doubt.
+
+The documents of every task come in the order of the split's shuffle, so those that a candidate has met are a
+random sample, and the same for all candidates: differences are paired. After each chunk but the last a candidate
+is compared with the best one at the time when it was asked; the error of all looks together is at most ``alpha``
+(Bonferroni). With the order ``informative``, documents on which the parents' scores differ come sooner than the
+others. These two parts are strata: differences are weighted by how many documents of each there are, so estimates
+have no bias.
+(Birattari et al., "A racing algorithm for configuring metaheuristics", GECCO 2002, has the idea.)
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from heterosis.evaluate.scores import Scores
+from heterosis.evolve.objective import Judge
+
+DocumentIds: TypeAlias = Mapping[str, Sequence[int]]
+Judged: TypeAlias = Mapping[str, Mapping[int, float]]
+
+# The first chunk: a share of the documents, and so many of each task at least.
+FIRST_SHARE = 1 / 8
+FIRST_OF_TASK = 4
+# Documents on which parents differ, for each of those on which they are equal, as long as there are both.
+INFORMATIVE = 3
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How many documents of each task a candidate has met at each look, all of them at the last."""
+
+    documents: DocumentIds
+    looks: tuple[Mapping[str, int], ...]
+
+    @classmethod
+    def of(
+        cls, documents: DocumentIds, *, first: int | None = None, factor: float = 2.0, enabled: bool = True
+    ) -> "Schedule":
+        """Looks after ``first`` documents, and whenever these have become ``factor`` times as many.
+
+        A last chunk that would be smaller than the one before is joined to it.
+
+        Args:
+            documents: Of each task, in the order of meeting them.
+            first: Documents of all tasks; None for an eighth, but four of each task.
+            factor: Above 1.
+            enabled: Whether there is any look before the last.
+        """
+        sizes = {task: len(own) for task, own in documents.items()}
+        total = sum(sizes.values())
+        at = float(first or max(math.ceil(total * FIRST_SHARE), FIRST_OF_TASK * len(sizes)))
+        looks = []
+        while enabled and at * (1 + factor) / 2 <= total:
+            looks.append({task: min(n, max(1, math.ceil(at * n / total))) for task, n in sizes.items()})
+            at *= factor
+        return cls(documents, (*looks, sizes))
+
+    def next(self, met: Scores | None) -> dict[str, list[int]]:
+        """The documents up to the next look; none if all were met."""
+        done = {task: set(own) for task, own in met.documents.items()} if met else {}
+        for look in self.looks:
+            left = {
+                task: [d for d in self.documents[task][:n] if d not in done.get(task, ())]
+                for task, n in look.items()
+            }
+            if any(left.values()):
+                return {task: own for task, own in left.items() if own}
+        return {}
+
+    def is_lost(self, judge: Judge, met: Scores, incumbent: Scores, alpha: float) -> bool:
+        """Whether a candidate need not go on."""
+        return judge.beaten(met, incumbent, alpha / max(1, len(self.looks) - 1))
+
+
+def by_disagreement(parents: Sequence[Judged]) -> dict[str, dict[int, str]]:
+    """Strata for a race: the documents on which the parents' scores differ, and those on which they are equal.
+
+    Args:
+        parents: The scores of each parent's documents, by task.
+    """
+    first, *others = parents
+    return {
+        task: {
+            d: "equal" if all(other[task].get(d) == value for other in others) else "differing"
+            for d, value in own.items()
+        }
+        for task, own in first.items()
+    }
+
+
+def interleaved(documents: DocumentIds, strata: Mapping[str, Mapping[int, str]]) -> dict[str, list[int]]:
+    """Documents in an order that begins with three of those that differ for each of the others."""
+    order = {}
+    for task, ids in documents.items():
+        differing = [d for d in ids if strata[task][d] == "differing"]
+        equal = [d for d in ids if strata[task][d] == "equal"]
+        # Places on a line: those that differ at 0, 1, 2, ..., the others at 2.5, 5.5, ...
+        places = [(float(k), d) for k, d in enumerate(differing)]
+        places += [(INFORMATIVE * k + INFORMATIVE - 0.5, d) for k, d in enumerate(equal)]
+        order[task] = [d for _, d in sorted(places)]
+    return order

@@ -1,0 +1,111 @@
+"""The referee: which documents a candidate meets next, and what its scores amount to."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from heterosis.evaluate.scores import Scores
+from heterosis.evaluate.splits import Split
+from heterosis.evolve.config import Racing
+from heterosis.evolve.objective import Judge, Objective
+from heterosis.evolve.racing import Schedule, by_disagreement, interleaved
+from heterosis.evolve.record import Ask, Record
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a candidate's scores on search documents amount to.
+
+    Attributes:
+        score: The objective; of a candidate that was stopped early, its estimate.
+        losses: What an optimizer minimises.
+        pruned: Whether it was stopped early.
+        documents: Documents that it has met.
+    """
+
+    score: float
+    losses: tuple[float, ...]
+    pruned: bool
+    documents: int
+
+
+class Referee:
+    """Compares candidates by what the record has of them.
+
+    Args:
+        record: The run's.
+        objective: What is maximised.
+        split: Of the documents.
+        racing: How candidates race.
+    """
+
+    def __init__(self, record: Record, objective: Objective, split: Split, racing: Racing) -> None:
+        self._record, self._objective, self._split = record, objective, split
+        self._racing = racing
+        self._alone = Schedule.of(split.search, enabled=False)
+        self._judges: dict[str, Judge] = {}
+
+    def next_documents(self, ask: Ask) -> dict[str, list[int]]:
+        """The search documents that a candidate is to meet next; none when its race is over."""
+        met, incumbent = self._record.scores(ask, "search"), self._incumbent(ask)
+        if incumbent is None:
+            return self._alone.next(met)
+        rest, judge = self._race.next(met), self.judge("search")
+        if rest and met is not None and self._race.is_lost(judge, met, incumbent, self._racing.alpha):
+            return {}
+        return rest
+
+    def result(self, ask: Ask) -> Result:
+        """What came of a candidate whose race is over."""
+        scores, judge = self._record.scores(ask, "search"), self.judge("search")
+        assert scores is not None
+        met = count(scores)
+        if met == self._size("search"):
+            return Result(judge.score(scores), judge.losses(scores), pruned=False, documents=met)
+        incumbent = self._incumbent(ask)
+        assert incumbent is not None
+        return Result(*judge.estimate(scores, incumbent), pruned=True, documents=met)
+
+    def judge(self, part: str) -> Judge:
+        """What tells models from each other on a part of the documents; see `can_judge`."""
+        if part not in self._judges:
+            if not self.parents_scored(part):
+                return self._objective.judge([])  # of a weighted sum
+            self._judges[part] = self._objective.judge(self._parents(part), self._strata(part))
+        return self._judges[part]
+
+    def can_judge(self, part: str) -> bool:
+        """Whether scores on a part mean anything yet: most objectives compare with the parents' there."""
+        return not self._objective.needs_parents or self.parents_scored(part)
+
+    def parents_scored(self, part: str) -> bool:
+        """Whether all parents have met all documents of a part."""
+        found = [self._record.scores(ask, part) for ask in self._record.parents]
+        return bool(found) and all(s is not None and count(s) == self._size(part) for s in found)
+
+    @cached_property
+    def _race(self) -> Schedule:
+        racing, documents = self._racing, self._split.search
+        if strata := self._strata("search"):
+            documents = interleaved(documents, strata)
+        return Schedule.of(documents, first=racing.first, factor=racing.factor, enabled=racing.enabled)
+
+    def _strata(self, part: str) -> dict[str, dict[int, str]]:
+        """Documents that parents differ on, and others, where a race is to tell them apart."""
+        informative = self._racing.enabled and self._racing.order == "informative" and part == "search"
+        return by_disagreement([self._objective.values(s) for s in self._parents(part)]) if informative else {}
+
+    def _parents(self, part: str) -> list[Scores]:
+        found = [self._record.scores(ask, part) for ask in self._record.parents]
+        return [scores for scores in found if scores]
+
+    def _incumbent(self, ask: Ask) -> Scores | None:
+        """The scores of whom it races against."""
+        return None if ask.incumbent is None else self._record.scores(self._record.asks[ask.incumbent], "search")
+
+    def _size(self, part: str) -> int:
+        return sum(map(len, getattr(self._split, part).values()))
+
+
+def count(scores: Scores) -> int:
+    """How many documents were scored."""
+    return sum(map(len, scores.documents.values()))

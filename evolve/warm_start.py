@@ -1,0 +1,54 @@
+"""Recipes of earlier searches, or written by hand, that a search scores first."""
+
+import csv
+import io
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from heterosis.errors import InputError
+from heterosis.evolve.baselines import Baseline
+from heterosis.evolve.dimensions import Space
+from heterosis.evolve.folder import read_summary
+from heterosis.evolve.record import read_asks
+from heterosis.merge import Recipe
+
+# Of a run folder: the champion, and the best others.
+TAKEN = 3
+
+
+def warm_starts(paths: Iterable[str], space: Space) -> list[Baseline]:
+    """Each recipe as a baseline, with its point in the space if it has one.
+
+    Args:
+        paths: Recipes, or run folders.
+        space: That is searched.
+
+    Raises:
+        InputError: If a path is neither.
+    """
+    found: dict[str, Baseline] = {}
+    for path in map(Path, paths):
+        for name, recipe in _recipes(path):
+            text = recipe.to_yaml()
+            if text not in found:
+                found[text] = Baseline(name, "baseline", recipe, space.values_of(recipe))
+    return list(found.values())
+
+
+def _recipes(path: Path) -> Iterator[tuple[str, Recipe]]:
+    if not path.is_dir():
+        yield f"warm start {path.stem}", Recipe.load(path)
+        return
+    try:
+        champion = read_summary(path)["champion"]
+    except InputError as error:
+        raise InputError(f"warm_start: {error.faults[0]}, or a recipe") from None
+    if champion is None:
+        raise InputError(f"warm_start: {path}: no candidate was scored there")
+    rows = list(csv.DictReader(io.StringIO((path / "trials.csv").read_text(encoding="utf-8"))))
+    complete = [row for row in rows if row["score"] and row["pruned"] == "0"]
+    ranked = sorted(complete, key=lambda row: (int(row["trial"]) != champion["trial"], -float(row["score"])))
+    asks = {ask.number: ask for ask in read_asks(path)}
+    for row in ranked[:TAKEN]:
+        ask = asks[int(row["ask"])]
+        yield f"warm start {path.name} {row['trial']}", Recipe.parse(ask.recipe, str(path))
