@@ -134,15 +134,16 @@ class Record:
 
     def _trial(self, frozen: FrozenTrial) -> Trial:
         known = frozen.user_attrs
+        result = known["result"]
         return Trial(
             frozen.number,
             self.asks[known["ask"]],
-            known["score"],
+            result["score"],
             known.get("cause"),
-            known["seconds"],
-            tuple(known["losses"]),
+            result["seconds"],
+            tuple(result["losses"]),
             frozen.state is TrialState.PRUNED,
-            known["documents"],
+            result["documents"],
         )
 
     @property
@@ -213,8 +214,9 @@ class Record:
         """Record a candidate's result: score and losses, or the cause of its failure."""
         assert (score is None) == (cause is not None) == (not losses)
         times = {k: round(v, 4) for k, v in (seconds or {}).items()}
-        attributes: dict[str, Any] = {"ask": ask.number, "kind": ask.kind, "name": ask.name, "seconds": times}
-        attributes |= {"score": score, "losses": losses, "documents": documents}
+        # Each attribute costs a query.
+        result = {"score": score, "losses": losses, "seconds": times, "documents": documents}
+        attributes: dict[str, Any] = {"ask": ask.number, "name": ask.name, "result": result}
         if cause is not None:
             attributes["cause"] = cause
         trial = create_trial(
