@@ -59,11 +59,14 @@ class CandidateLoader:
         plan = build_plan(recipe, self.open, origin=origin)
         made_of = (plan.config, plan.donor.folder, plan.tokenizer.identity, {op.name for op in plan.ops})
         if self._resident is None or self._made_of != made_of:
+            # Layers come and go along a path; the tokenizer, whose loading takes as long as all the rest, stays.
+            stays = self._resident is not None and self._made_of is not None and self._made_of[1:3] == made_of[1:3]
+            tokenizer = self._resident.tokenizer if self._resident and stays else plan.tokenizer.load()
             self._resident = self._sink = None
             self._resident = ResidentModel(
                 plan.config,
                 plan.donor.folder,
-                tokenizer=plan.tokenizer.load(),
+                tokenizer=tokenizer,
                 device=self._device,
                 threads=self._threads,
             )

@@ -5,6 +5,8 @@ config.py      a search's config file (mergekit-evolve's, and more); config_valu
 genome.py      its section on models, methods and depth; ranges.py: where each parameter is searched
 space.py       config -> named numbers and choices <-> recipes; dimensions.py: coordinates and the unit cube;
                genes.py: which parameters; depth.py: over which layers; inverse.py: recipes read back
+paths.py       layers of models, in which order <-> slices recipes; path_encodings.py: how values stand for
+               paths; path_config.py: the config's section on them
 baselines.py   the recipes to beat, and where they lie in a space
 optimizers/    who proposes candidates, one file each
 objective.py   what is maximised, from per-document scores

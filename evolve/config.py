@@ -37,6 +37,7 @@ from heterosis.evolve.config_values import (
 )
 from heterosis.evolve.genome import Genome, MethodSpec, unknown_method
 from heterosis.evolve.optimizers import optimizer_names
+from heterosis.evolve.path_config import LayerPaths
 from heterosis.merge.yaml_file import parse_mapping, read_text
 
 # What a run may change between two sittings: it alters neither what a score means nor what is searched.
@@ -350,6 +351,7 @@ class EvolveConfig(Section):
 _SECTIONS: dict[tuple[str, ...], type[BaseModel]] = {
     (): EvolveConfig,
     ("genome",): Genome,
+    ("genome", "layer_paths"): LayerPaths,
     ("tasks",): Task,
     ("documents",): Documents,
     ("optimizer",): OptimizerConfig,

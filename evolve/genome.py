@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, count
 from typing import Annotated, Any, Protocol
 
 from pydantic import (
@@ -16,12 +17,16 @@ from pydantic import (
 
 from heterosis.errors import did_you_mean
 from heterosis.evolve.config_values import Count, Dtype, Model, Natural, Section, list_faults, refuse
+from heterosis.evolve.path_config import CHAMPION, LayerPaths, section
 from heterosis.evolve.ranges import REST, Ranges, Span
 from heterosis.merge.recipe import ModelRef
 
 # What the baselines are called; no parent is.
 UNIFORM = "uniform"
 FIXED_RECIPES = ("task_arithmetic", "ties", "dare_linear")
+# Keys that say what is searched of the merge method's parameters.
+_OF_PARAMETERS: tuple[str, ...] = ("merge_method", "layer_granularity", "normalize", "allow_negative_weights")
+_OF_PARAMETERS += ("smooth", "control_points", "filters", "subset", "ranges")
 
 
 # --- what a search must know of a merge method ------------------------------------------------------------------
@@ -123,6 +128,7 @@ class Genome(Section):
         ranges: Where each parameter is searched, in place of the method's own ranges: ``[low, high]``, a number
             that fixes it, or ``{low, high, log: true}``; or one of those for each model (by its short name),
             filter (by its text) or both (``model/filter``), and ``*`` for the rest.
+        layer_paths: Searches which layers of which models, in which order, make up a model; ``true`` will do.
     """
 
     models: tuple[Model, ...]
@@ -143,6 +149,7 @@ class Genome(Section):
     out_dtype: Dtype = None
     subset: Count | None = None
     ranges: Ranges = Field(default={})
+    layer_paths: Annotated[LayerPaths | None, BeforeValidator(section)] = None
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -153,6 +160,14 @@ class Genome(Section):
     def model_names(self) -> tuple[str, ...]:
         """A short name for each of the models."""
         return short_names(self.models, reserved=(UNIFORM, *FIXED_RECIPES))
+
+    @property
+    def stage_name(self) -> str | None:
+        """What merges are called where paths through the best of them are searched later: as no model is."""
+        if self.layer_paths is None or self.layer_paths.after is None:
+            return None
+        taken = {*self.models, *self.model_names, self.base_model}
+        return next(name for name in chain([CHAMPION], (f"{CHAMPION}-{k}" for k in count(2))) if name not in taken)
 
     @field_validator("models")
     @classmethod
@@ -221,8 +236,32 @@ class Genome(Section):
         refuse(faults)
         return known
 
+    @field_validator("layer_paths")
+    @classmethod
+    def _check_embeddings(cls, paths: LayerPaths | None, info: ValidationInfo) -> LayerPaths | None:
+        if paths is None or paths.embeddings is None or "models" not in info.data:
+            return paths
+        # A short name goes on holding when the models' revisions are pinned.
+        shorts = short_names(info.data["models"], (UNIFORM, *FIXED_RECIPES))
+        known = {name: name for name in shorts} | dict(zip(info.data["models"], shorts, strict=True))
+        if paths.after:
+            known[CHAMPION] = CHAMPION
+        if paths.embeddings not in known:
+            hint = did_you_mean(paths.embeddings, known)
+            refuse([f".embeddings: must be one of the models, but got {paths.embeddings!r}{hint}"])
+        return paths.model_copy(update={"embeddings": known[paths.embeddings]})
+
     def faults(self, methods: Mapping[str, MethodSpec]) -> Iterator[str]:
         """What the chosen merge methods cannot do with this genome, one line each, without the file's name."""
+        if self.layer_paths is not None and self.layer_paths.after is None:
+            plain = Genome.model_validate({"models": self.models, "base_model": self.base_model})
+            yield from (
+                f"genome.{key}: has no effect on layer paths alone; drop it, or write "
+                "layer_paths: {after: parameters}"
+                for key in _OF_PARAMETERS
+                if getattr(self, key) != getattr(plain, key)
+            )
+            return
         if unknown := [name for name in self.methods if name not in methods]:
             yield from (unknown_method(name, methods) for name in unknown)
             return

@@ -96,17 +96,24 @@ def _number(value: object) -> float:
 def _plain_ranges(ranges: Mapping[str, Mapping[str, Span]]) -> dict[str, Any]:
     """What gives the same ranges again, in the shortest of the forms."""
 
-    def plain(span: Span) -> Any:
-        if span.fixed:
-            return span.low
-        return {"low": span.low, "high": span.high, "log": True} if span.log else [span.low, span.high]
-
     return {
-        name: plain(spans[REST]) if spans.keys() == {REST} else {key: plain(span) for key, span in spans.items()}
+        name: _plain(spans[REST]) if spans.keys() == {REST} else {key: _plain(span) for key, span in spans.items()}
         for name, spans in ranges.items()
     }
 
 
+def _plain(span: Span) -> Any:
+    if span.fixed:
+        return span.low
+    return {"low": span.low, "high": span.high, "log": True} if span.log else [span.low, span.high]
+
+
 Ranges: TypeAlias = Annotated[
     dict[str, dict[str, Span]], PlainValidator(_ranges), PlainSerializer(_plain_ranges, when_used="json")
+]
+# One range, of a factor.
+SpanValue: TypeAlias = Annotated[
+    Span,
+    PlainValidator(lambda value: _span("factor", value)),
+    PlainSerializer(_plain, when_used="json"),
 ]

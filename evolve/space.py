@@ -295,8 +295,8 @@ class SearchSpace:
     def recipe(self, data: Mapping[str, Any]) -> Recipe:
         """A recipe with what all recipes of this search have in common."""
         genome = self.config.genome
-        common = {"dtype": genome.dtype, "out_dtype": genome.out_dtype, "heterosis": {"seed": self.config.seed}}
-        return Recipe.model_validate({**data, **common})
+        common = {"name": genome.stage_name, "dtype": genome.dtype, "out_dtype": genome.out_dtype}
+        return Recipe.model_validate({**data, **common, "heterosis": {"seed": self.config.seed}})
 
     # --- names and numbers ------------------------------------------------------------------------------------
 
