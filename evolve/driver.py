@@ -2,16 +2,13 @@
 
 import logging
 import os
-import signal
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,16 +17,16 @@ from heterosis.errors import InputError
 from heterosis.evaluate.splits import Split
 from heterosis.evolve.cluster import Pool, RayPool
 from heterosis.evolve.config import EvolveConfig
-from heterosis.evolve.dimensions import Space
 from heterosis.evolve.finals import Finals, FinalsFailed, run_finals, shortlist
 from heterosis.evolve.folder import SUMMARY, RunFolder, check_same_config, frozen_control_points, read_summary
 from heterosis.evolve.genome import UNIFORM
-from heterosis.evolve.optimizers import Vector, choose_optimizer, get_optimizer
 from heterosis.evolve.outcome import describe_result, environment, write_outcome
 from heterosis.evolve.preflight import Preflight, preflight
 from heterosis.evolve.proposals import Proposer
 from heterosis.evolve.record import Ask, Record, Trial
 from heterosis.evolve.referee import Referee
+from heterosis.evolve.session import logging_to, stopping_on_signals
+from heterosis.evolve.stages import Stages
 from heterosis.evolve.warm_start import warm_starts
 from heterosis.evolve.worker import Evaluation, Failure, Setup
 from heterosis.merge.executor import available_cores
@@ -114,7 +111,7 @@ def search(
         raise InputError(*(f"{origin}: {fault}" for fault in error.faults)) from error
     folder = RunFolder(Path(run_dir))
     try:
-        with _logging_to(folder.path / "run.log"):
+        with logging_to(folder.path / "run.log"):
             driver = _Driver(checked, folder, storage, device, progress)
             return driver.run(make_pool, ray_address)
     except InputError:
@@ -129,7 +126,7 @@ def _finished(run_dir: Path, budget: int) -> dict[str, Any] | None:
     if not (run_dir / SUMMARY).exists():
         return None
     summary = read_summary(run_dir)
-    spent = summary["trials"]["complete"] + summary["trials"]["failed"]
+    spent = sum(summary["trials"][state] for state in ("complete", "pruned", "failed"))
     return summary if summary["status"] == "finished" and spent >= budget else None
 
 
@@ -172,6 +169,9 @@ class _Driver:
         dimensions = [dimension for space in checked.stages for dimension in space.parameters]
         self._record = Record(folder.path, url, self._state["study"], dimensions, len(self._objective.names))
         self._referee = Referee(self._record, self._objective, self._split, config.racing)
+        self._stages = Stages(
+            checked, self._known_recipes, self._record, self._referee, self._state, folder.save_state
+        )
         folder.adopt(config)
         self._split.save(splits)
         folder.save_state(self._state)
@@ -204,7 +204,7 @@ class _Driver:
                 else RayPool(self._setup, self.workers, address=ray_address, timeout=timeout)
             )
             # In this order: Ray sets a handler for SIGTERM as it starts.
-            with closing(pool), _stopping_on_signals(self._request_stop):
+            with closing(pool), stopping_on_signals(self._request_stop):
                 self._search(pool, budget)
                 finals = None if self._stopping() else self._finals(pool)
         except BaseException:
@@ -263,14 +263,15 @@ class _Driver:
     def _search(self, pool: Pool, budget: int) -> None:
         """Baselines, then the optimizers' candidates stage by stage, until the budget is spent."""
         self._score_baselines(pool, budget)
-        spaces = self._checked.stages
-        ends = self._stage_ends(len(spaces), budget)
-        for stage, space in enumerate(spaces):
-            proposer = self._proposer(stage, space, ends)
-            last = stage == len(spaces) - 1
+        ends = self._stages.ends(budget)
+        for stage, end in enumerate(ends):
+            proposer = self._stages.proposer(stage)
+            last = stage == len(ends) - 1
             centre = last and budget >= MEAN_BUDGET and proposer.mean() is not None
-            limit = budget - centre if last else ends[stage]
-            self._work(pool, self._open_jobs(), partial(self._next_job, pool, proposer, limit), proposer.tell)
+            limit = budget - centre if last else end
+            left = [job for job in self._open_jobs("search") if job.ask.stage == stage]
+            self._work(pool, left, partial(self._next_job, pool, proposer, limit), proposer.tell)
+            self._work(pool, self._open_jobs("mean"), self._no_more)
             if centre and not self._stopping() and len(self._record.asks) < budget and not self._out_of_time(pool):
                 self._score_mean(pool, proposer)
 
@@ -290,20 +291,9 @@ class _Driver:
                 return
 
     def _open_jobs(self, *kinds: str) -> list[_Job]:
-        """What was asked and is not finished, of some kinds, or of all."""
-        asks = [ask for ask in self._record.open_asks if not kinds or ask.kind in kinds]
+        """What was asked and is not finished, of some kinds."""
+        asks = [ask for ask in self._record.open_asks if ask.kind in kinds]
         return [_Job(ask, "search", self._referee.next_documents(ask)) for ask in asks]
-
-    def _stage_ends(self, stages: int, budget: int) -> list[int]:
-        """The number of asks with which each stage ends, frozen when the first candidate is asked."""
-        if "stage_ends" not in self._state:
-            first = len(self._record.asks)
-            self._state["stage_ends"] = [
-                first + (budget - first) * (stage + 1) // stages for stage in range(stages)
-            ]
-            self._folder.save_state(self._state)
-        ends: list[int] = self._state["stage_ends"]
-        return ends
 
     def _next_job(self, pool: Pool, proposer: Proposer, limit: int) -> _Job | None:
         if len(self._record.asks) >= limit or self._out_of_time(pool):
@@ -478,72 +468,6 @@ class _Driver:
         finals = candidate * documents / max(1, sizes["search"]) / pool.size
         return self._seconds() + candidate + 1.2 * finals > self._config.hours * 3600
 
-    # ----------------------------------------------------------------- optimizer
-
-    def _proposer(self, stage: int, space: Space, ends: Sequence[int]) -> Proposer:
-        """A stage's optimizer as it was after the recorded asks and tells."""
-        settings = self._config.optimizer
-        start, known = self._start(stage, space)
-        names = self._state.setdefault("optimizers", {})
-        if str(stage) not in names:
-            planned = ends[stage] - (ends[stage - 1] if stage else 0)
-            name, why = settings.name, "as asked"
-            if name == "auto":
-                name, why = choose_optimizer(space.axes, len(self._objective.names), planned)
-            names[str(stage)] = {"name": name, "why": why, "planned": planned}
-            self._folder.save_state(self._state)
-            log.info("optimizer: %s: %s", name, why)
-        chosen = names[str(stage)]
-        seed = np.random.SeedSequence([self._config.seed, stage]).generate_state(1)[0]
-        optimizer = get_optimizer(chosen["name"])(
-            axes=space.axes,
-            objectives=len(self._objective.names),
-            initial=start,
-            seed=int(seed),
-            sigma0=settings.sigma0,
-            popsize=settings.popsize,
-            budget=chosen["planned"],
-        )
-        for point, losses in known:
-            optimizer.tell(point, losses)
-        return Proposer(stage, space, optimizer, self._record, self._config.ordered)
-
-    def _start(self, stage: int, space: Space) -> tuple[Vector, list[tuple[Vector, tuple[float, ...]]]]:
-        """Where a stage starts: from the best that is known, and which points of its space are known.
-
-        In the first stage, that is the best baseline that the space can express; a parent only if it is clearly
-        better than the uniform merge. Later ones start from the best candidate before. Continuous coordinates are
-        pulled off the faces of the cube, where a search distribution would be cut in half. Only what was known
-        when the stage's first candidate was asked counts, so that a resumed run starts from the same point.
-        """
-        asks = self._record.asks.values()
-        known = next((ask.after for ask in asks if ask.kind == "search" and ask.stage == stage), None)
-        trials = [t for t in self._record.trials[:known] if t.score is not None]
-        start, points = space.initial, []
-        if stage == 0:
-            expressible = {b.name: b.values for b in self._known_recipes if b.values is not None}
-            trials = [t for t in trials if t.ask.name in expressible]
-            points = [(space.encode(expressible[t.ask.name]), t.losses) for t in trials]
-            best = self._best_baseline([t for t in trials if t.complete])
-            values = expressible[best.ask.name] if best else None
-        else:
-            earlier = [t for t in trials if t.complete and t.ask.kind == "search" and t.ask.stage == stage - 1]
-            best = max(earlier, key=lambda t: (t.score or 0.0, -t.number), default=None)
-            values = space.refine(best.ask.values, self._checked.stages[stage - 1]) if best else None
-        if values is not None:
-            start = space.encode(values)
-        continuous = [axis.levels is None for axis in space.axes]
-        return np.where(continuous, np.clip(start, 0.1, 0.9), start), points
-
-    def _best_baseline(self, trials: Sequence[Trial]) -> Trial | None:
-        best = max(trials, key=lambda t: (t.score or 0.0, -t.number), default=None)
-        uniform = self._record.baselines.get(UNIFORM)
-        if best is None or best.ask.kind != "parent" or uniform is None:
-            return best
-        mine, other = self._record.scores(best.ask, "search"), self._record.scores(uniform, "search")
-        clear = mine and other and self._referee.judge("search").difference(mine, other).low > 0
-        return best if clear else None
-
     # -------------------------------------------------------------------- finals
 
     def _finals(self, pool: Pool) -> Finals | None:
@@ -575,40 +499,3 @@ class _Driver:
         log.info(text)
         if self._progress:
             self._progress.stage(text)
-
-
-@contextmanager
-def _logging_to(path: Path) -> Iterator[None]:
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        handler.close()
-
-
-@contextmanager
-def _stopping_on_signals(request_stop: Callable[[], None]) -> Iterator[None]:
-    """The first SIGINT or SIGTERM asks for a clean stop, the second raises KeyboardInterrupt."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    asked = False
-
-    def handle(signum: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        request_stop()
-
-    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)

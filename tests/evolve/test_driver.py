@@ -615,3 +615,74 @@ def test_options_replace_the_config(toy_config: Any, pools: Any, tmp_path: Path)
     config = EvolveConfig.load(tmp_path / "run/config.yaml")
     assert (config.trials, config.workers, config.seed) == (4, 2, 9)
     assert pools.made[0].size == 2
+
+
+class TestStages:
+    GENOME = {"layer_granularity": 0, "control_points": [1, 2]}
+
+    def test_the_finer_one_starts_from_the_best_before(self, run: Any, tmp_path: Path) -> None:
+        summary = run(trials=43, genome=self.GENOME, optimizer={"name": "cma", "sigma0": 0.01})
+        assert summary["status"] == "finished"
+        asks = [a for a in read_asks(tmp_path / "run") if a.kind == "search"]
+        coarse, fine = ([a for a in asks if a.stage == stage] for stage in (0, 1))
+        assert {len(a.values) for a in coarse} == {2}
+        assert {len(a.values) for a in fine} == {4}
+        rows = list(csv.DictReader((tmp_path / "run/trials.csv").open()))
+        scores = {int(row["ask"]): float(row["score"]) for row in rows}
+        best = max(coarse, key=lambda a: scores[a.number])
+        first = fine[0].values  # steps of 0.01 of the range around the best
+        for name, value in best.values.items():
+            near = [v for own, v in first.items() if own.startswith(f"{name}/")]
+            assert near == pytest.approx([min(max(value, 0.15), 1.35)] * 2, abs=0.08)
+        assert summary["optimizers"].keys() == {"0", "1"}
+
+    def test_go_on_where_they_were(self, run: Any, pools: Any, tmp_path: Path) -> None:
+        run("whole", trials=24, genome=self.GENOME)
+        for crash_after in (8, 9):
+            with pytest.raises(pools.crash):
+                run(trials=24, genome=self.GENOME, pool={"crash_after": crash_after})
+        run(trials=24, genome=self.GENOME)
+        assert proposals(tmp_path / "run") == proposals(tmp_path / "whole")
+
+    def test_an_extended_run_keeps_what_was_chosen(self, run: Any, tmp_path: Path) -> None:
+        run(trials=12, genome=self.GENOME)
+        before = json.loads((tmp_path / "run/run.json").read_text())
+        summary = run(trials=20, genome=self.GENOME)
+        after = json.loads((tmp_path / "run/run.json").read_text())
+        assert after["stage_ends"] == before["stage_ends"]
+        assert after["optimizers"] == before["optimizers"]
+        assert summary["trials"]["complete"] == 20
+
+
+class TestWarmStart:
+    def test_takes_the_best_of_a_run_and_a_recipe(self, run: Any, tmp_path: Path) -> None:
+        first = run("first", trials=12)
+        recipe = tmp_path / "mine.yaml"
+        recipe.write_text((tmp_path / "first/best.yaml").read_text())
+        run("second", trials=12, seed=9, warm_start=[str(tmp_path / "first"), str(recipe)])
+        asks = list(read_asks(tmp_path / "second"))
+        warm = [a for a in asks if a.name.startswith("warm start")]
+        assert warm[0].name == f"warm start first {first['champion']['trial']}"
+        assert len(warm) == 4
+        assert all(a.kind == "baseline" and a.incumbent is not None for a in warm)
+        assert len(asks) == 12
+
+    def test_starts_from_the_best_of_them(self, run: Any, tmp_path: Path, pools: Any) -> None:
+        run("first", trials=60)
+        cold = run("cold", trials=12, seed=9, optimizer={"name": "cma", "sigma0": 0.02})
+        warm = run(
+            "warm",
+            trials=12,
+            seed=9,
+            optimizer={"name": "cma", "sigma0": 0.02},
+            warm_start=str(tmp_path / "first"),
+        )
+        assert warm["champion"]["search"] > cold["champion"]["search"]
+        searched = [a for a in read_asks(tmp_path / "warm") if a.kind == "search"]
+        assert min(pools.hill(a, "search") for a in searched) > 0.5
+
+    @pytest.mark.parametrize(("path", "says"), [("nowhere.yaml", "nowhere.yaml"), (".", "not a run folder")])
+    def test_of_what_is_neither_is_refused(self, run: Any, tmp_path: Path, path: str, says: str) -> None:
+        with pytest.raises(InputError, match=says):
+            run(warm_start=str(tmp_path / path))
+        assert not (tmp_path / "run").exists()

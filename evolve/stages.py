@@ -1,0 +1,137 @@
+"""The stages of a search: where each ends, who proposes in it, and from where."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from heterosis.evolve.baselines import Baseline
+from heterosis.evolve.dimensions import Value
+from heterosis.evolve.genome import UNIFORM
+from heterosis.evolve.optimizers import Optimizer, Vector, choose_optimizer, get_optimizer
+from heterosis.evolve.preflight import Preflight
+from heterosis.evolve.proposals import Proposer
+from heterosis.evolve.record import Record, Trial
+from heterosis.evolve.referee import Referee
+
+log = logging.getLogger("heterosis")
+
+# Where a search distribution starts, at most so near to the faces of the cube, which would cut it in half.
+MARGIN = 0.1
+
+
+class Stages:
+    """The stages of one run.
+
+    What depends on the budget, where stages end and which optimizers they have, is chosen when it is first needed
+    and kept in the run's state: a run that is extended keeps it, and its last stage goes on.
+
+    Args:
+        checked: Config, spaces and objective.
+        baselines: That the search begins with.
+        record: The run's.
+        referee: Compares baselines.
+        state: The run's state, where choices are kept.
+        save: Makes them durable.
+    """
+
+    def __init__(
+        self,
+        checked: Preflight,
+        baselines: Sequence[Baseline],
+        record: Record,
+        referee: Referee,
+        state: dict[str, Any],
+        save: Callable[[Mapping[str, Any]], None],
+    ) -> None:
+        self._config, self._spaces = checked.config, checked.stages
+        self._objectives = len(checked.objective.names)
+        self._points = {b.name: b.values for b in baselines if b.values is not None}
+        self._record, self._referee, self._state, self._save = record, referee, state, save
+
+    def ends(self, budget: int) -> list[int]:
+        """The number of asks with which each stage ends: equal shares of what the baselines leave."""
+        if "stage_ends" not in self._state:
+            first, stages = len(self._record.asks), len(self._spaces)
+            self._state["stage_ends"] = [first + (budget - first) * (k + 1) // stages for k in range(stages)]
+            self._save(self._state)
+        ends: list[int] = self._state["stage_ends"]
+        return ends
+
+    def proposer(self, stage: int) -> Proposer:
+        """Who proposes in a stage, as it was after the recorded asks and tells."""
+        known = self._known(stage)
+        optimizer = self._optimizer(stage, self._start(stage, known))
+        if stage == 0:
+            for trial in known:
+                optimizer.tell(self._spaces[0].encode(self._points[trial.ask.name]), trial.losses)
+        return Proposer(stage, self._spaces[stage], optimizer, self._record, self._config.ordered)
+
+    def _optimizer(self, stage: int, start: Vector) -> Optimizer:
+        settings, axes = self._config.optimizer, self._spaces[stage].axes
+        chosen = self._state.setdefault("optimizers", {})
+        if str(stage) not in chosen:
+            ends = self._state["stage_ends"]
+            planned = ends[stage] - (ends[stage - 1] if stage else len(self._record.asks))
+            name, why = settings.name, "as asked"
+            if name == "auto":
+                name, why = choose_optimizer(axes, self._objectives, planned)
+            chosen[str(stage)] = {"name": name, "why": why, "planned": planned}
+            self._save(self._state)
+            log.info("optimizer: %s: %s", name, why)
+        own = chosen[str(stage)]
+        return get_optimizer(own["name"])(
+            axes=axes,
+            objectives=self._objectives,
+            initial=start,
+            seed=int(np.random.SeedSequence([self._config.seed, stage]).generate_state(1)[0]),
+            sigma0=settings.sigma0,
+            popsize=settings.popsize,
+            budget=own["planned"],
+        )
+
+    def _known(self, stage: int) -> list[Trial]:
+        """The results of points that a stage may start from: baselines that its space can express, then candidates
+        of the stage before.
+
+        Only what was known when its first candidate was asked counts, so that a resumed run starts alike.
+        """
+        asks = self._record.asks.values()
+        count = next((ask.after for ask in asks if ask.kind == "search" and ask.stage == stage), None)
+        scored = [t for t in self._record.trials[:count] if t.score is not None]
+        if stage == 0:
+            return [t for t in scored if t.ask.name in self._points]
+        before = stage - 1
+        candidates = [t for t in scored if t.complete and t.ask.kind == "search" and t.ask.stage == before]
+        return candidates or self._known(before)
+
+    def _start(self, stage: int, known: Sequence[Trial]) -> Vector:
+        """The best point known, off the faces of the cube; a parent only if it is clearly better than uniform."""
+        space, complete = self._spaces[stage], [t for t in known if t.complete]
+        best = max(complete, key=lambda t: (t.score or 0.0, -t.number), default=None)
+        start = space.initial
+        if best is not None and (best.ask.kind != "parent" or self._is_clear(best)):
+            values = self._values(best, stage)
+            start = start if values is None else space.encode(values)
+        continuous = [axis.levels is None for axis in space.axes]
+        return np.where(continuous, np.clip(start, MARGIN, 1 - MARGIN), start)
+
+    def _values(self, trial: Trial, stage: int) -> Mapping[str, Value] | None:
+        """A result's point in a stage's space."""
+        if trial.ask.kind != "search":
+            own, of = self._points[trial.ask.name], 0
+        else:
+            own, of = dict(trial.ask.values), trial.ask.stage
+        values: Mapping[str, Value] | None = own
+        for k in range(of + 1, stage + 1):
+            values = values and self._spaces[k].refine(values, self._spaces[k - 1])
+        return values
+
+    def _is_clear(self, parent: Trial) -> bool:
+        """Whether a parent is clearly better than the uniform merge."""
+        uniform = self._record.baselines.get(UNIFORM)
+        scores = [self._record.scores(ask, "search") for ask in (parent.ask, uniform) if ask]
+        if len(scores) < 2 or scores[0] is None or scores[1] is None:
+            return False
+        return self._referee.judge("search").difference(scores[0], scores[1]).low > 0
