@@ -54,6 +54,23 @@ class Documents:
         return len(self.groups)
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where a task's documents come from.
+
+    Attributes:
+        dataset: Name or path of the data set; empty for data that the task makes itself.
+        kind: Which of the task's splits lm-eval takes: ``test``, or ``validation`` where there is no test split.
+        split: What the data set calls it.
+        others: The task's other splits that have documents: ``validation``, ``training``.
+    """
+
+    dataset: str
+    kind: str
+    split: str
+    others: tuple[str, ...]
+
+
 def make_lm(model: Any, tokenizer: Any, batch_size: int, max_length: int | None = None) -> HFLM:
     """lm-eval's Hugging Face model around a live transformers model, which is neither moved nor copied."""
     with _quiet():
@@ -151,6 +168,18 @@ class TaskSet:
 
     def documents(self, task: str) -> Documents:
         return self._documents[task]
+
+    def source(self, task: str) -> Source:
+        """Where a task's documents come from."""
+        loaded = self._tasks[task]
+        has = {
+            "test": loaded.has_test_docs(),
+            "validation": loaded.has_validation_docs(),
+            "training": loaded.has_training_docs(),
+        }
+        kind, *others = (name for name, there in has.items() if there)
+        split = getattr(loaded.config, f"{kind}_split", None) or kind
+        return Source(str(loaded.config.dataset_path or ""), kind, split, tuple(others))
 
     def groups(self) -> dict[str, list[str]]:
         """Every document's group, as `split_documents` takes it."""

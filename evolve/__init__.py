@@ -12,6 +12,7 @@ optimizers/    who proposes candidates, one file each
 objective.py   what is maximised, from per-document scores
 statistics.py  paired intervals
 preflight.py   what can be refused before anything starts
+contamination.py  a warning when a published benchmark or a test split is searched on
 inspection.py  a config's space and first candidate, without tasks
 worker.py      merges a candidate into a live model and scores it
 cluster.py     workers as Ray actors

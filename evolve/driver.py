@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -109,6 +110,8 @@ def search(
     except InputError as error:
         origin = "config" if isinstance(config, EvolveConfig) else os.fspath(config)
         raise InputError(*(f"{origin}: {fault}" for fault in error.faults)) from error
+    for text in checked.warnings:
+        warnings.warn(text, stacklevel=2)
     folder = RunFolder(Path(run_dir))
     try:
         with logging_to(folder.path / "run.log"):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from heterosis.errors import InputError
 from heterosis.evolve.config import EvolveConfig
+from heterosis.evolve.contamination import name_warnings
 from heterosis.evolve.depth import Depth
 from heterosis.evolve.genes import METHOD
 from heterosis.evolve.space import SearchSpace, control_points_of, stages_of
@@ -114,7 +115,7 @@ def inspect_search(config: EvolveConfig, checkpoints: Mapping[ModelRef, Checkpoi
         tensors=len(plan.ops),
         parameters=plan.parameters,
         bytes_read=plan.bytes_read,
-        warnings=tuple(noted),
+        warnings=(*noted, *name_warnings(task.name for task in config.tasks)),
     )
 
 

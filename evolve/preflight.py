@@ -7,6 +7,7 @@ from heterosis.errors import InputError
 from heterosis.evaluate.harness import TaskSet
 from heterosis.evaluate.splits import Sizes, Split, split_documents
 from heterosis.evolve.config import EvolveConfig
+from heterosis.evolve.contamination import task_warnings
 from heterosis.evolve.inspection import plan_search
 from heterosis.evolve.objective import Objective
 from heterosis.evolve.space import SearchSpace
@@ -26,6 +27,7 @@ class Preflight:
         objective: What is maximised.
         parameters: Parameters of a candidate.
         checkpoints: Its models, the base included.
+        warnings: What is odd, but no fault.
     """
 
     config: EvolveConfig
@@ -35,6 +37,7 @@ class Preflight:
     objective: Objective
     parameters: int
     checkpoints: Mapping[ModelRef, Checkpoint]
+    warnings: tuple[str, ...] = ()
 
     @property
     def space(self) -> SearchSpace:
@@ -89,7 +92,9 @@ def preflight(config: EvolveConfig, control_points: Sequence[int] | None = None)
     tasks = task_set(config)
     sizes = Sizes(config.documents.search, config.documents.selection, config.documents.holdout)
     split = split_documents(tasks.groups(), sizes, config.documents.seed, tasks.fingerprints())
-    return Preflight(config, stages, tasks, split, _objective(config, tasks), plans[0].parameters, checkpoints)
+    warnings = task_warnings({name: tasks.source(name) for name in tasks.specs})
+    objective = _objective(config, tasks)
+    return Preflight(config, stages, tasks, split, objective, plans[0].parameters, checkpoints, tuple(warnings))
 
 
 def _objective(config: EvolveConfig, tasks: TaskSet) -> Objective:
