@@ -150,9 +150,10 @@ class _Driver:
         config = self._config = checked.config
         self._checked, self._folder, self._progress = checked, folder, progress
         self._objective = checked.objective
+        space = checked.spaces[0]
         self._known_recipes = [
-            *checked.space.baselines(extra=config.trials >= RECIPES_BUDGET),
-            *warm_starts(config.warm_start, checked.space),
+            *checked.baselines(extra=config.trials >= RECIPES_BUDGET),
+            *warm_starts(config.warm_start, space),
         ]
         splits = folder.path / "splits.json"
         if splits.exists():
@@ -169,7 +170,7 @@ class _Driver:
         self._setup = Setup(config, self._split, threads, device, run=str(folder.path.resolve()))
         self._check_environment()
         url = storage or f"sqlite:///{folder.path.resolve() / 'study.db'}"
-        dimensions = [dimension for space in checked.stages for dimension in space.parameters]
+        dimensions = [dimension for own in checked.spaces for dimension in own.parameters]
         self._record = Record(folder.path, url, self._state["study"], dimensions, len(self._objective.names))
         self._referee = Referee(self._record, self._objective, self._split, config.racing)
         self._stages = Stages(
@@ -193,7 +194,7 @@ class _Driver:
             self._progress.begin(self._checked, budget, self.workers)
         log.info(
             "search of %d parameters, %d trials, %d workers; run folder %s",
-            len(self._checked.stages[-1].parameters),
+            len(self._checked.spaces[-1].parameters),
             budget,
             self.workers,
             self._folder.path,

@@ -1,18 +1,21 @@
 """What is found out before the night begins: models, space, tasks, documents; everything that can be refused."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from heterosis.errors import InputError
 from heterosis.evaluate.harness import TaskSet
 from heterosis.evaluate.splits import Sizes, Split, split_documents
+from heterosis.evolve.baselines import Baseline
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.contamination import task_warnings
+from heterosis.evolve.dimensions import Space
 from heterosis.evolve.inspection import plan_search
 from heterosis.evolve.objective import Objective
+from heterosis.evolve.paths import PathSpace
 from heterosis.evolve.space import SearchSpace
 from heterosis.evolve.worker import task_set
-from heterosis.merge import Checkpoint, ModelRef, open_checkpoint
+from heterosis.merge import Checkpoint, ModelRef, Recipe, open_checkpoint
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,8 @@ class Preflight:
 
     Attributes:
         config: The config.
-        stages: Its search spaces, coarse to fine.
+        stages: Its spaces of parameters, coarse to fine.
+        paths: Its space of layer paths, where these alone are searched.
         tasks: Its tasks, with their documents.
         split: Which documents go where.
         objective: What is maximised.
@@ -32,6 +36,7 @@ class Preflight:
 
     config: EvolveConfig
     stages: tuple[SearchSpace, ...]
+    paths: PathSpace | None
     tasks: TaskSet
     split: Split
     objective: Objective
@@ -43,6 +48,23 @@ class Preflight:
     def space(self) -> SearchSpace:
         """The space of the first stage."""
         return self.stages[0]
+
+    @property
+    def spaces(self) -> tuple[Space, ...]:
+        """What is searched, stage by stage, without the layer paths that come after parameters."""
+        return (self.paths,) if self.paths else self.stages
+
+    def baselines(self, extra: bool) -> list[Baseline]:
+        """The baselines, with their points in the first space, and with ``extra`` common fixed recipes."""
+        found = self.space.baselines(extra=extra)
+        return [replace(b, values=self.paths.values_of(b.recipe)) for b in found] if self.paths else found
+
+    def paths_after(self, champion: Recipe) -> PathSpace | None:
+        """The last stage's space, where layer paths come after parameters."""
+        section = self.config.genome.layer_paths
+        if section is None or section.after is None:
+            return None
+        return PathSpace.after(self.space.config, champion, self.checkpoints)
 
     @property
     def control_points(self) -> tuple[int, ...] | None:
@@ -82,7 +104,10 @@ def preflight(config: EvolveConfig, control_points: Sequence[int] | None = None)
         }
     )
     checkpoints = {pinned[name]: checkpoint for name, checkpoint in opened.items()}
-    stages, plans = plan_search(config.model_copy(update={"genome": genome}), checkpoints, control_points)
+    pinned_config = config.model_copy(update={"genome": genome})
+    stages, plans = plan_search(pinned_config, checkpoints, control_points)
+    alone = genome.layer_paths is not None and genome.layer_paths.after is None
+    paths = PathSpace.from_config(pinned_config, checkpoints) if alone else None
     for plan in plans:
         if config.apply_chat_template and plan.tokenizer.chat_template is None:
             raise InputError(
@@ -94,7 +119,9 @@ def preflight(config: EvolveConfig, control_points: Sequence[int] | None = None)
     split = split_documents(tasks.groups(), sizes, config.documents.seed, tasks.fingerprints())
     warnings = task_warnings({name: tasks.source(name) for name in tasks.specs})
     objective = _objective(config, tasks)
-    return Preflight(config, stages, tasks, split, objective, plans[0].parameters, checkpoints, tuple(warnings))
+    return Preflight(
+        config, stages, paths, tasks, split, objective, plans[0].parameters, checkpoints, tuple(warnings)
+    )
 
 
 def _objective(config: EvolveConfig, tasks: TaskSet) -> Objective:

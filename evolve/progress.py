@@ -24,13 +24,22 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
 
 
+def _searched(checked: Preflight) -> str:
+    """What is searched, in words."""
+    counts = " then ".join(str(len(space.parameters)) for space in checked.spaces)
+    paths = checked.config.genome.layer_paths
+    if checked.paths:
+        return f"layer paths, {counts} numbers to find"
+    then = ", then layer paths" if paths else ""
+    return f"{' or '.join(checked.config.genome.methods)}, {counts} numbers to find{then}"
+
+
 def describe(checked: Preflight, budget: int, workers: int) -> list[str]:
     """What is about to happen, in a few lines."""
     split, objective = checked.split, checked.objective
     lines = [
         f"{len(checked.config.genome.models)} parents of {checked.parameters / 1e6:.0f} M parameters, "
-        f"{checked.config.genome.merge_method}, {len(checked.space)} numbers to find, "
-        f"{budget} trials on {workers} worker{'s' * (workers != 1)}"
+        f"{_searched(checked)}, {budget} trials on {workers} worker{'s' * (workers != 1)}"
     ]
     for task, weight in objective.weights.items():
         direction = "higher" if weight >= 0 else "lower"

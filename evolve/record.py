@@ -109,7 +109,8 @@ class Record:
         self, folder: Path, storage: str, study_name: str, dimensions: Iterable[Dimension], objectives: int = 1
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._distributions = {d.name: _distribution(d) for d in dimensions}
+        self._distributions: dict[str, BaseDistribution] = {}
+        self.add_dimensions(dimensions)
         try:
             self._study = optuna.create_study(
                 storage=storage,
@@ -145,6 +146,10 @@ class Record:
             frozen.state is TrialState.PRUNED,
             result["documents"],
         )
+
+    def add_dimensions(self, dimensions: Iterable[Dimension]) -> None:
+        """Make more dimensions known, of a stage whose space was not known before."""
+        self._distributions |= {d.name: _distribution(d) for d in dimensions}
 
     @property
     def open_asks(self) -> list[Ask]:

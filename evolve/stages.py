@@ -14,6 +14,7 @@ from heterosis.evolve.preflight import Preflight
 from heterosis.evolve.proposals import Proposer
 from heterosis.evolve.record import Record, Trial
 from heterosis.evolve.referee import Referee
+from heterosis.merge import Recipe
 
 log = logging.getLogger("heterosis")
 
@@ -45,7 +46,9 @@ class Stages:
         state: dict[str, Any],
         save: Callable[[Mapping[str, Any]], None],
     ) -> None:
-        self._config, self._spaces = checked.config, checked.stages
+        self._config, self._checked, self._spaces = checked.config, checked, list(checked.spaces)
+        section = checked.config.genome.layer_paths
+        self._stages = len(self._spaces) + (section is not None and section.after is not None)
         self._objectives = len(checked.objective.names)
         self._points = {b.name: b.values for b in baselines if b.values is not None}
         self._record, self._referee, self._state, self._save = record, referee, state, save
@@ -53,7 +56,7 @@ class Stages:
     def ends(self, budget: int) -> list[int]:
         """The number of asks with which each stage ends: equal shares of what the baselines leave."""
         if "stage_ends" not in self._state:
-            first, stages = len(self._record.asks), len(self._spaces)
+            first, stages = len(self._record.asks), self._stages
             self._state["stage_ends"] = [first + (budget - first) * (k + 1) // stages for k in range(stages)]
             self._save(self._state)
         ends: list[int] = self._state["stage_ends"]
@@ -62,11 +65,22 @@ class Stages:
     def proposer(self, stage: int) -> Proposer:
         """Who proposes in a stage, as it was after the recorded asks and tells."""
         known = self._known(stage)
+        if stage == len(self._spaces):
+            self._append_paths(known)
         optimizer = self._optimizer(stage, self._start(stage, known))
         if stage == 0:
             for trial in known:
                 optimizer.tell(self._spaces[0].encode(self._points[trial.ask.name]), trial.losses)
         return Proposer(stage, self._spaces[stage], optimizer, self._record, self._config.ordered)
+
+    def _append_paths(self, known: Sequence[Trial]) -> None:
+        """Layer paths after parameters go through the best merge before."""
+        best = _best(known)
+        assert best is not None, "the parents meet all documents"
+        paths = self._checked.paths_after(Recipe.parse(best.ask.recipe, best.ask.name))
+        assert paths is not None
+        self._spaces.append(paths)
+        self._record.add_dimensions(paths.parameters)
 
     def _optimizer(self, stage: int, start: Vector) -> Optimizer:
         settings, axes = self._config.optimizer, self._spaces[stage].axes
@@ -108,8 +122,7 @@ class Stages:
 
     def _start(self, stage: int, known: Sequence[Trial]) -> Vector:
         """The best point known, off the faces of the cube; a parent only if it is clearly better than uniform."""
-        space, complete = self._spaces[stage], [t for t in known if t.complete]
-        best = max(complete, key=lambda t: (t.score or 0.0, -t.number), default=None)
+        space, best = self._spaces[stage], _best(known)
         start = space.initial
         if best is not None and (best.ask.kind != "parent" or self._is_clear(best)):
             values = self._values(best, stage)
@@ -135,3 +148,9 @@ class Stages:
         if len(scores) < 2 or scores[0] is None or scores[1] is None:
             return False
         return self._referee.judge("search").difference(scores[0], scores[1]).low > 0
+
+
+def _best(trials: Sequence[Trial]) -> Trial | None:
+    """The best of those that met all documents; of equals, the first."""
+    complete = [t for t in trials if t.complete]
+    return max(complete, key=lambda t: (t.score or 0.0, -t.number), default=None)

@@ -34,7 +34,9 @@ def run(toy_config: Callable[..., dict[str, Any]], pools: Any, tmp_path: Path) -
     """Search with one worker: ``run(judge=..., trials=12)``; keys of the config or of the pool."""
 
     def go(folder: str = "run", judge: Any = pools.hill, pool: dict[str, Any] | None = None, **config: Any) -> Any:
-        text = yaml.safe_dump(toy_config(**{"workers": 1, "racing": False, "optimizer": "cma", **config}))
+        plain = toy_config(**{"workers": 1, "racing": False, "optimizer": "cma", **config})
+        plain["genome"] = {key: value for key, value in plain["genome"].items() if value is not None}
+        text = yaml.safe_dump(plain)
         return search(EvolveConfig.parse(text), tmp_path / folder, make_pool=pools(judge, **(pool or {})))
 
     return go
@@ -617,11 +619,12 @@ def test_options_replace_the_config(toy_config: Any, pools: Any, tmp_path: Path)
     assert pools.made[0].size == 2
 
 
-class TestStages:
-    GENOME = {"layer_granularity": 0, "control_points": [1, 2]}
+STAGES = {"layer_granularity": 0, "control_points": [1, 2]}
 
+
+class TestStages:
     def test_the_finer_one_starts_from_the_best_before(self, run: Any, tmp_path: Path) -> None:
-        summary = run(trials=43, genome=self.GENOME, optimizer={"name": "cma", "sigma0": 0.01})
+        summary = run(trials=43, genome=STAGES, optimizer={"name": "cma", "sigma0": 0.01})
         assert summary["status"] == "finished"
         asks = [a for a in read_asks(tmp_path / "run") if a.kind == "search"]
         coarse, fine = ([a for a in asks if a.stage == stage] for stage in (0, 1))
@@ -637,21 +640,52 @@ class TestStages:
         assert summary["optimizers"].keys() == {"0", "1"}
 
     def test_go_on_where_they_were(self, run: Any, pools: Any, tmp_path: Path) -> None:
-        run("whole", trials=24, genome=self.GENOME)
+        run("whole", trials=24, genome=STAGES)
         for crash_after in (8, 9):
             with pytest.raises(pools.crash):
-                run(trials=24, genome=self.GENOME, pool={"crash_after": crash_after})
-        run(trials=24, genome=self.GENOME)
+                run(trials=24, genome=STAGES, pool={"crash_after": crash_after})
+        run(trials=24, genome=STAGES)
         assert proposals(tmp_path / "run") == proposals(tmp_path / "whole")
 
     def test_an_extended_run_keeps_what_was_chosen(self, run: Any, tmp_path: Path) -> None:
-        run(trials=12, genome=self.GENOME)
+        run(trials=12, genome=STAGES)
         before = json.loads((tmp_path / "run/run.json").read_text())
-        summary = run(trials=20, genome=self.GENOME)
+        summary = run(trials=20, genome=STAGES)
         after = json.loads((tmp_path / "run/run.json").read_text())
         assert after["stage_ends"] == before["stage_ends"]
         assert after["optimizers"] == before["optimizers"]
         assert summary["trials"]["complete"] == 20
+
+    def test_layer_paths_alone(self, run: Any, tmp_path: Path) -> None:
+        genome = dict.fromkeys(("layer_granularity", "base_model", "merge_method")) | {"layer_paths": True}
+        summary = run(trials=14, genome=genome, optimizer="random")
+        assert summary["status"] == "finished"
+        searched = [a for a in read_asks(tmp_path / "run") if a.kind == "search"]
+        assert all(yaml.safe_load(a.recipe)["merge_method"] == "passthrough" for a in searched)
+        assert len({a.recipe for a in searched}) > 5
+
+    def test_layer_paths_go_through_the_best_merge_before(self, run: Any, pools: Any, tmp_path: Path) -> None:
+        def judge(ask: Ask, part: str) -> float:
+            return pools.hill(ask, part) if ask.stage == 0 or ask.kind != "search" else 2.0
+
+        genome = {"layer_granularity": 0, "layer_paths": {"after": "parameters"}}
+        options: dict[str, Any] = {"trials": 19, "genome": genome, "judge": judge}
+        with pytest.raises(pools.crash):
+            run(**options, pool={"crash_after": 14})
+        summary = run(**options)
+        assert summary["status"] == "finished"
+        asks = list(read_asks(tmp_path / "run"))
+        rows = csv.DictReader((tmp_path / "run/trials.csv").open())
+        scores = {int(row["ask"]): float(row["score"]) for row in rows}
+        best = max((a for a in asks if a.kind == "search" and a.stage == 0), key=lambda a: scores[a.number])
+        later = [a for a in asks if a.stage == 1]
+        assert len(later) == 8
+        for ask in later:
+            first, path = yaml.safe_load_all(ask.recipe)
+            assert first["models"] == yaml.safe_load(best.recipe)["models"]
+            assert path["merge_method"] == "passthrough"
+        assert summary["champion"]["trial"] >= 11
+        assert len(list(yaml.safe_load_all((tmp_path / "run/best.yaml").read_text()))) == 2
 
 
 class TestWarmStart:
