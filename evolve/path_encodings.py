@@ -1,9 +1,9 @@
 """Encodings of layer paths: how values stand for runs of layers, and back.
 
 A path by *segments* goes from a model's first layer to a model's last, in a few runs of layers. From one to the
-next it may skip layers or go back to repeat some, move over to another model, or change the factor on what layers
-add; where it does none of that it is a whole model. A path by *indicators* passes through all layers of all models
-in order, some number of times, and takes those that are switched on.
+next it may jump (skip layers, or go back to repeat some), move over to another model, or change the factor on what
+layers add; where it does none of that it is a whole model. A path by *indicators* passes through all layers of all
+models in order, some number of times, and takes those that are switched on.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -95,6 +95,8 @@ class Segments:
 
         for j in range(1, self.section.segments + 1):
             if j > 1:
+                # A switch of its own keeps most candidates of a search without most jumps, few of which do good.
+                yield integer("active", 0, 1)
                 yield integer("jump", -reach, reach)
             if len(names) > 1:
                 yield Dimension(f"model/{j}", 0, len(names) - 1, names[0], "model", None, choices=names)
@@ -112,7 +114,8 @@ class Segments:
             model = str(values.get(f"model/{j}", only))
             end = self.layers[model]
             if j > 1:  # to where the path, if this jump is the last, is neither too long nor too short
-                at = max(at + int(values[f"jump/{j}"]), 0, end - (most - taken))
+                jump = int(values[f"jump/{j}"]) if values[f"active/{j}"] else 0
+                at = max(at + jump, 0, end - (most - taken))
                 at = min(at, end, end - (least - taken))
             stop = min(at + int(values.get(f"layers/{j}", 1)), end) if j < segments else end
             runs.append(Run(model, at, stop, float(values.get(f"scale/{j}", 1.0))))
@@ -128,7 +131,8 @@ class Segments:
         values: dict[str, Value] = {}
         for j, run in enumerate(runs[:segments], start=1):
             if j > 1:
-                values[f"jump/{j}"] = run.start - runs[j - 2].stop
+                values[f"jump/{j}"] = jump = run.start - runs[j - 2].stop
+                values[f"active/{j}"] = int(jump != 0)
             if len(self.layers) > 1:
                 values[f"model/{j}"] = run.model
             if j < segments and max(self.layers.values()) > 1:

@@ -222,14 +222,17 @@ class PathSpace:
         check_values(self.parameters, values)
         genome, home = self.config.genome, self.donors[0]
         donor = str(values.get("embeddings", home))
+        path = self.encoding.path(values)
+        if genome.tokenizer_source == "union":  # of all models, whether the path meets them or not
+            path = (*(Run(name, 0, 0) for name in self.models), *path)
         # Empty slices say where the tensors outside the layers come from.
-        runs = [Run(donor, 0, 0), *self.encoding.path(values), Run(donor, 0, 0)]
-        slices = runs[runs[1].model == donor : len(runs) - (runs[-2].model == donor)]
+        first, last = (() if run.model == donor else (Run(donor, 0, 0),) for run in (path[0], path[-1]))
+        runs = (*first, *path, *last)
         recipe = Recipe.model_validate(
             {
                 "merge_method": "passthrough",
                 "base_model": None if donor == home else self.models[home],
-                "slices": [{"sources": [self._source(run)]} for run in slices],
+                "slices": [{"sources": [self._source(run)]} for run in runs],
                 "dtype": genome.dtype,
                 "out_dtype": genome.out_dtype,
                 "tokenizer_source": genome.tokenizer_source,

@@ -58,8 +58,9 @@ def space(
 
 
 def start(subject: PathSpace, **changes: Any) -> dict[str, Any]:
-    """The first point with some values changed; ``jump_2`` stands for ``jump/2``."""
-    return subject.values(subject.initial) | {key.replace("_", "/"): value for key, value in changes.items()}
+    """The first point with some values changed; ``jump_2`` stands for ``jump/2``, and makes that jump active."""
+    active = {f"active/{key[5:]}": 1 for key in changes if key.startswith("jump_")}
+    return subject.values(subject.initial) | active | {k.replace("_", "/"): value for k, value in changes.items()}
 
 
 def runs(recipe: Recipe) -> list[tuple[Any, ...]]:
@@ -89,10 +90,10 @@ def test_a_search_starts_with_the_first_model_whole(indicators: bool) -> None:
 
 def test_dimensions_say_what_each_segment_does() -> None:
     names = [dimension.name for dimension in space(8, 8, segments=2).parameters]
-    assert names == ["model/1", "layers/1", "scale/1", "jump/2", "model/2", "scale/2", "embeddings"]
-    assert [d.name for d in space(8, segments=2, scale=1).parameters] == ["layers/1", "jump/2"]
+    assert names == ["model/1", "layers/1", "scale/1", "active/2", "jump/2", "model/2", "scale/2", "embeddings"]
+    assert [d.name for d in space(8, segments=2, scale=1).parameters] == ["layers/1", "active/2", "jump/2"]
     one = space(8, 8, segments=2, embeddings="b", scale=1)
-    assert [d.name for d in one.parameters] == ["model/1", "layers/1", "jump/2", "model/2"]
+    assert [d.name for d in one.parameters] == ["model/1", "layers/1", "active/2", "jump/2", "model/2"]
     line = space(1, 2, indicators=True, repeats=2, scale=1, embeddings="a").parameters
     assert [d.name for d in line][:3] == ["use/1/a/layers.0", "use/1/b/layers.0", "use/1/b/layers.1"]
     assert len(line) == 6
@@ -103,6 +104,7 @@ def test_dimensions_say_what_each_segment_does() -> None:
     [
         ({"jump_2": -4, "layers_1": 6}, [("a", 0, 6, 1.0), ("a", 2, 8, 1.0)]),  # upscaling by repeated layers
         ({"jump_3": 2}, [("a", 0, 5, 1.0), ("a", 7, 8, 1.0)]),  # pruning
+        ({"jump_3": 2, "active_3": 0}, [("a", 0, 8, 1.0)]),
         ({"model_2": "b"}, [("a", 0, 3, 1.0), ("b", 3, 5, 1.0), ("a", 5, 8, 1.0)]),  # a swap at the same depth
         ({"scale_2": 0.5}, [("a", 0, 3, 1.0), ("a", 3, 5, 0.5), ("a", 5, 8, 1.0)]),
         (  # the last jump as far as 12 layers allow
@@ -371,7 +373,7 @@ def test_a_path_computes_what_the_paper_says(name: str, zoo: Zoo, tmp_path: Path
     subject = PathSpace.from_config(config, opened([a, b]))
     short = config.genome.model_names
     values = start(subject, layers_1=3, model_2=short[1], jump_2=-1, layers_2=1, scale_1=0.8, scale_2=1.25)
-    values |= {"jump/3": 0, "scale/3": 0.64}
+    values |= {"scale/3": 0.64}
     recipe = subject.decode(values)
     assert [r[1:] for r in runs_of(subject, values)] == [(0, 3, 0.8), (2, 3, 1.25), (3, 4, 0.64)]
     out = merge_models(recipe, tmp_path / "out", threads=1)
@@ -454,6 +456,18 @@ def test_candidates_of_any_depth_run_and_merge(
         depths.add(config.num_hidden_layers)
     assert len(depths) >= 3
     assert torch.equal(found[0], logits(load(Path(a), name), name))
+
+
+def test_a_union_of_tokens_is_that_of_all_models(make_llama: Callable[..., Path], tmp_path: Path) -> None:
+    a, b = (str(make_llama(f"paths-{vocab}", seed=vocab, vocab=vocab)) for vocab in (64, 70))
+    config = config_of([a, b], {"segments": 2, "scale": 1}, genome={"tokenizer_source": "union"})
+    subject = PathSpace.from_config(config, opened([a, b]))
+    names = config.genome.model_names
+    loader = CandidateLoader(threads=1)
+    for model, donor in ((names[0], names[0]), (names[0], names[1]), (names[1], names[1])):
+        recipe = subject.decode(start(subject, model_1=model, model_2=model, embeddings=donor))
+        assert loader.load(recipe).parameters["model.embed_tokens.weight"].shape == (70, 16)
+        assert subject.values_of(recipe) == start(subject, model_1=model, model_2=model, embeddings=donor)
 
 
 def test_the_live_model_is_built_anew_only_for_another_depth(zoo: Zoo) -> None:
