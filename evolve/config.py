@@ -96,7 +96,7 @@ class OptimizerConfig(Section):
         popsize: Results between two updates.
     """
 
-    name: str = "cma"
+    name: str = "auto"
     sigma0: Share | None = None
     popsize: Annotated[int, BeforeValidator(not_bool), Field(ge=4)] | None = None
 

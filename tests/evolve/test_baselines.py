@@ -329,6 +329,8 @@ slices:
         (PLAIN.replace("0.25", "'many'"), {}, None),
         (SLICED.replace("[2, 6]", "[3, 7]"), {"layer_granularity": 2}, None),
         (SLICED.replace("[2, 6]", "[2, 5]"), {"layer_granularity": 2}, None),
+        (SLICED.replace("[2, 6]", "[1, 6]"), {"layer_granularity": 2}, None),
+        (SLICED.replace("[0, 2]", "[1, 2]"), {"layer_granularity": 2}, None),
         (PLAIN + "dtype: float32\ntokenizer_source: union", {}, {"weight/math": 0.25, "weight/code": 1.0}),
     ],
 )

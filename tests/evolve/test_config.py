@@ -166,7 +166,7 @@ def test_new_keys_of_a_search() -> None:
 
 def test_defaults_of_the_new_keys() -> None:
     config = parse(plain())
-    assert config.objective == "weighted"
+    assert (config.objective, config.optimizer.name) == ("weighted", "auto")
     assert config.racing == Racing(enabled=True, first=None, factor=2.0, alpha=0.05, order="random")
     assert (config.constraints, config.ordered, config.warm_start) == ({}, 0, ())
     assert (config.genome.control_points, config.genome.subset) == (None, None)
@@ -488,7 +488,7 @@ def test_budgets_do_not_change_the_fingerprint(change: dict[str, Any]) -> None:
         ({"batch_size": 4}, "batch_size: 4, was 16"),
         ({"documents": {"search": 5}}, "documents.search: 5, was null"),
         ({"tasks": [{"name": "task", "weight": 2}]}, "tasks[0].weight: 2.0, was 1.0"),
-        ({"optimizer": "random"}, 'optimizer.name: "random", was "cma"'),
+        ({"optimizer": "random"}, 'optimizer.name: "random", was "auto"'),
         ({"num_fewshot": 2}, "num_fewshot: 2, was null"),
         ({"objective": "worst"}, 'objective: "worst", was "weighted"'),
         ({"constraints": {"task": 0.5}}, "constraints.task: 0.5, was not there"),
