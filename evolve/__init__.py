@@ -9,7 +9,8 @@ paths.py       layers of models, in which order <-> slices recipes; path_encodin
                paths; path_config.py: the config's section on them
 baselines.py   the recipes to beat, and where they lie in a space
 optimizers/    who proposes candidates, one file each
-objective.py   what is maximised, from per-document scores
+objective.py   what is maximised, from per-document scores; racing.py: which documents come when; referee.py:
+               what a candidate meets next, and what its scores amount to
 statistics.py  paired intervals
 preflight.py   what can be refused before anything starts
 contamination.py  a warning when a published benchmark or a test split is searched on
@@ -18,7 +19,10 @@ worker.py      merges a candidate into a live model and scores it
 cluster.py     workers as Ray actors
 record.py      asks, scores and trials, durably
 folder.py      the run folder and its lock
-driver.py      asks, hands out, records, picks the champion
+driver.py      hands out, records, goes through the stages; session.py: its log file and signals
+stages.py      where stages end, who proposes in them; proposals.py: asking an optimizer, and again from the record
+warm_start.py  recipes of earlier searches
+finals.py      the shortlist, the champion
 progress.py    the run on a terminal
 outcome.py     summary.json, best.yaml, trials.csv, the closing table
 """

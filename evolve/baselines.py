@@ -11,6 +11,9 @@ from heterosis.merge.recipe import Recipe
 if TYPE_CHECKING:
     from heterosis.evolve.space import SearchSpace
 
+# Trials from which on common fixed recipes are baselines too: they cost a few trials.
+RECIPES_BUDGET = 30
+
 # Weighted sums of task vectors, or of models, once nothing is dropped from them.
 _SUMS = ("linear", "task_arithmetic", "dare_linear", "della_linear", "breadcrumbs")
 # Those that drop entries, with the settings that drop none.

@@ -16,6 +16,7 @@ import numpy as np
 
 from heterosis.errors import InputError
 from heterosis.evaluate.splits import Split
+from heterosis.evolve.baselines import RECIPES_BUDGET
 from heterosis.evolve.cluster import Pool, RayPool
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.finals import Finals, FinalsFailed, run_finals, shortlist
@@ -38,7 +39,6 @@ ATTEMPTS = 2  # of a candidate whose failure may not be its own
 PATIENCE = 8  # failures before their rate says anything
 SAVE_SECONDS = 2.0  # between two states of the summary and the table, unless there is a new best
 SAVE_SHARE = 20  # times as long as saving takes, at least
-RECIPES_BUDGET = 30  # trials from which on common fixed recipes are baselines too
 MEAN_BUDGET = 20  # trials from which on the last is the optimizer's mean
 
 

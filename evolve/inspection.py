@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from heterosis.errors import InputError
+from heterosis.evolve.baselines import RECIPES_BUDGET
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.contamination import name_warnings
 from heterosis.evolve.depth import Depth
@@ -109,7 +110,7 @@ def inspect_search(config: EvolveConfig, checkpoints: Mapping[ModelRef, Checkpoi
         ranges=ranges,
         choices={d.parameter: d.choices for d in space.parameters if d.choices},
         depth=tuple(_in_words(stage.depth) for stage in stages),
-        baselines=tuple(baseline.name for baseline in space.baselines()),
+        baselines=tuple(b.name for b in space.baselines(extra=config.trials >= RECIPES_BUDGET)),
         trials=config.trials,
         tasks=tuple(task.name for task in config.tasks),
         tensors=len(plan.ops),

@@ -4,9 +4,23 @@ from collections.abc import Sequence
 
 from heterosis.evolve.optimizers.base import Axis
 
+# Objectives from which on fronts are too large for crowding distances to order.
+MANY = 4
+
 
 def choose_optimizer(axes: Sequence[Axis], objectives: int, budget: int) -> tuple[str, str]:
-    """The name of an optimizer, and one sentence that says why it."""
+    """The name of an optimizer, and one sentence that says why it.
+
+    Args:
+        axes: Of the search space.
+        objectives: How many losses a result has.
+        budget: Trials that are planned.
+    """
+    if objectives >= MANY:
+        return "nsga3", f"{objectives} objectives: reference points keep a front apart"
     if objectives > 1:
-        return "random", f"{objectives} objectives"
-    return "cma", f"one objective over {len(axes)} dimensions"
+        return "nsga2", f"{objectives} objectives"
+    switches = sum(axis.levels is not None for axis in axes)
+    if switches:
+        return "cmawm", f"{switches} of {len(axes)} dimensions take levels only, and a margin keeps them moving"
+    return "cma", f"{len(axes)} continuous dimensions"
