@@ -249,7 +249,7 @@ class _Driver:
 
     def _request_stop(self) -> None:
         self._stop = "interrupted"
-        log.info("stopping after the candidates that are being scored; interrupt again to stop at once")
+        log.info("stopping after the documents that are being scored; interrupt again to stop at once")
 
     def _check_environment(self) -> None:
         """Refuse to mix scores that other versions, batch sizes or models may have shifted."""

@@ -308,10 +308,10 @@ def _print_summary(summary: Mapping[str, Any], run_dir: Path) -> None:
     from heterosis.evolve.outcome import closing_table
 
     trials, documents, seconds = summary["trials"], summary["documents"], summary["seconds"]
-    failed = f", {trials['failed']} failed" if trials["failed"] else ""
-    print(
-        f"{summary['status']}: {trials['complete']} of {trials['budget']} trials{failed}, {seconds['total']:.0f} s"
-    )
+    others = {"stopped early": trials["pruned"], "failed": trials["failed"]}
+    noted = "".join(f", {count} {what}" for what, count in others.items() if count)
+    done = trials["complete"] + trials["pruned"]
+    print(f"{summary['status']}: {done} of {trials['budget']} trials{noted}, {seconds['total']:.0f} s")
     _print_table(("", "search", "selection", "held out"), closing_table(summary))
     counts = f"{documents['search']}, {documents['selection']} and {documents['holdout']} documents"
     print(f"on {counts}; {documents['scored']} scored in all")

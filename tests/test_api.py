@@ -42,7 +42,7 @@ def test_the_readmes_example(
 
     summary = heterosis.search(config, tmp_path / "run", make_pool=ConstantPool)
     assert summary["status"] == "finished"
-    assert summary["trials"]["complete"] == 5
+    assert summary["trials"]["complete"] + summary["trials"]["pruned"] == 5
 
     recipe = heterosis.Recipe.load(tmp_path / "run/best.yaml")
     assert recipe.merge_method == "task_arithmetic"

@@ -395,7 +395,7 @@ class TestARun:
                 signal.raise_signal(signal.SIGINT)
             submit(self, key, *rest)
 
-        path = config(trials=6)
+        path = config(trials=6, racing=False)
         with monkeypatch.context() as patch:
             patch.setattr(InlinePool, "submit", interrupted)
             code, output, errors = run("evolve", path, "--run-dir", "out")

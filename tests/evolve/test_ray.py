@@ -75,7 +75,9 @@ def test_a_run_survives_a_worker_that_dies(
     toy_config: Callable[..., dict[str, Any]], toy_tasks: Path, tmp_path: Path
 ) -> None:
     config = EvolveConfig.parse(
-        yaml.safe_dump(toy_config(tasks=["toy_deadly"], trials=9, workers=1, failures={"max_failure_rate": 1.0}))
+        yaml.safe_dump(
+            toy_config(tasks=["toy_deadly"], trials=9, workers=1, racing=False, failures={"max_failure_rate": 1.0})
+        )
     )
     progress = KillOnce(toy_tasks / "die")
     try:
@@ -203,7 +205,8 @@ def test_a_stopped_or_killed_driver_is_continued(
     assert process.returncode == 0, errors
     assert "held out" in output
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["trials"] == {"complete": 22, "pruned": 0, "failed": 0, "budget": 22}
+    trials = summary["trials"]
+    assert (trials["complete"] + trials["pruned"], trials["failed"], trials["budget"]) == (22, 0, 22)
     asks = [ask.number for ask in read_asks(run)]
     assert asks == list(range(22))
     told = Counter(int(row["ask"]) for row in csv.DictReader((run / "trials.csv").open()))
