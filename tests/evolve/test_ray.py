@@ -213,5 +213,10 @@ def test_a_stopped_or_killed_driver_is_continued(
     assert told == Counter(asks)
     lines = (run / "scores.jsonl").read_text().splitlines()
     assert lines[: len(before) - 1] == before[:-1]
-    scored = Counter((line["ask"], line["part"]) for line in map(json.loads, lines))
+    scored = Counter(
+        (line["ask"], line["part"], task, document)
+        for line in map(json.loads, lines)
+        for task, documents in line["scores"]["documents"].items()
+        for document in documents
+    )
     assert set(scored.values()) == {1}
