@@ -1,0 +1,163 @@
+"""How well searches find merges: real merges of small models, at equal numbers of documents scored.
+
+    python scripts/bench_search.py --check                         (trains the zoos, describes them)
+    python scripts/bench_search.py --seeds 10 --json FILE          (measures what FILE lacks)
+    python scripts/bench_search.py --json FILE --tables --plot SVG (measures nothing)
+    python scripts/bench_search.py --coverage 2000 --json FILE     (how honest the reported intervals are)
+
+The zoos are trained where they are not in --folder: minutes on one core. The curves are the true score (on
+documents that no search has) of what a contender would return, by the documents it has scored till then. The GA
+needs pymoo.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from search_bench.contenders import CONTENDERS
+from search_bench.ours import ABLATIONS, make_split, searches
+from search_bench.plot import curves_plot
+from search_bench.results import OURS, Results, tables
+from search_bench.scoring import Scorer, Unscorable
+from search_bench.zoos import ZOOS, home
+
+from heterosis.merge import Recipe
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--zoos", nargs="+", choices=ZOOS, default=list(ZOOS))
+    parser.add_argument("--contenders", nargs="+", choices=(OURS, *CONTENDERS), default=[OURS, *CONTENDERS])
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--evaluations", type=int, default=100, help="full evaluations, which set the budget")
+    parser.add_argument("--folder", type=Path, default=Path("runs/search-bench"), help="of the zoos")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="raw results, read and appended to")
+    parser.add_argument("--tables", action="store_true", help="measure nothing; print the tables of --json")
+    parser.add_argument("--plot", type=Path, metavar="SVG", help="measure nothing; draw the curves in --json")
+    parser.add_argument(
+        "--check", type=int, nargs="?", const=200, metavar="N", help="describe zoos by N random merges"
+    )
+    parser.add_argument(
+        "--ablate",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help=f"heterosis without {', '.join(ABLATIONS)}; or NAME={{key: value}} for another change of its config",
+    )
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    results = Results(options.json)
+    if options.tables or options.plot:
+        if options.plot:
+            options.plot.write_text(curves_plot(results))
+        if options.tables:
+            print("\n".join(tables(results)))
+        return
+    for name in options.zoos:
+        scorer = Scorer(home(ZOOS[name], options.folder))
+        if options.check:
+            check(scorer, options.check)
+            continue
+        for seed in range(options.seeds):
+            measure(scorer, seed, options, results)
+            scorer.forget()
+    if not options.check:
+        print("\n".join(tables(results)))
+
+
+def measure(scorer: Scorer, seed: int, options: argparse.Namespace, results: Results) -> None:
+    """Run every contender, and heterosis without its ingredients, where the results lack it."""
+    zoo = scorer.place.zoo
+    split = make_split(scorer.place, seed)
+    per_evaluation = sum(map(len, split.search.values()))
+    budget = options.evaluations * per_evaluation
+    wanted: dict[str, dict[str, Any]] = {OURS: {}} if OURS in options.contenders and not options.ablate else {}
+    for text in options.ablate:
+        ingredient, _, change = text.partition("=")
+        wanted[f"{OURS} without {ingredient}" if not change else f"{OURS} with {ingredient}"] = (
+            yaml.safe_load(change) if change else ABLATIONS[ingredient]
+        )
+    names = [name for name in options.contenders if name in CONTENDERS and not options.ablate]
+    for name in [*names, *wanted]:
+        if results.has(zoo.name, name, seed):
+            continue
+        begun = time.monotonic()
+        if name in wanted:
+            curve = list(searches(scorer, seed, budget, wanted[name]))
+        else:
+            curve = follow(scorer, name, seed, split.search, options.evaluations)
+        seconds = round(time.monotonic() - begun, 1)
+        results.add(
+            zoo.name, name, seed, curve=curve, known=known(scorer), definition=zoo.definition, run_seconds=seconds
+        )
+        last = curve[-1] if curve else {"search": 0.0, "true": 0.0, "documents": 0}
+        print(
+            f"{zoo.name} {name} {seed}: search {last['search']:.3f}, true {last['true']:.3f} after "
+            f"{last['documents']} documents, {seconds:.0f} s",
+            flush=True,
+        )
+
+
+def follow(
+    scorer: Scorer, name: str, seed: int, documents: dict[str, list[int]], evaluations: int
+) -> list[dict[str, Any]]:
+    """A contender's curve: a point for each recipe that it would have returned, and one at the end."""
+    each = sum(map(len, documents.values()))
+    best, curve = -1.0, []
+    search = CONTENDERS[name](scorer.place, seed)
+    recipe = next(search)
+    for evaluation in range(1, evaluations + 1):
+        score: float | None
+        try:
+            scored = scorer.score(recipe, documents)
+            score = sum(sum(of.values()) / len(of) for of in scored.values()) / len(scored)
+        except Unscorable:
+            score = None
+        if score is not None and score > best:
+            best, true = score, scorer.true_score(recipe)
+            curve.append({"documents": evaluation * each, "search": score, "true": true})
+        try:
+            recipe = search.send(score)
+        except StopIteration:
+            break
+    curve.append({**curve[-1], "documents": evaluations * each})
+    return curve
+
+
+def known(scorer: Scorer) -> dict[str, float]:
+    """True scores of what needs no search."""
+    place, recipes = scorer.place, {}
+    for path in (place.base, *place.experts):
+        recipes[Path(path).name] = {"merge_method": "passthrough", "models": [{"model": path}]}
+    models = [{"model": path, "parameters": {"weight": 1 / len(place.experts)}} for path in place.experts]
+    recipes["uniform"] = {"merge_method": "linear", "models": models, "parameters": {"normalize": True}}
+    return {
+        name: round(scorer.true_score(Recipe.model_validate({**r, "dtype": "bfloat16"}).to_yaml()), 4)
+        for name, r in recipes.items()
+    }
+
+
+def check(scorer: Scorer, count: int) -> None:
+    """Print what the models and random merges of a zoo can do."""
+    place = scorer.place
+    print(f"{place.zoo.name}: {place.zoo.purpose}; {place.zoo.method}", flush=True)
+    print("  " + ", ".join(f"{name} {score:.3f}" for name, score in known(scorer).items()), flush=True)
+    for name in ("random", "mergenetic"):  # of layers' groups; of whole models, improving
+        search, scores = CONTENDERS[name](place, 0), []
+        recipe, begun = next(search), time.monotonic()
+        for _ in range(count):
+            scores.append(scorer.true_score(recipe))
+            recipe = search.send(scores[-1])
+        best = sorted(scores, reverse=True)
+        print(
+            f"  {count} of {name}: best {best[0]:.3f}, 10th {best[9]:.3f}, median {best[count // 2]:.3f}; "
+            f"{(time.monotonic() - begun) / count:.2f} s each on the true documents",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""Raw results, a JSON line for each run of a contender, and the curves and tables made of them."""
+
+import json
+import math
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from scipy.special import stdtrit
+
+Line = dict[str, Any]
+Estimate = tuple[float, float]  # mean, half of its 95 % interval
+
+OURS, RIVAL = "heterosis", "mergekit-evolve"
+
+
+class Results:
+    """Runs by zoo, contender and seed; of several in a file the last counts.
+
+    Args:
+        path: A file of JSON lines, read and appended to; None keeps them in memory.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._lines: dict[tuple[str, str, int], Line] = {}
+        if path and path.exists():
+            for text in path.read_text().splitlines():
+                self._keep(json.loads(text))
+
+    def _keep(self, line: Line) -> None:
+        self._lines[line["zoo"], line["contender"], line["seed"]] = line
+
+    def add(self, zoo: str, contender: str, seed: int, **more: Any) -> None:
+        line = {"zoo": zoo, "contender": contender, "seed": seed, **more, **_circumstances()}
+        self._keep(line)
+        if self._path:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def has(self, zoo: str, contender: str, seed: int) -> bool:
+        return (zoo, contender, seed) in self._lines
+
+    def zoos(self) -> list[str]:
+        return list(dict.fromkeys(zoo for zoo, _, _ in self._lines))
+
+    def contenders(self, zoo: str) -> list[str]:
+        return list(dict.fromkeys(contender for z, contender, _ in self._lines if z == zoo))
+
+    def runs(self, zoo: str, contender: str) -> dict[int, Line]:
+        """The runs of a contender, by seed."""
+        return {seed: line for (z, c, seed), line in sorted(self._lines.items()) if (z, c) == (zoo, contender)}
+
+    def curve(self, zoo: str, contender: str) -> list[tuple[float, float, float]]:
+        """Documents, mean true score of what would be returned, half of its 95 % interval over seeds.
+
+        From where every seed has something to return; at every number of documents where that of a seed changes.
+        """
+        curves = [run["curve"] for run in self.runs(zoo, contender).values() if run["curve"]]
+        if not curves:
+            return []
+        begin = max(curve[0]["documents"] for curve in curves)
+        places = sorted({point["documents"] for curve in curves for point in curve if point["documents"] >= begin})
+        return [(place, *estimate([_at(curve, place)["true"] for curve in curves])) for place in places]
+
+    def reaches(self, zoo: str, contender: str, score: float) -> float | None:
+        """Documents from which on the mean curve is at a score or above; None if it ends below."""
+        reached = None
+        for documents, true, _ in reversed(self.curve(zoo, contender)):
+            if true < score:
+                break
+            reached = documents
+        return reached
+
+    def ends(self, zoo: str, contender: str, key: str = "true") -> dict[int, float]:
+        """The last point's value, by seed."""
+        return {seed: run["curve"][-1][key] for seed, run in self.runs(zoo, contender).items() if run["curve"]}
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """A mean, and half of its 95 % t interval."""
+    if len(values) < 2:
+        return mean(values), math.nan
+    return mean(values), float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / math.sqrt(len(values))
+
+
+def _at(curve: Sequence[Line], documents: float) -> Line:
+    return [point for point in curve if point["documents"] <= documents][-1]
+
+
+@cache
+def _circumstances() -> Line:
+    """The state of the code when the run began, and the machine."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True, check=False)
+    code = commit.stdout.strip() + ("+changes" if changed.returncode else "")
+    machine = f"{platform.machine()}, {os.cpu_count()} cores"
+    return {"begun": time.strftime("%Y-%m-%d %H:%M"), "commit": code, "machine": machine}
+
+
+# --- tables -----------------------------------------------------------------------------------------------------
+
+
+def tables(results: Results) -> Iterator[str]:
+    """Markdown: for each zoo the ends and what it took to get there, then the goal."""
+    for zoo in results.zoos():
+        yield from ("", *_zoo_table(results, zoo))
+    yield from ("", *_goal_table(results))
+
+
+def _zoo_table(results: Results, zoo: str) -> Iterator[str]:
+    contenders = results.contenders(zoo)
+    known = next(iter(results.runs(zoo, contenders[0]).values()))["known"]
+    baselines = ", ".join(f"{name} {score:.3f}" for name, score in known.items())
+    yield f"**{zoo}** ({baselines})"
+    yield ""
+    target = _target(results, zoo)
+    columns = ["true score at the end", f"over {RIVAL}", "search score less true score"]
+    columns += [f"documents to {target:.3f}", "times fewer"] if target is not None else []
+    yield from _head("contender", "seeds", "documents", *columns)
+    theirs = results.ends(zoo, RIVAL)
+    for contender in contenders:
+        true, search = (results.ends(zoo, contender, key) for key in ("true", "search"))
+        if not true:
+            continue
+        gaps = [search[seed] - true[seed] for seed in true]
+        paired = [true[seed] - theirs[seed] for seed in true if seed in theirs]
+        over = _text(estimate(paired), "+") if paired and contender != RIVAL else ""
+        spent = mean(results.ends(zoo, contender, "documents").values())
+        row = [contender, str(len(true)), f"{spent:.0f}", _text(estimate(list(true.values()))), over]
+        row.append(_text(estimate(gaps), "+"))
+        if target is not None:
+            reached = results.reaches(zoo, contender, target)
+            row += [f"{reached:.0f}", f"{_full(results, zoo) / reached:.1f}"] if reached else ["not reached", ""]
+        yield "| " + " | ".join(row) + " |"
+    claims = list(_claims(results, zoo))
+    if claims:
+        yield ""
+        yield from claims
+
+
+def _claims(results: Results, zoo: str) -> Iterator[str]:
+    """What heterosis' reports say, beside what is true."""
+    for contender in results.contenders(zoo):
+        points = [run["curve"][-1] for run in results.runs(zoo, contender).values() if run["curve"]]
+        stated = [p for p in points if p.get("gain_over_best_parent")]
+        if not stated:
+            continue
+        right = sum(p["gain_over_best_parent"][1] > 0 for p in stated)
+        covered = sum(
+            p["gain_over_best_parent"][1] <= p["true_gain_over_best_parent"] <= p["gain_over_best_parent"][2]
+            for p in stated
+        )
+        yield (
+            f"{contender}: {right} of {len(stated)} reports claim a gain over the best parent; {covered} of their "
+            "intervals contain the true gain."
+        )
+
+
+def _goal_table(results: Results) -> Iterator[str]:
+    """The goal: a fifth of the documents, and a higher end."""
+    yield from _head(
+        "zoo", f"{RIVAL} at the end", "reached after", "times fewer", "end of ours, paired difference"
+    )
+    for zoo in results.zoos():
+        target, theirs, ours = _target(results, zoo), results.ends(zoo, RIVAL), results.ends(zoo, OURS)
+        if target is None or not ours:
+            continue
+        reached = results.reaches(zoo, OURS, target)
+        fewer = f"{_full(results, zoo) / reached:.1f}" if reached else "not reached"
+        after = f"{reached:.0f}" if reached else ""
+        paired = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+        yield f"| {zoo} | {target:.3f} | {after} | {fewer} | {_text(estimate(paired), '+') if paired else ''} |"
+
+
+def _target(results: Results, zoo: str) -> float | None:
+    theirs = results.ends(zoo, RIVAL)
+    return mean(theirs.values()) if theirs else None
+
+
+def _full(results: Results, zoo: str) -> float:
+    return mean(results.ends(zoo, RIVAL, "documents").values())
+
+
+def _text(value: Estimate, sign: str = "") -> str:
+    return f"{value[0]:{sign}.3f} ± {value[1]:.3f}"
+
+
+def _head(*columns: str) -> Iterator[str]:
+    yield "| " + " | ".join(columns) + " |"
+    yield "| " + " | ".join("---" for _ in columns) + " |"

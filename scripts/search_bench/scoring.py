@@ -1,0 +1,149 @@
+"""From recipes to scores in one process: the project's own merge core, and all documents in one forward pass."""
+
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from heterosis.errors import InputError
+from heterosis.evaluate import CandidateLoader, Scores
+from heterosis.evolve.cluster import Outcome
+from heterosis.evolve.worker import Evaluation, Failure
+from heterosis.merge import MergeError, Recipe, Reductions
+
+from .skills import PROMPT, encode
+from .zoos import Home
+
+METRIC = "acc,none"  # all tokens of the answer are the most probable ones: lm-eval's acc of a likelihood
+
+PerTask = dict[str, dict[int, float]]
+
+
+class Unscorable(RuntimeError):
+    """A candidate without scores, and why."""
+
+
+class Scorer:
+    """Scores recipes on a zoo's documents.
+
+    What was scored once is kept: searches with the same seed and different budgets ask the same questions. They
+    still count as scored, by whoever asks.
+    """
+
+    def __init__(self, place: Home) -> None:
+        self.place = place
+        self._loader = CandidateLoader("cpu", threads=1, reductions=Reductions())
+        self._documents = {
+            task: torch.tensor([encode(d) for d in place.documents(task)]) for task in place.task_names
+        }
+        self._true_documents = {
+            task: torch.tensor([encode(d) for d in place.true_documents(task)]) for task in place.task_names
+        }
+        self._kept: dict[str, PerTask] = {}
+        self._true: dict[str, dict[str, float]] = {}
+        self._loaded: str | None = None
+        self._live: torch.nn.Module | None = None
+        self._checksum = ""
+
+    def _load(self, recipe: str) -> torch.nn.Module:
+        if self._loaded != recipe or self._live is None:
+            self._loaded = None
+            try:
+                resident = self._loader.load(Recipe.parse(recipe, "candidate"))
+            except (MergeError, InputError) as error:
+                raise Unscorable(str(error).splitlines()[0]) from error
+            self._loaded, self._live, self._checksum = recipe, resident.model, resident.checksum()
+        return self._live
+
+    def score(self, recipe: str, documents: Mapping[str, Sequence[int]]) -> PerTask:
+        """1 or 0 for each document.
+
+        Raises:
+            Unscorable: If the recipe cannot be merged, or its model gives no numbers.
+        """
+        kept = self._kept.setdefault(recipe, {task: {} for task in self._documents})
+        missing = {task: [d for d in ids if d not in kept[task]] for task, ids in documents.items()}
+        if any(missing.values()):
+            ids = torch.cat([self._documents[task][chosen] for task, chosen in missing.items()])
+            right = iter(_right(self._load(recipe), ids))
+            for task, chosen in missing.items():
+                kept[task].update((document, float(next(right))) for document in chosen)
+        return {task: {document: kept[task][document] for document in ids} for task, ids in documents.items()}
+
+    def true_scores(self, recipe: str) -> dict[str, float]:
+        """The accuracy on each task's true documents."""
+        if recipe not in self._true:
+            model = self._load(recipe)
+            self._true[recipe] = {
+                task: float(_right(model, ids).mean()) for task, ids in self._true_documents.items()
+            }
+        return self._true[recipe]
+
+    def true_score(self, recipe: str) -> float:
+        """The mean over the tasks."""
+        scores = self.true_scores(recipe)
+        return sum(scores.values()) / len(scores)
+
+    @property
+    def checksum(self) -> str:
+        """Of the live model."""
+        return self._checksum
+
+    def forget(self) -> None:
+        """Drop the scores that were kept."""
+        self._kept.clear()
+        self._true.clear()
+
+
+@torch.inference_mode()
+def _right(model: torch.nn.Module, ids: torch.Tensor) -> np.ndarray:
+    """Whether each document's answer is what the model would say, ``[n]``."""
+    right = []
+    for part in ids.split(512):
+        hidden = model.model(input_ids=part[:, :-1], use_cache=False).last_hidden_state[:, PROMPT - 1 :]
+        logits = model.lm_head(hidden)
+        if not torch.isfinite(logits).all():
+            raise Unscorable("the model's outputs are not finite")
+        right.append((logits.argmax(-1) == part[:, PROMPT:]).all(1))
+    return torch.cat(right).double().numpy()
+
+
+class InProcessPool:
+    """One worker, in this process; heterosis' searches run on it as on Ray's.
+
+    Attributes:
+        scored: Documents scored so far, kept ones included.
+    """
+
+    size = 1
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+        self._running: list[tuple[object, str, Mapping[str, list[int]]]] = []
+        self.scored = 0
+
+    @property
+    def free(self) -> int:
+        return self.size - len(self._running)
+
+    def submit(self, key: object, recipe: str, documents: Mapping[str, list[int]]) -> None:
+        self._running.append((key, recipe, documents))
+
+    def wait(self, timeout: float) -> list[tuple[object, Outcome]]:
+        running, self._running = self._running, []
+        return [(key, self._outcome(recipe, documents)) for key, recipe, documents in running]
+
+    def _outcome(self, recipe: str, documents: Mapping[str, list[int]]) -> Outcome:
+        begun = time.perf_counter()
+        try:
+            scored = self._scorer.score(recipe, documents)
+        except Unscorable as error:
+            return Failure(str(error))
+        self.scored += sum(map(len, documents.values()))
+        seconds = time.perf_counter() - begun
+        scores = Scores({task: {d: {METRIC: x} for d, x in of.items()} for task, of in scored.items()}, seconds)
+        return Evaluation(scores, {"merge": 0.0, "forward": seconds, "other": 0.0}, self._scorer.checksum)
+
+    def close(self) -> None:
+        self._running.clear()
