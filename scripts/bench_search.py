@@ -3,7 +3,7 @@
     python scripts/bench_search.py --check                         (trains the zoos, describes them)
     python scripts/bench_search.py --seeds 10 --json FILE          (measures what FILE lacks)
     python scripts/bench_search.py --json FILE --tables --plot SVG (measures nothing)
-    python scripts/bench_search.py --coverage 2000 --json FILE     (how honest the reported intervals are)
+    python scripts/bench_search.py --coverage 2000 --json FILE     (how honest its intervals are; another FILE)
 
 The zoos are trained where they are not in --folder: minutes on one core. The curves are the true score (on
 documents that no search has) of what a contender would return, by the documents it has scored till then. The GA
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import yaml
 from search_bench.contenders import CONTENDERS
+from search_bench.coverage import coverage_table, read_coverage, repeat
 from search_bench.ours import ABLATIONS, make_split, searches
 from search_bench.plot import curves_plot
 from search_bench.results import OURS, Results, tables
@@ -41,6 +42,9 @@ def main() -> None:
         "--check", type=int, nargs="?", const=200, metavar="N", help="describe zoos by N random merges"
     )
     parser.add_argument(
+        "--coverage", type=int, metavar="N", help="repeat a cheap search; --json is a file of its own"
+    )
+    parser.add_argument(
         "--ablate",
         nargs="+",
         default=[],
@@ -48,7 +52,14 @@ def main() -> None:
         help=f"heterosis without {', '.join(ABLATIONS)}; or NAME={{key: value}} for another change of its config",
     )
     options = parser.parse_args()
+    if options.json is None and (options.tables or options.plot or options.coverage is not None):
+        parser.error("--tables, --plot and --coverage need --json")
     torch.set_num_threads(1)
+    if options.coverage is not None:
+        done = read_coverage(options.json)
+        repeat((s for s in range(options.coverage) if s not in done), options.folder, options.json, {})
+        print("\n".join(coverage_table(read_coverage(options.json).values())))
+        return
     results = Results(options.json)
     if options.tables or options.plot:
         if options.plot:
