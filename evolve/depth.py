@@ -12,9 +12,9 @@ from heterosis.errors import InputError
 Matrix = NDArray[np.float64]
 
 # Each refines the one before without changing any layer, since its points are among the finer one's.
-_POINTS = (1, 2, 3, 5, 9)
+_POINTS = (1, 2, 3, 5)
 _MOST_DIMENSIONS = 24
-_TRIALS_PER_DIMENSION = 8
+_TRIALS_PER_DIMENSION = 4
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,9 @@ def default_control_points(models: int, parameters_per_point: int, n_layers: int
     """Control points for a config that says nothing about depth: few at small budgets, never many dimensions.
 
     Published searches gained little from more than one group of layers (Akiba et al. 2024 ended with six numbers
-    in all), and an optimizer needs about eight trials for each dimension to be of use. So the search begins with
-    one value for all layers, and ends with as many points as 24 dimensions and an eighth of the budget allow.
+    in all); where layers matter, three points found much more with 60 trials for 12 dimensions than one point did
+    (docs/design/0006-a-search-that-wins.md). So the search begins with one value for all layers, and ends with as
+    many points as 24 dimensions and a quarter of the budget allow.
 
     Args:
         models: How many have parameters of their own; 1 for methods whose parameters belong to the merge.

@@ -9,7 +9,7 @@ import numpy as np
 from heterosis.evolve.baselines import Baseline
 from heterosis.evolve.dimensions import Value
 from heterosis.evolve.genome import UNIFORM
-from heterosis.evolve.optimizers import Optimizer, Vector, choose_optimizer, get_optimizer
+from heterosis.evolve.optimizers import Optimizer, Vector, choose_optimizer, get_optimizer, is_model_based
 from heterosis.evolve.preflight import Preflight
 from heterosis.evolve.proposals import Proposer
 from heterosis.evolve.record import Record, Trial
@@ -68,10 +68,19 @@ class Stages:
         if stage == len(self._spaces):
             self._append_paths(known)
         optimizer = self._optimizer(stage, self._start(stage, known))
-        if stage == 0:
-            for trial in known:
-                optimizer.tell(self._spaces[0].encode(self._points[trial.ask.name]), trial.losses)
+        for trial in self._told(stage, known):
+            values = self._values(trial, stage)
+            if values is not None:
+                optimizer.tell(self._spaces[stage].encode(values), trial.losses)
         return Proposer(stage, self._spaces[stage], optimizer, self._record, self._config.ordered)
+
+    def _told(self, stage: int, known: Sequence[Trial]) -> Sequence[Trial]:
+        """What an optimizer is told when its stage begins: first the baselines; later all, if it has a model."""
+        if stage == 0:
+            return known
+        if not is_model_based(self._state["optimizers"][str(stage)]["name"]):
+            return []
+        return [t for t in self._before(stage) if t.ask.kind == "search" or t.ask.name in self._points]
 
     def _append_paths(self, known: Sequence[Trial]) -> None:
         """Layer paths after parameters go through the best merge before."""
@@ -111,14 +120,18 @@ class Stages:
 
         Only what was known when its first candidate was asked counts, so that a resumed run starts alike.
         """
-        asks = self._record.asks.values()
-        count = next((ask.after for ask in asks if ask.kind == "search" and ask.stage == stage), None)
-        scored = [t for t in self._record.trials[:count] if t.score is not None]
+        scored = self._before(stage)
         if stage == 0:
             return [t for t in scored if t.ask.name in self._points]
         before = stage - 1
         candidates = [t for t in scored if t.complete and t.ask.kind == "search" and t.ask.stage == before]
         return candidates or self._known(before)
+
+    def _before(self, stage: int) -> list[Trial]:
+        """Candidates with a score when a stage's first candidate was asked, or now."""
+        asks = self._record.asks.values()
+        count = next((ask.after for ask in asks if ask.kind == "search" and ask.stage == stage), None)
+        return [t for t in self._record.trials[:count] if t.score is not None]
 
     def _start(self, stage: int, known: Sequence[Trial]) -> Vector:
         """The best point known, off the faces of the cube; a parent only if it is clearly better than uniform."""

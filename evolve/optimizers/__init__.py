@@ -28,6 +28,7 @@ __all__ = [
     "Vector",
     "choose_optimizer",
     "get_optimizer",
+    "is_model_based",
     "optimizer",
     "optimizer_names",
 ]
@@ -44,6 +45,12 @@ def optimizer_names(objectives: int = 1) -> tuple[str, ...]:
     """The names of all optimizers that take so many objectives, in alphabetical order."""
     _discover()
     return tuple(sorted(name for name, entry in OPTIMIZERS.items() if objectives == 1 or entry.multi_objective))
+
+
+def is_model_based(name: str) -> bool:
+    """Whether an optimizer learns as much from any known point as from one that it has proposed."""
+    _discover()
+    return OPTIMIZERS[name].model_based
 
 
 def get_optimizer(name: str) -> OptimizerFactory:

@@ -6,6 +6,8 @@ from heterosis.evolve.optimizers.base import Axis
 
 # Objectives from which on fronts are too large for crowding distances to order.
 MANY = 4
+# Dimensions and trials up to which a Gaussian process is worth its time.
+FEW_AXES, FEW_TRIALS = 20, 200
 
 
 def choose_optimizer(axes: Sequence[Axis], objectives: int, budget: int) -> tuple[str, str]:
@@ -23,4 +25,6 @@ def choose_optimizer(axes: Sequence[Axis], objectives: int, budget: int) -> tupl
     switches = sum(axis.levels is not None for axis in axes)
     if switches:
         return "cmawm", f"{switches} of {len(axes)} dimensions take levels only, and a margin keeps them moving"
-    return "cma", f"{len(axes)} continuous dimensions"
+    if len(axes) <= FEW_AXES and budget <= FEW_TRIALS:
+        return "gp", f"{len(axes)} dimensions and {budget} trials: a model of the scores finds its way sooner"
+    return "cma", f"{len(axes)} continuous dimensions, {budget} trials"

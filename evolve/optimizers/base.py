@@ -148,6 +148,7 @@ class Registration:
 
     factory: OptimizerFactory
     multi_objective: bool
+    model_based: bool
 
 
 OPTIMIZERS: dict[str, Registration] = {}
@@ -155,19 +156,22 @@ OPTIMIZERS: dict[str, Registration] = {}
 _Factory = TypeVar("_Factory", bound=OptimizerFactory)
 
 
-def optimizer(name: str, *, multi_objective: bool = False) -> Callable[[_Factory], _Factory]:
+def optimizer(
+    name: str, *, multi_objective: bool = False, model_based: bool = False
+) -> Callable[[_Factory], _Factory]:
     """Registers a factory under ``name``, the name that configs use.
 
     Args:
         name: Of the optimizer.
         multi_objective: Whether it takes several objectives; each takes one.
+        model_based: Whether it learns as much from any known point as from one that it has proposed.
     """
 
     def register(factory: _Factory) -> _Factory:
         if name in OPTIMIZERS:
             one, other = OPTIMIZERS[name].factory.__module__, factory.__module__
             raise ValueError(f"two optimizers are called {name!r}: one in {one} and one in {other}")
-        OPTIMIZERS[name] = Registration(factory, multi_objective)
+        OPTIMIZERS[name] = Registration(factory, multi_objective, model_based)
         return factory
 
     return register

@@ -6,7 +6,7 @@ from heterosis.evolve.optimizers.base import Axis, Optimizer, Vector, optimizer,
 from heterosis.evolve.optimizers.sampling import SamplerOptimizer
 
 
-@optimizer("tpe", multi_objective=True)
+@optimizer("tpe", multi_objective=True, model_based=True)
 def tpe(
     *,
     axes: Sequence[Axis],

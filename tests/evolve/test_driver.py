@@ -720,3 +720,33 @@ class TestWarmStart:
         with pytest.raises(InputError, match=says):
             run(warm_start=str(tmp_path / path))
         assert not (tmp_path / "run").exists()
+
+
+def test_a_model_keeps_what_the_coarser_stage_found(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Gaussian process is told the results of the stage before, at their points in the finer space."""
+    from heterosis.evolve import stages
+
+    told: list[list[tuple[int, tuple[float, ...]]]] = []
+
+    class Listening:
+        def __init__(self, **options: Any) -> None:
+            self._optimizer = stages_get_optimizer("random")(**options)
+            told.append([])
+
+        def tell(self, x: Any, losses: Any) -> None:
+            told[-1].append((len(x), tuple(losses)))
+            self._optimizer.tell(x, losses)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._optimizer, name)
+
+    stages_get_optimizer = stages.get_optimizer
+    monkeypatch.setattr(stages, "get_optimizer", lambda name: Listening)
+    run(trials=13, genome=STAGES, optimizer="gp")
+    rows = list(csv.DictReader((tmp_path / "run/trials.csv").open()))
+    coarse = [float(row["score"]) for row in rows if row["kind"] == "search" and row["stage"] == "0"]
+    later = [-losses[0] for length, losses in told[1] if length == 4]
+    own = sum(row["kind"] == "search" and row["stage"] == "1" for row in rows)
+    assert later[-len(coarse) - own : -own] == pytest.approx(coarse)
