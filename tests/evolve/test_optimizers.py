@@ -36,7 +36,7 @@ SPACES = {
     "mixed": (Axis(), Axis(2), Axis(), Axis(7), Axis(3, ordered=False)),
     "levels": (Axis(3), Axis(2, ordered=False)),
 }
-STEPS = {"gp": 13}  # of most tests; others take 60. A proposal of the model costs it a tenth of a second or more.
+STEPS = {"gp": 13}  # of most tests; others take 45. A proposal of the model costs it a tenth of a second or more.
 ALL = [(name, space) for name in NAMES for space in SPACES if name not in STEPS or space in ("one", "mixed")]
 Event = tuple[str, list[float], list[float] | None]  # "ask" or "tell", a point, its losses
 
@@ -89,11 +89,11 @@ def asked(events: list[Event]) -> list[Vector]:
 @cache
 def played(name: str, space: str) -> list[Event]:
     """One such history for each optimizer and space, which several tests look at."""
-    return play(make(name, SPACES[space]), STEPS.get(name, 60), workers=3)
+    return play(make(name, SPACES[space]), STEPS.get(name, 45), workers=3)
 
 
 def steps(name: str) -> range:
-    return range(STEPS.get(name, 60))
+    return range(STEPS.get(name, 45))
 
 
 def test_every_file_is_found() -> None:
@@ -201,7 +201,7 @@ class TestConformance:
         for _ in steps(name):
             subject.tell(subject.ask(), None)
         assert np.all(np.isfinite(subject.ask()))
-        for _ in range(12):
+        for _ in range(4):
             x = subject.ask()
             subject.tell(x, sphere(x))
 
@@ -294,7 +294,7 @@ def dominated_area(name: str, trials: int, seed: int) -> float:
 
 @pytest.mark.parametrize("name", sorted(set(optimizer_names(2)) - CONTROLS))
 def test_those_for_several_objectives_find_a_spread_front(name: str) -> None:
-    trials = 25 if name in STEPS else 100
+    trials = 18 if name in STEPS else 100
     mine = np.median([dominated_area(name, trials, s) for s in range(1 if name in STEPS else 3)])
     control = np.median([dominated_area("random", trials, s) for s in range(9)])
     assert mine > control + 0.02
@@ -306,6 +306,73 @@ def test_fails_with_several_objectives_too(name: str) -> None:
     for index in range(STEPS.get(name, 30)):
         x = subject.ask()
         subject.tell(x, [None, [1.0, float("nan"), 2.0], [float(u) for u in x[:3]]][min(index % 5, 2)])
+
+
+SAMPLERS = ("gp", "nsga2", "nsga3", "tpe")
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samplers_begin_with_the_initial_point_unless_it_is_known(name: str) -> None:
+    assert make(name).ask().tolist() == [0.5, 0.5, 0.5]
+    informed = make(name)
+    informed.tell(np.full(3, 0.5), [0.1])
+    assert informed.ask().tolist() != [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("name", ["cmawm", *SAMPLERS])
+def test_all_that_learn_keep_away_from_failures(name: str) -> None:
+    """Half of the cube fails, and the losses there would be the best."""
+    subject, failed = make(name, 2, popsize=8), []
+    for _ in range(30 if name in STEPS else 80):
+        x = subject.ask()
+        failed.append(x[0] > 0.6)
+        subject.tell(x, None if failed[-1] else [float(0.7 - x[0] + (x[1] - 0.5) ** 2)])
+    assert any(failed[:20])
+    assert np.mean(failed[-15:]) < 0.4
+
+
+def test_cma_with_margin_finds_the_best_levels() -> None:
+    axes = (Axis(), Axis(), *(Axis(2),) * 4, Axis(5))
+    best = at_levels(np.array([0.3, 0.7, 0.0, 1.0, 1.0, 0.0, 0.9]), axes)
+    subject = make("cmawm", axes)
+    for _ in range(300):
+        x = subject.ask()
+        subject.tell(x, [float(np.sum((x - best) ** 2))])
+    mean = subject.mean()
+    assert mean is not None
+    assert mean[2:].tolist() == best[2:].tolist()
+    np.testing.assert_allclose(mean[:2], best[:2], atol=0.05)
+
+
+def test_cma_with_margin_is_moved_only_by_what_it_sampled_lately() -> None:
+    subject = make("cmawm", 3, popsize=5)
+    late = [subject.ask() for _ in range(10)]
+    for _ in range(60):
+        x = subject.ask()
+        subject.tell(x, sphere(x))
+    before = subject.mean()
+    for x in [*late, *np.random.default_rng(0).random((10, 3))]:
+        subject.tell(x, [-1.0])
+    np.testing.assert_array_equal(subject.mean(), before)
+
+
+@pytest.mark.parametrize(
+    ("axes", "objectives", "budget", "expected"),
+    [
+        ((Axis(),) * 30, 1, 100, "cma"),
+        ((Axis(),) * 4, 1, 5000, "cma"),
+        ((Axis(),) * 4, 1, 50, "gp"),
+        ((Axis(), Axis(2)), 1, 50, "cmawm"),
+        ((Axis(), Axis(3, ordered=False)), 1, 500, "cmawm"),
+        ((Axis(), Axis(2)), 2, 100, "nsga2"),
+        ((Axis(),) * 4, 3, 100, "nsga2"),
+        ((Axis(),) * 4, 4, 100, "nsga3"),
+    ],
+)
+def test_auto_chooses_by_space_objectives_and_budget(
+    axes: tuple[Axis, ...], objectives: int, budget: int, expected: str
+) -> None:
+    assert choose_optimizer(axes, objectives, budget)[0] == expected
 
 
 @pytest.mark.parametrize(("dimensions", "limit"), [(1, 1e-3), (4, 1e-2)])
