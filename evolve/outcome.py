@@ -87,7 +87,7 @@ def write_outcome(
     stopped: str | None,
 ) -> dict[str, Any]:
     """Write the run's summary and table of trials, ``best.yaml``, and the recipes of a front."""
-    on_search = {trial.ask.number: trial.score for trial in record.trials}
+    on_search = {trial.ask.number: trial.score for trial in record.trials if trial.complete}
     judge = referee.judge
     objective = judge("search").objective
 
@@ -253,7 +253,8 @@ def closing_table(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]
         return name, search, selection, holdout
 
     rows = [cells(name, r) for name, r in summary["parents"].items()]
-    rows += [cells(name, r) for name, r in summary["baselines"].items()]
+    # Those that were stopped early have estimates only.
+    rows += [cells(name, r) for name, r in summary["baselines"].items() if r["search"] is not None]
     champion = summary["champion"]
     if champion:
         title = "champion" if summary["status"] == "finished" else "best so far"
