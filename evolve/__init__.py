@@ -23,7 +23,8 @@ driver.py      hands out, records, goes through the stages; session.py: its log 
 stages.py      where stages end, who proposes in them; proposals.py: asking an optimizer, and again from the record
 warm_start.py  recipes of earlier searches
 finals.py      the shortlist, the champion
-progress.py    the run on a terminal
+progress.py    the run on a terminal, live or in lines; standing.py: where it stands, read from its folder;
+               pulse.py: what the driver does at the moment
 outcome.py     summary.json, best.yaml, trials.csv, the closing table
 """
 

@@ -19,16 +19,18 @@ from heterosis.evaluate.splits import Split
 from heterosis.evolve.baselines import RECIPES_BUDGET
 from heterosis.evolve.cluster import Pool, RayPool
 from heterosis.evolve.config import EvolveConfig
-from heterosis.evolve.finals import Finals, FinalsFailed, run_finals, shortlist
+from heterosis.evolve.finals import Finals, FinalsFailed, finals_cost, run_finals, shortlist
 from heterosis.evolve.folder import SUMMARY, RunFolder, check_same_config, frozen_control_points, read_summary
 from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.outcome import describe_result, environment, write_outcome
 from heterosis.evolve.preflight import Preflight, preflight
 from heterosis.evolve.proposals import Proposer
+from heterosis.evolve.pulse import Pulse, PulseWriter
 from heterosis.evolve.record import Ask, Record, Trial
 from heterosis.evolve.referee import Referee
 from heterosis.evolve.session import logging_to, stopping_on_signals
 from heterosis.evolve.stages import Stages
+from heterosis.evolve.statistics import Interval
 from heterosis.evolve.warm_start import warm_starts
 from heterosis.evolve.worker import Evaluation, Failure, Setup
 from heterosis.merge.executor import available_cores
@@ -181,7 +183,12 @@ class _Driver:
         folder.save_state(self._state)
         self._begun = time.monotonic()
         self._spent_before = float(self._state["seconds"])
-        self._save_from = self._begun
+        self._save_from, self._saved = self._begun, True
+        parents = len(config.genome.models)
+        self._finals_cost = finals_cost(self._split, parents, config.finalists)
+        self._pulse = PulseWriter(
+            folder.path, Pulse(workers=self.workers, finals=self._finals_cost, hours=config.hours)
+        )
         self._stop: str | None = None
         self._seconds_of: dict[int, Counter[str]] = {}  # of candidates that race
         self._held: list[Ask] = []  # scored, but meaningless before the parents are
@@ -200,6 +207,7 @@ class _Driver:
             self._folder.path,
         )
         self._save(status="running")
+        self._pulse.beat(0, 0)
         timeout = self._config.timeout
         try:
             pool = (
@@ -215,6 +223,7 @@ class _Driver:
             self._save(status="stopped")
             raise
         finally:
+            self._pulse.stop()
             if self._progress:
                 self._progress.end()
         status = "finished" if finals is not None else "stopped"
@@ -249,6 +258,7 @@ class _Driver:
 
     def _request_stop(self) -> None:
         self._stop = "interrupted"
+        self._pulse.phase("stopping after the documents that are being scored")
         log.info("stopping after the documents that are being scored; interrupt again to stop at once")
 
     def _check_environment(self) -> None:
@@ -270,6 +280,7 @@ class _Driver:
         ends = self._stages.ends(budget)
         for stage, end in enumerate(ends):
             proposer = self._stages.proposer(stage)
+            self._pulse.space = proposer.space
             last = stage == len(ends) - 1
             centre = last and budget >= MEAN_BUDGET and proposer.mean() is not None
             limit = budget - centre if last else end
@@ -360,6 +371,8 @@ class _Driver:
                     break
                 pool.submit(job, job.ask.recipe, job.documents)
                 running += 1
+            self._pulse.beat(running, len(queue))
+            self._save_when_due()
             if not running:
                 return
             for key, outcome in pool.wait(timeout=0.5):
@@ -425,13 +438,27 @@ class _Driver:
         best = self._best()
         result = describe_result(trial)
         log.info("trial %d (%s): %s; best %s", trial.number, trial.ask.name, result, best and f"{best.score:.4f}")
-        begun = time.monotonic()
-        if trial is best or begun >= self._save_from:
-            self._save(status="running")
-            # The record is durable; what is made of it is for people, and takes longer the more trials there are.
-            self._save_from = time.monotonic() + max(SAVE_SECONDS, SAVE_SHARE * (time.monotonic() - begun))
+        self._pulse.trial(self._record.trials, best, self._against_parents)
+        self._saved = False
+        self._save_when_due(at_once=trial is best)
         if self._progress:
             self._progress.trial(trial, best, self._record, self._seconds())
+
+    def _save_when_due(self, at_once: bool = False) -> None:
+        """Write the summary and the table, for people: that takes longer the more trials there are."""
+        begun = time.monotonic()
+        if not self._saved and (at_once or begun >= self._save_from):
+            self._save(status="running")
+            self._saved = True
+            self._save_from = time.monotonic() + max(SAVE_SECONDS, SAVE_SHARE * (time.monotonic() - begun))
+
+    def _against_parents(self, trial: Trial) -> dict[str, Interval]:
+        """By how much a trial beats each parent on the search documents."""
+        if not self._referee.can_judge("search"):
+            return {}
+        judge, mine = self._referee.judge("search"), self._record.scores(trial.ask, "search")
+        found = {ask.name: self._record.scores(ask, "search") for ask in self._record.parents if ask != trial.ask}
+        return {name: judge.difference(mine, theirs) for name, theirs in found.items() if mine and theirs}
 
     def _best(self) -> Trial | None:
         """The trial with the best search score; of equals, the first."""
@@ -464,12 +491,7 @@ class _Driver:
         if not times:
             return self._seconds() > self._config.hours * 3600
         candidate = float(np.median(times))
-        sizes = {
-            part: sum(map(len, getattr(self._split, part).values())) for part in ("search", "selection", "holdout")
-        }
-        parents = len(self._config.genome.models) + 1
-        documents = (parents + self._config.finalists) * sizes["selection"] + (parents + 1) * sizes["holdout"]
-        finals = candidate * documents / max(1, sizes["search"]) / pool.size
+        finals = candidate * self._finals_cost / pool.size
         return self._seconds() + candidate + 1.2 * finals > self._config.hours * 3600
 
     # -------------------------------------------------------------------- finals
@@ -501,5 +523,6 @@ class _Driver:
 
     def _stage(self, text: str) -> None:
         log.info(text)
+        self._pulse.phase(text)
         if self._progress:
             self._progress.stage(text)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from heterosis.evaluate.splits import Split
 from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.objective import Judge
 from heterosis.evolve.record import Ask, Record, Trial
@@ -35,6 +36,15 @@ class Finals:
     best_parent: Trial
     finalists: tuple[Finalist, ...]
     front: tuple[Trial, ...] = ()
+
+
+def finals_cost(split: Split, parents: int, finalists: int) -> float:
+    """What the finals take, in candidates that meet all search documents: parents and uniform take part."""
+    search, selection, holdout = (
+        sum(map(len, part.values())) for part in (split.search, split.selection, split.holdout)
+    )
+    documents = (parents + 1 + finalists) * selection + (parents + 2) * holdout
+    return documents / max(1, search)
 
 
 def shortlist(record: Record, size: int) -> list[Trial]:

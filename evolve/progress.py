@@ -1,30 +1,50 @@
-"""A run on the terminal: a live view, or plain lines where there is no terminal."""
+"""A run for people: one view of where it stands, live on a terminal, in plain lines elsewhere.
+
+``heterosis evolve`` and ``heterosis status --watch`` show the same; both read it from the run folder.
+"""
 
 import time
-from collections import deque
-from statistics import median
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
+from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from heterosis.errors import InputError
 from heterosis.evolve.outcome import describe_result
-from heterosis.evolve.preflight import Preflight
 from heterosis.evolve.record import Record, Trial
+from heterosis.evolve.standing import Standing, Watcher
+
+if TYPE_CHECKING:
+    from heterosis.evolve.preflight import Preflight
+
+RECENT = 6  # results shown
+CAUSES = 3  # of failures shown
+SCORES = 60  # candidates in the line of scores
+LOOK = 0.5  # seconds between two looks into the folder, where there is no terminal
+_LEVELS = "▁▂▃▄▅▆▇█"
 
 
 def duration(seconds: float) -> str:
     """Seconds as people say them: 42 s, 3 min 20 s, 2 h 5 min."""
+    seconds = round(seconds)
     if seconds < 60:
-        return f"{seconds:.0f} s"
+        return f"{seconds} s"
     if seconds < 3600:
-        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
-    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+        return f"{seconds // 60} min {seconds % 60} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
 
-def _searched(checked: Preflight) -> str:
+# --- what is about to happen ------------------------------------------------------------------------------------
+
+
+def _searched(checked: "Preflight") -> str:
     """What is searched, in words."""
     counts = " then ".join(str(len(space.parameters)) for space in checked.spaces)
     paths = checked.config.genome.layer_paths
@@ -34,7 +54,7 @@ def _searched(checked: Preflight) -> str:
     return f"{' or '.join(checked.config.genome.methods)}, {counts} numbers to find{then}"
 
 
-def describe(checked: Preflight, budget: int, workers: int) -> list[str]:
+def describe(checked: "Preflight", budget: int, workers: int) -> list[str]:
     """What is about to happen, in a few lines."""
     split, objective = checked.split, checked.objective
     lines = [
@@ -51,21 +71,172 @@ def describe(checked: Preflight, budget: int, workers: int) -> list[str]:
     return lines
 
 
+# --- plain lines ------------------------------------------------------------------------------------------------
+
+
 def trial_line(trial: Trial, best: Trial | None, done: int, budget: int) -> str:
     """A finished trial in a line."""
-    result = describe_result(trial)
     best_text = f"  best {best.score:.4f} ({best.ask.name})" if best is not None else ""
-    return f"[{done}/{budget}] {trial.ask.name}: {result}{best_text}"
+    return f"[{done}/{budget}] {trial.ask.name}: {describe_result(trial)}{best_text}"
+
+
+def standing_line(standing: Standing) -> str:
+    """Where a run stands, in a line, without the numbers of trials."""
+    parts = [standing.phase, duration(standing.seconds)]
+    pulse = standing.pulse
+    if pulse is not None and pulse.against:
+        parent = min(pulse.against, key=lambda name: pulse.against[name][0])
+        mean, low, high = pulse.against[parent]
+        parts.append(f"best {mean:+.4f} ({low:+.4f} to {high:+.4f}) against {parent} on search documents")
+    parts.append(f"{standing.summary['documents']['scored']:,} documents")
+    if standing.utilisation is not None:
+        parts.append(f"workers busy {standing.utilisation:.0%}")
+    if standing.left is not None:
+        parts.append(f"about {duration(standing.left)} to go")
+    return "; ".join(parts)
+
+
+class PlainLines:
+    """Lines for what has happened: one for every result, and at every tenth of the budget where the run stands."""
+
+    def __init__(self) -> None:
+        self._shown, self._tenth, self._phase = 0, 0, ""
+
+    def results(self, trials: Sequence[Trial], budget: int) -> list[str]:
+        """The lines of results that were not shown yet."""
+        lines, best = [], None
+        for done, trial in enumerate(trials, 1):
+            if trial.complete and (best is None or (trial.score or 0.0) > (best.score or 0.0)):
+                best = trial
+            if done > self._shown:
+                lines.append(trial_line(trial, best, done, budget))
+        self._shown = max(self._shown, len(trials))
+        return lines
+
+    def standing(self, standing: Standing) -> list[str]:
+        """The line on where the run stands, if it is time for one."""
+        tenth = 10 * len(standing.trials) // max(1, standing.budget)
+        due = tenth != self._tenth or standing.phase != self._phase
+        self._tenth, self._phase = tenth, standing.phase
+        return [standing_line(standing)] if due else []
+
+
+# --- the view ---------------------------------------------------------------------------------------------------
+
+
+def view(standing: Standing, title: str = "heterosis") -> RenderableType:
+    """Where a run stands, to look at."""
+    done, budget = len(standing.trials), standing.budget
+    head = f"{done} of {budget} trials · {duration(standing.seconds)}"
+    if standing.left is not None:
+        head += f" · about {duration(standing.left)} to go"
+    bar = Table.grid(padding=(0, 2, 0, 0))
+    bar.add_row(
+        ProgressBar(total=max(1, budget), completed=min(done, budget), width=32, complete_style="cyan"), Text(head)
+    )
+    parts: list[RenderableType] = [bar, Text()]
+    if standing.best is not None:
+        parts += [_ladder(standing), Text()]
+    parts.append(_facts(standing))
+    if standing.trials:
+        parts += [Text(), *_recent(standing)]
+    style = "red" if standing.lost else "cyan"
+    return Panel(
+        Group(*parts),
+        title=Text(f" {title}: {standing.phase} ", style="bold"),
+        title_align="left",
+        border_style=style,
+        padding=(1, 2),
+        width=96,
+    )
+
+
+def _ladder(standing: Standing) -> Table:
+    """The best so far above what it has to beat, best first."""
+    table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim")
+    table.add_column("on search documents", overflow="fold")
+    table.add_column("score", justify="right")
+    table.add_column("the best is ahead by")
+    best, against = standing.best, standing.pulse.against if standing.pulse else {}
+    assert best is not None
+    table.add_row(
+        Text(f"best so far: {best.ask.name}", style="bold green"),
+        Text(f"{best.score:.4f}", style="bold green"),
+        "",
+    )
+    known = {t.ask.name: t for t in standing.trials if t.ask.kind in ("parent", "baseline")}
+    for trial in sorted(known.values(), key=lambda t: -1e9 if t.score is None else t.score, reverse=True):
+        if trial.number == best.number:
+            continue
+        score = "failed" if trial.score is None else f"{'~' * trial.pruned}{trial.score:.4f}"
+        ahead = ""
+        if trial.ask.name in against:
+            mean, low, high = against[trial.ask.name]
+            ahead = f"{mean:+.4f}  ({low:+.4f} to {high:+.4f})"
+        name = trial.ask.name if trial.ask.kind == "parent" else f"{trial.ask.name} (baseline)"
+        table.add_row(Text(name), score, ahead)
+    return table
+
+
+def _facts(standing: Standing) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim")
+    table.add_column()
+    pulse, counts = standing.pulse, standing.summary["trials"]
+    if pulse is not None:
+        share = f", {standing.utilisation:.0%} of the time so far" if standing.utilisation is not None else ""
+        waiting = f"; {pulse.waiting} waiting" if pulse.waiting else ""
+        table.add_row("workers", f"{pulse.busy} of {pulse.workers} busy{share}{waiting}")
+    early = f"; {counts['pruned']} candidates stopped early" if counts["pruned"] else ""
+    table.add_row("documents", f"{standing.summary['documents']['scored']:,} scored{early}")
+    if pulse is not None and pulse.spread is not None:
+        now, first = pulse.spread
+        table.add_row(
+            "spread", f"{now:.3f} of the ranges among the last ten candidates, {first:.3f} among the first"
+        )
+    scores = [t.score for t in standing.trials if t.ask.kind in ("search", "mean") and t.score is not None][
+        -SCORES:
+    ]
+    if len(scores) > 1:
+        table.add_row("candidates", f"{_line_of(scores)}  {min(scores):.4f} to {max(scores):.4f}")
+    causes = standing.summary["failures"].items()
+    for cause, count in sorted(causes, key=lambda entry: -entry[1])[:CAUSES]:
+        table.add_row(Text("failed", style="red"), Text(f"{count} × {cause}", overflow="ellipsis", no_wrap=True))
+    if len(causes) > CAUSES:
+        table.add_row("", f"and for {len(causes) - CAUSES} more reasons; see run.log")
+    return table
+
+
+def _recent(standing: Standing) -> list[RenderableType]:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), style="dim")
+    table.add_column(justify="right")
+    table.add_column()
+    table.add_column(overflow="ellipsis", no_wrap=True)
+    table.add_column(justify="right")
+    for trial in standing.trials[: -RECENT - 1 : -1]:
+        took = duration(sum(trial.seconds.values())) if trial.seconds else ""
+        table.add_row(str(trial.number), Text(trial.ask.name), Text(describe_result(trial)), took)
+    return [Text("latest results", style="dim"), Padding(table, 0)]
+
+
+def _line_of(values: Sequence[float]) -> str:
+    """Values as a line of blocks."""
+    low, high = min(values), max(values)
+    span = (high - low) or 1.0
+    return "".join(_LEVELS[round((value - low) / span * (len(_LEVELS) - 1))] for value in values)
+
+
+# --- who shows it -----------------------------------------------------------------------------------------------
 
 
 class PlainProgress:
-    """A line for every event."""
+    """A line for every event of a search in this process."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, folder: Path) -> None:
+        self._console, self._watcher, self._lines = console, Watcher(folder), PlainLines()
         self._budget = 0
 
-    def begin(self, preflight: Preflight, budget: int, workers: int) -> None:
+    def begin(self, preflight: "Preflight", budget: int, workers: int) -> None:
         self._budget = budget
         for line in describe(preflight, budget, workers):
             self._print(line)
@@ -74,62 +245,77 @@ class PlainProgress:
         self._print(text)
 
     def trial(self, trial: Trial, best: Trial | None, record: Record, seconds: float) -> None:
-        self._print(trial_line(trial, best, len(record.trials), self._budget))
+        done = len(record.trials)
+        self._print(trial_line(trial, best, done, self._budget))
+        if 10 * done // self._budget != 10 * (done - 1) // self._budget:
+            self._print(standing_line(self._watcher.look()))
 
     def end(self) -> None:
         pass
 
     def _print(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        _print(self._console, text)
 
 
 class LiveProgress:
-    """A view that redraws itself: progress, the best against the parents, time left, recent trials."""
+    """The view of a search in this process."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, folder: Path) -> None:
         self._console = console
-        self._budget = 0
-        self._workers = 1
-        self._recent: deque[str] = deque(maxlen=6)
-        self._references: dict[str, float | None] = {}
-        self._best: Trial | None = None
-        self._done = 0
-        self._begun = time.monotonic()
-        self._left = ""
-        self._stage_text = "starting the workers"
-        self._live = Live(console=console, refresh_per_second=4, transient=True, get_renderable=self._view)
+        self._live = _live(console, folder)
 
-    def begin(self, preflight: Preflight, budget: int, workers: int) -> None:
-        self._budget, self._workers = budget, workers
+    def begin(self, preflight: "Preflight", budget: int, workers: int) -> None:
         for line in describe(preflight, budget, workers):
-            self._console.print(line, markup=False, highlight=False)
+            _print(self._console, line)
         self._live.start()
 
     def stage(self, text: str) -> None:
-        self._stage_text = text
+        pass
 
     def trial(self, trial: Trial, best: Trial | None, record: Record, seconds: float) -> None:
-        self._done, self._best = len(record.trials), best
-        self._begun = time.monotonic() - seconds
-        self._stage_text = "searching"
-        self._recent.append(trial_line(trial, None, self._done, self._budget))
-        if trial.ask.kind in ("parent", "baseline"):
-            self._references[trial.ask.name] = trial.score
-        times = [sum(t.seconds.values()) for t in record.trials if t.seconds]
-        if times:
-            left = median(times) * max(0, self._budget - self._done) / self._workers
-            self._left = f", about {duration(left)} to go before the finals" if left else ""
+        pass
 
     def end(self) -> None:
         self._live.stop()
 
-    def _view(self) -> Group:
-        seconds = duration(time.monotonic() - self._begun)
-        head = Text(f"{self._stage_text}: {self._done}/{self._budget} trials, {seconds}{self._left}")
-        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-        for name, score in self._references.items():
-            table.add_row(name, "failed" if score is None else f"{score:.4f}")
-        if self._best is not None:
-            table.add_row(Text("best so far", style="bold"), f"{self._best.score:.4f}", Text(self._best.ask.name))
-        bar = ProgressBar(total=max(1, self._budget), completed=self._done, width=60)
-        return Group(head, bar, table, *(Text(line, style="dim") for line in self._recent))
+
+def watch(folder: Path, console: Console) -> None:
+    """Show a run of another process until it ends, or until a keyboard interrupt.
+
+    Raises:
+        InputError: If the folder is no run folder.
+    """
+    watcher, lines = Watcher(folder), PlainLines()
+    standing = watcher.look()
+    try:
+        if console.is_terminal:
+            with _live(console, folder):
+                while watcher.look().running:
+                    time.sleep(LOOK)
+            return
+        while True:
+            told = [*lines.results(standing.trials, standing.budget), *lines.standing(standing)]
+            for line in told:
+                _print(console, line)
+            if not standing.running:
+                return
+            time.sleep(LOOK)
+            standing = watcher.look()
+    except KeyboardInterrupt:
+        return
+
+
+def _live(console: Console, folder: Path) -> Live:
+    watcher = Watcher(folder)
+
+    def render() -> RenderableType:
+        try:
+            return view(watcher.look(), folder.resolve().name)
+        except InputError:  # nothing is there yet
+            return Text("starting")
+
+    return Live(console=console, refresh_per_second=4, transient=True, get_renderable=render)
+
+
+def _print(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

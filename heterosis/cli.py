@@ -158,7 +158,7 @@ def evolve(
     from heterosis.evolve.progress import LiveProgress, PlainProgress
 
     console = Console(stderr=True)
-    progress = LiveProgress(console) if console.is_terminal else PlainProgress(console)
+    progress = (LiveProgress if console.is_terminal else PlainProgress)(console, run_dir)
     summary = search(
         config,
         run_dir,
@@ -178,11 +178,22 @@ def evolve(
 
 
 @app.command()
-def status(run_dir: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
-    """Where a run stands, also while it runs."""
-    from heterosis.evolve.folder import read_summary
+def status(
+    run_dir: Annotated[Path, typer.Argument(help="A run folder.")],
+    follow: Annotated[bool, typer.Option("--watch", help="Follow it to its end; Ctrl-C leaves it alone.")] = False,
+) -> None:
+    """Where a run stands, also while it runs: heterosis status runs/first --watch"""
+    from rich.console import Console
 
-    _print_summary(read_summary(run_dir), run_dir)
+    from heterosis.evolve.progress import watch
+    from heterosis.evolve.standing import Watcher
+
+    if follow:
+        watch(run_dir, Console(stderr=True))
+    standing = Watcher(run_dir).look()
+    _print_summary(standing.summary, run_dir)
+    if standing.lost:
+        _say(f"heterosis: {standing.phase}")
 
 
 @app.command()

@@ -1,0 +1,150 @@
+"""Where a run stands, read from its folder while it runs: without its lock, and without the driver's help."""
+
+import csv
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+from heterosis.evolve.folder import SUMMARY, read_summary
+from heterosis.evolve.pulse import Pulse
+from heterosis.evolve.record import Ask, Trial
+
+SILENCE = 60.0  # seconds without a pulse after which a driver is taken for dead
+RECENT = 20  # results that tell how long the next ones take
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a run stands.
+
+    Attributes:
+        summary: As in the folder.
+        trials: The results, in the order of their coming; their asks have no recipes and no values.
+        pulse: The driver's; None if there is no driver.
+        seconds: Time in all.
+        silence: Seconds since the driver was last seen; 0 if there is none.
+    """
+
+    summary: Mapping[str, Any]
+    trials: Sequence[Trial] = ()
+    pulse: Pulse | None = None
+    seconds: float = 0.0
+    silence: float = 0.0
+
+    @property
+    def running(self) -> bool:
+        return bool(self.summary["status"] == "running")
+
+    @property
+    def lost(self) -> bool:
+        """Whether the driver is gone without having said so."""
+        return self.running and (self.pulse is None or self.silence > SILENCE)
+
+    @property
+    def phase(self) -> str:
+        """What is being done, in words."""
+        if not self.running:
+            return str(self.summary["status"])
+        if self.lost:
+            return "no sign of the search; the same evolve command continues it"
+        assert self.pulse is not None
+        return self.pulse.phase
+
+    @property
+    def budget(self) -> int:
+        return int(self.summary["trials"]["budget"])
+
+    @property
+    def best(self) -> Trial | None:
+        """The trial with the best search score; of equals, the first."""
+        complete = [t for t in self.trials if t.complete]
+        return max(complete, key=lambda t: (t.score or 0.0, -t.number), default=None)
+
+    @property
+    def utilisation(self) -> float | None:
+        """The share of the workers' time that went into results, from 0 to 1; None before there are any.
+
+        The finals' time is not recorded, so it is not told once they have begun.
+        """
+        spent = sum(sum(t.seconds.values()) for t in self.trials)
+        if self.pulse is None or not spent or len(self.trials) >= self.budget or not self.seconds:
+            return None
+        return min(1.0, spent / (self.seconds * self.pulse.workers))
+
+    @property
+    def left(self) -> float | None:
+        """Seconds to go, the finals included; None while nothing is known, or in the finals."""
+        ahead = self.budget - len(self.trials)
+        times = [sum(t.seconds.values()) for t in self.trials if t.seconds]
+        if self.pulse is None or self.lost or ahead <= 0 or not times:
+            return None
+        candidates = [sum(t.seconds.values()) for t in self.trials if t.seconds and t.ask.kind == "search"]
+        whole = median([sum(t.seconds.values()) for t in self.trials if t.seconds and t.complete] or times)
+        work = ahead * mean((candidates or times)[-RECENT:]) + self.pulse.finals * whole
+        most = math.inf if self.pulse.hours is None else max(0.0, self.pulse.hours * 3600 - self.seconds)
+        return min(work / self.pulse.workers, most)
+
+
+@dataclass
+class Watcher:
+    """Looks at a run folder again and again, and reads what has changed.
+
+    Attributes:
+        folder: The run folder.
+    """
+
+    folder: Path
+    _seen: dict[str, tuple[int, Any]] = field(default_factory=dict)
+
+    def look(self) -> Standing:
+        """Where the run stands now.
+
+        Raises:
+            InputError: If the folder is no run folder, or nothing is in it yet.
+        """
+        summary = self._latest(SUMMARY, lambda: read_summary(self.folder))
+        if summary is None:
+            summary = read_summary(self.folder)
+        trials = self._latest("trials.csv", lambda: read_trials(self.folder)) or []
+        pulse = Pulse.read(self.folder) if summary["status"] == "running" else None
+        seconds, silence = float(summary["seconds"]["total"]), 0.0
+        if pulse is not None:
+            now = time.time()
+            silence = max(0.0, now - pulse.at)
+            seen = pulse.at if silence > SILENCE else now
+            seconds += max(0.0, seen - self._seen[SUMMARY][0] / 1e9)
+        return Standing(summary, trials, pulse, seconds, silence)
+
+    def _latest(self, name: str, read: Any) -> Any:
+        """A file's content, read when it has changed."""
+        try:
+            changed = (self.folder / name).stat().st_mtime_ns
+        except OSError:
+            return None
+        if name not in self._seen or self._seen[name][0] != changed:
+            self._seen[name] = changed, read()
+        return self._seen[name][1]
+
+
+def read_trials(folder: Path) -> list[Trial]:
+    """The table of trials."""
+    with (folder / "trials.csv").open(encoding="utf-8", newline="") as file:
+        return [_trial(row) for row in csv.DictReader(file)]
+
+
+def _trial(row: Mapping[str, str]) -> Trial:
+    ask = Ask(int(row["ask"]), row["kind"], row["name"], "", {}, after=0, stage=int(row["stage"]))
+    times = {key: float(row[f"{key}_s"]) for key in ("merge", "forward", "other") if row[f"{key}_s"]}
+    return Trial(
+        int(row["trial"]),
+        ask,
+        float(row["score"]) if row["score"] else None,
+        row["cause"] or None,
+        times,
+        pruned=row["pruned"] == "1",
+        documents=int(row["documents"]),
+    )

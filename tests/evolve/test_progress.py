@@ -1,0 +1,256 @@
+"""What people see of a run: read from its folder while it runs, on a terminal and in plain lines."""
+
+import io
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from heterosis.errors import InputError
+from heterosis.evolve import progress, standing
+from heterosis.evolve.config import EvolveConfig
+from heterosis.evolve.driver import search
+from heterosis.evolve.finals import finals_cost
+from heterosis.evolve.progress import LiveProgress, PlainLines, PlainProgress, duration, view, watch
+from heterosis.evolve.pulse import Pulse
+from heterosis.evolve.record import Ask
+from heterosis.evolve.standing import Standing, Watcher
+from heterosis.evolve.worker import Failure
+
+
+def rendered(standing: Standing, width: int = 100) -> str:
+    console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True)
+    console.print(view(standing))
+    return console.export_text()
+
+
+def output(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+@pytest.fixture
+def run(
+    toy_config: Callable[..., dict[str, Any]], pools: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Any]:
+    """Search with a look at the folder whenever a worker is waited for; no throttling of what is written."""
+    from heterosis.evolve import driver, pulse
+
+    monkeypatch.setattr(pulse, "EVERY", 0.0)
+    monkeypatch.setattr(driver, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(driver, "SAVE_SHARE", 0)
+
+    def go(
+        judge: Any = pools.hill, look: Any = lambda: None, show: Any = None, **config: Any
+    ) -> tuple[list[Standing], dict[str, Any]]:
+        text = yaml.safe_dump(toy_config(**{"workers": 1, "racing": False, "optimizer": "cma", **config}))
+        watcher = Watcher(tmp_path / "run")
+        seen: list[Standing] = []
+
+        def on_wait(pool: Any) -> None:
+            seen.append(watcher.look())
+            look()
+
+        pool = pools(judge, on_wait=on_wait, seconds=0.5)
+        return seen, search(EvolveConfig.parse(text), tmp_path / "run", make_pool=pool, progress=show)
+
+    return go
+
+
+def test_a_run_can_be_followed_from_its_folder(run: Any, tmp_path: Path) -> None:
+    seen, summary = run(trials=26, workers=2)
+    assert [len(s.trials) for s in seen[:4]] == [0, 1, 2, 3]
+    assert seen[0].phase == "starting the workers"
+    assert seen[2].phase == "scoring what is to be beaten"
+    searching = [s for s in seen if s.phase == "searching"]
+    assert len(searching) > 20
+    assert seen[-1].phase == "held-out documents: champion, parents and uniform"
+    assert all(s.running and not s.lost for s in seen)
+    assert all(s.pulse is not None and s.pulse.workers == 2 for s in seen)
+    assert {s.pulse.busy for s in searching if s.pulse} == {1, 2}
+
+    last = searching[-1]
+    assert last.pulse is not None
+    assert last.best is not None
+    assert last.best.score == max(t.score or 0.0 for t in last.trials)
+    for parent in ("ann", "bob"):
+        mean, low, high = last.pulse.against[parent]
+        own = next(t.score for t in last.trials if t.ask.name == parent)
+        assert mean == pytest.approx(last.best.score - own, abs=1e-5)
+        assert low < mean < high
+    assert last.pulse.spread is not None
+    now, first = last.pulse.spread
+    assert 0 < now < 1
+    assert 0 < first < 1
+    spreads = [s.pulse.spread for s in searching if s.pulse]
+    assert spreads[0] is None
+    assert next(s for s in spreads if s)[0] == first
+
+    assert not (tmp_path / "run/live.json").exists()
+    end = Watcher(tmp_path / "run").look()
+    assert (end.summary, end.running, end.phase, end.pulse) == (summary, False, "finished", None)
+
+
+def test_time_left_counts_candidates_and_finals(run: Any) -> None:
+    seen, _ = run(trials=12)
+    middle = next(s for s in seen if len(s.trials) == 6)
+    # Parents, uniform and five finalists on 20 selection documents; four on 30 held-out ones; searched on 20.
+    assert middle.pulse is not None
+    assert middle.pulse.finals == pytest.approx((8 * 20 + 4 * 30) / 20)
+    assert middle.left == pytest.approx((6 + middle.pulse.finals) * 0.5, rel=1e-3)
+    middle.pulse.hours = 1 / 3600
+    assert middle.left <= 1
+    assert seen[-1].left is None
+
+
+def test_what_the_finals_take_is_what_they_took(run: Any, pools: Any) -> None:
+    run(trials=12)
+    took = {part: len([1 for _, p in pools.asked if p == part]) for part in ("selection", "holdout")}
+    assert took["holdout"] == 4
+    assert finals_cost(pools.made[0].setup.split, 2, 5) == (took["selection"] * 20 + 4 * 30) / 20
+
+
+def test_a_driver_that_was_killed_is_missed(
+    run: Any, pools: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[bytes] = []
+
+    def keep() -> None:
+        kept.append((tmp_path / "run/live.json").read_bytes())
+        if len(kept) == 5:
+            raise pools.crash
+
+    with pytest.raises(pools.crash):
+        run(look=keep)
+    folder = tmp_path / "run"
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(summary | {"status": "running"}))
+    lost = Watcher(folder).look()
+    assert lost.lost
+    assert lost.phase == "no sign of the search; the same evolve command continues it"
+
+    (folder / "live.json").write_bytes(kept[-1])
+    assert not Watcher(folder).look().lost
+    monkeypatch.setattr(standing, "SILENCE", 0.0)
+    time.sleep(0.01)
+    silent = Watcher(folder).look()
+    assert silent.lost
+    assert silent.left is None
+    assert "no sign of the search" in rendered(silent)
+    assert silent.seconds == pytest.approx(summary["seconds"]["total"], abs=2)
+
+
+def test_the_view_shows_what_matters(run: Any, pools: Any) -> None:
+    def judge(ask: Ask, part: str) -> float | Failure:
+        if ask.number % 5 == 4 and ask.kind == "search":
+            return Failure("a merged tensor has [NaN]")
+        return float(pools.hill(ask, part))
+
+    seen, _ = run(judge, trials=26)
+    text = rendered(next(s for s in seen if len(s.trials) == 20))
+    assert "20 of 26 trials" in text
+    assert "to go" in text
+    assert "searching" in text
+    assert "best so far: candidate" in text
+    for name in ("ann", "bob", "uniform (baseline)"):
+        assert name in text
+    assert "1 of 1 busy" in text
+    assert f"{20 * 16:,} scored" in text
+    assert "× a merged tensor has [NaN]" in text  # no markup
+    assert "of the ranges among the last ten candidates" in text
+    latest = text.split("latest results")[1]
+    assert latest.index(" 19 ") < latest.index(" 18 ")
+    assert " 12 " not in latest
+    narrow = rendered(next(s for s in seen if len(s.trials) == 20), width=40)
+    assert max(map(len, narrow.splitlines())) <= 40
+
+
+def test_a_run_without_results_can_be_shown(run: Any) -> None:
+    seen, _ = run(trials=3)
+    assert "0 of 3 trials" in rendered(seen[0])
+
+
+def test_plain_lines_tell_each_result_once(run: Any) -> None:
+    seen, _ = run(trials=20)
+    lines = PlainLines()
+    told = [line for s in seen for line in (*lines.results(s.trials, s.budget), *lines.standing(s))]
+    results = [line for line in told if line.startswith("[")]
+    assert [line.split("]")[0] for line in results] == [f"[{n}/20" for n in range(1, 21)]
+    standings = [line for line in told if not line.startswith("[")]
+    assert 10 <= len(standings) <= 16  # tenths of the budget, and phases
+    assert any("against ann on search documents; " in line or "against bob" in line for line in standings)
+    best = max(t.score or 0.0 for t in seen[-1].trials)
+    assert f"best {best:.4f} (" in results[-1]
+
+
+def test_a_log_gets_sober_lines(run: Any, tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=40)
+    run(trials=20, show=PlainProgress(console, tmp_path / "run"))
+    text = output(console)
+    assert "\x1b" not in text
+    lines = text.splitlines()
+    assert lines[0].startswith("2 parents of 0 M parameters, task_arithmetic")
+    assert len([line for line in lines if line.startswith("[")]) == 20
+    assert len([line for line in lines if line.startswith("searching; ")]) >= 8
+
+
+def test_a_live_view_goes_away_at_the_end(run: Any, tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=100, force_terminal=True)
+    run(trials=6, show=LiveProgress(console, tmp_path / "run"))
+    text = output(console)
+    assert "task_arithmetic, 4 numbers to find" in text
+    assert "of 6 trials" in text
+    assert "\x1b[?25h" in text  # the cursor is back
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_watching_ends_with_the_run(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    seen, _ = run(trials=8)
+    ahead = iter([*seen, Watcher(tmp_path / "run").look()])
+    now = [next(ahead)]
+    monkeypatch.setattr(Watcher, "look", lambda self: now[0])
+    monkeypatch.setattr(progress.time, "sleep", lambda _: now.__setitem__(0, next(ahead)))
+    console = Console(file=io.StringIO(), width=100, force_terminal=terminal)
+    watch(tmp_path / "run", console)
+    assert next(ahead, None) is None
+    lines = output(console).splitlines()
+    if not terminal:
+        assert len([line for line in lines if line.startswith("[")]) == 8
+        assert lines[-1].startswith("finished; ")
+
+
+def test_ctrl_c_ends_watching_only(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, _ = run(trials=3)
+
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Watcher, "look", lambda self: seen[1])
+    monkeypatch.setattr(progress.time, "sleep", interrupt)
+    watch(tmp_path / "run", Console(file=io.StringIO()))
+
+
+def test_only_a_run_folder_can_be_watched(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not a run folder"):
+        watch(tmp_path, Console(file=io.StringIO()))
+
+
+def test_a_torn_pulse_is_none(tmp_path: Path) -> None:
+    assert Pulse.read(tmp_path) is None
+    for text in ("", "{", "[]", '{"unknown": 1}'):
+        (tmp_path / "live.json").write_text(text)
+        assert Pulse.read(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "says"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
+)
+def test_durations(seconds: float, says: str) -> None:
+    assert duration(seconds) == says
