@@ -297,6 +297,17 @@ class EvolveConfig(Section):
             raise ValueError("pareto needs at least two tasks; write weighted, or add a task")
         return objective
 
+    @field_validator("optimizer")
+    @classmethod
+    def _check_optimizer(cls, optimizer: OptimizerConfig, info: ValidationInfo) -> OptimizerConfig:
+        several = optimizer_names(objectives=2)
+        if info.data.get("objective") == "pareto" and optimizer.name not in ("auto", *several):
+            raise ValueError(
+                f"{optimizer.name} takes one objective, but pareto has one for each task; write auto, or one of "
+                f"{', '.join(several)}"
+            )
+        return optimizer
+
     @field_validator("constraints")
     @classmethod
     def _check_constraints(cls, constraints: dict[str, float], info: ValidationInfo) -> dict[str, float]:

@@ -206,6 +206,8 @@ class _Driver:
             self.workers,
             self._folder.path,
         )
+        for text in self._checked.warnings:
+            log.warning(text)
         self._save(status="running")
         self._pulse.beat(0, 0)
         timeout = self._config.timeout
@@ -498,7 +500,7 @@ class _Driver:
 
     def _finals(self, pool: Pool) -> Finals | None:
         """Compare a frozen shortlist on selection documents; report the champion on held-out ones."""
-        finalists = shortlist(self._record, self._config.finalists)
+        finalists = shortlist(self._record, self._config.finalists, self._referee.judge("search"))
         self._state["shortlist"] = [t.number for t in finalists]
         self._folder.save_state(self._state)
         self._stage(f"selection: {len(finalists)} finalists")

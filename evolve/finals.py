@@ -7,6 +7,7 @@ from heterosis.evaluate.splits import Split
 from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.objective import Judge
 from heterosis.evolve.record import Ask, Record, Trial
+from heterosis.evolve.statistics import ALPHA
 
 
 class FinalsFailed(RuntimeError):
@@ -47,21 +48,35 @@ def finals_cost(split: Split, parents: int, finalists: int) -> float:
     return documents / max(1, search)
 
 
-def shortlist(record: Record, size: int) -> list[Trial]:
-    """The best candidates by search scores, the optimizer's mean, and baselines.
+def shortlist(record: Record, size: int, judge: Judge) -> list[Trial]:
+    """Those that may be the best, and of the parents those that may be the best parent.
 
-    These are the parents, the uniform merge, and the best of the others. Candidates that were stopped early are
-    not among them. Of several objectives the candidates are those of the front, spread over it where there are
-    more than twice ``size``.
+    The best candidates by search scores, the optimizer's mean, the uniform merge and the best other baseline,
+    without those that the best of them beats beyond doubt on the search documents; parents likewise. Candidates
+    that were stopped early are not among them. Of several objectives the candidates are those of the front, spread
+    over it where there are more than twice ``size``; and all baselines stay then, and where the objective compares
+    with all the parents.
     """
     complete = [t for t in record.trials if t.complete]
     ranked = sorted(complete, key=lambda t: (-(t.score or 0.0), t.number))
-    baselines = [t for t in complete if t.ask.kind == "parent" or t.ask.name == UNIFORM]
+    parents = [t for t in ranked if t.ask.kind == "parent"]
+    uniform = [t for t in ranked if t.ask.name == UNIFORM]
     others = [t for t in ranked if t.ask.kind == "baseline" and t.ask.name != UNIFORM]
     found = [t for t in ranked if t.ask.kind in ("search", "mean")]
-    chosen = found[:size] if found and len(found[0].losses) == 1 else _spread(front(found), 2 * size)
-    means = [t for t in complete if t.ask.kind == "mean" and t not in chosen]
-    return [*chosen, *means[-1:], *others[:1], *baselines]
+    if ranked and len(ranked[0].losses) > 1:
+        return [*_spread(front(found), 2 * size), *others[:1], *uniform, *parents]
+    means = [t for t in found[size:] if t.ask.kind == "mean"]
+    chosen = sorted([*found[:size], *means[-1:], *others[:1], *uniform], key=ranked.index)
+    if judge.objective.needs_parents:
+        return [*chosen, *parents]
+    return [*_unbeaten(chosen, record, judge), *_unbeaten(parents, record, judge)]
+
+
+def _unbeaten(ranked: Sequence[Trial], record: Record, judge: Judge) -> list[Trial]:
+    """Those that the first does not beat beyond doubt on the search documents."""
+    scored = [(t, record.scores(t.ask, "search")) for t in ranked]
+    first = scored[0][1] if scored else None
+    return [t for t, scores in scored if scores and first and not judge.beaten(scores, first, ALPHA)]
 
 
 def front(trials: Sequence[Trial]) -> list[Trial]:
@@ -124,10 +139,11 @@ def run_finals(
         raise FinalsFailed("no finalist could be scored on the selection documents; see run.log")
     champion = ranked[0].trial
     best_parent = next((f.trial for f in ranked if f.trial.ask.kind == "parent"), champion)
-    reported = {t.ask.number: t for t in (champion, *baselines)}
-    if not score_on("holdout", [t.ask for t in reported.values()]):
+    reported = [t for t in record.trials if t.complete and (t.ask.kind == "parent" or t.ask.name == UNIFORM)]
+    held_out = {t.ask.number: t for t in (champion, *reported)}
+    if not score_on("holdout", [t.ask for t in held_out.values()]):
         return None
-    _require(record, [champion, *baselines], "holdout")
+    _require(record, list(held_out.values()), "holdout")
     several = len(champion.losses) > 1
     return Finals(
         champion, best_parent, tuple(ranked), tuple(_front_of(ranked, record, judged)) if several else ()

@@ -50,7 +50,7 @@ class _Stratum:
 def paired_difference(
     a: Mapping[Document, float],
     b: Mapping[Document, float],
-    groups: Mapping[Document, str] | None = None,
+    groups: Mapping[Document, Hashable] | None = None,
     span: float = 1.0,
     alpha: float = ALPHA,
 ) -> Interval:
@@ -119,7 +119,7 @@ def objective_difference(
 def _stratum(
     a: Mapping[Document, float],
     b: Mapping[Document, float],
-    groups: Mapping[Document, str] | None,
+    groups: Mapping[Document, Hashable] | None,
     span: float,
     alpha: float,
 ) -> _Stratum:

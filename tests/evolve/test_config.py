@@ -359,6 +359,10 @@ def test_an_optimizer_may_be_just_a_name() -> None:
         ),
         (plain(objective="best"), "objective: must be one of weighted, gain, worst, pareto, but got 'best'"),
         (plain(objective="pareto"), "objective: pareto needs at least two tasks"),
+        (
+            plain(tasks=["task", "other"], objective="pareto", optimizer="cma"),
+            "optimizer: cma takes one objective, but pareto has one for each task; write auto, or one of gp, ",
+        ),
         (plain(constraints={"tsak": 0.1}), "constraints.tsak: is not one of the tasks; did you mean 'task'?"),
         (plain(constraints={"task": -0.1}), "constraints.task: must be >= 0, but got -0.1"),
         (plain(constraints={"task": True}), "constraints.task: must be a number, but got true"),

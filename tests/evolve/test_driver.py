@@ -71,12 +71,14 @@ def test_a_run_leaves_what_the_design_says(run: Any, pools: Any, tmp_path: Path)
     assert summary["parents"].keys() == {"ann", "bob"}
     assert summary["baselines"].keys() == {"uniform"}
     for result in (*summary["parents"].values(), *summary["baselines"].values()):
-        assert {"search", "holdout"} <= result.keys()
-        assert None not in result.values()
+        assert result["search"] is not None
+        assert result["holdout"] is not None
     assert {"parent", "holdout", "ci95"} <= summary["gain_over_best_parent"].keys()
     assert {"holdout", "ci95"} <= summary["gain_over_uniform"].keys()
-    # Searched: 24 candidates; selection: 5 finalists and 3 baselines; held out: champion and 3 baselines.
-    assert summary["documents"] == PARTS | {"scored": 24 * 20 + 8 * 20 + 4 * 30, "holdout_reused": False}
+    # Searched: 24 candidates; selection: the finalists; held out: champion and 3 baselines.
+    finalists = len(summary["finalists"])
+    assert 2 <= finalists <= 5 + 3
+    assert summary["documents"] == PARTS | {"scored": 24 * 20 + finalists * 20 + 4 * 30, "holdout_reused": False}
     assert summary["seconds"].keys() == {"total", "merge", "forward", "other"}
     assert summary["seconds"]["forward"] == pytest.approx(24 * 0.0008, abs=1e-3)
     assert {"heterosis", "torch", "transformers", "lm_eval", "seed"} <= summary["environment"].keys()
@@ -114,7 +116,7 @@ def test_a_run_leaves_what_the_design_says(run: Any, pools: Any, tmp_path: Path)
     assert {part: len(split[part]["toy_choice"]) for part in PARTS} == PARTS
     assert len({d for part in PARTS for d in split[part]["toy_choice"]}) == sum(PARTS.values())
     lines = read_lines(folder / "scores.jsonl")
-    assert len(lines) == 24 + 8 + 4
+    assert len(lines) == 24 + finalists + 4
     assert EvolveConfig.load(folder / "config.yaml").trials == 24
     assert pools.made[0].closed
 
@@ -157,7 +159,7 @@ class TestResume:
         )
         return search(config, folder, make_pool=pools()), pools.asked, proposals(folder)
 
-    @pytest.mark.parametrize("crash_after", [0, 2, 9, 22, 27, 33])
+    @pytest.mark.parametrize("crash_after", [0, 2, 9, 22, 25, 29])
     def test_loses_and_repeats_nothing(
         self, run: Any, pools: Any, tmp_path: Path, undisturbed: Any, crash_after: int
     ) -> None:
@@ -178,7 +180,7 @@ class TestResume:
             assert summary[key] == whole[key]
         assert [ask.number for ask in read_asks(tmp_path / "run")] == list(range(24))
         scored = [(line["ask"], line["part"]) for line in read_lines(tmp_path / "run/scores.jsonl")]
-        assert len(scored) == len(set(scored)) == 36
+        assert len(scored) == len(set(scored)) == len(asked) > 29
 
     @pytest.mark.parametrize("at", [1, 6])
     def test_scores_on_the_disk_are_told_without_scoring_again(
@@ -345,19 +347,23 @@ class TestStopping:
 
 class TestFinals:
     def test_selection_chooses_and_holdout_reports(self, run: Any, tmp_path: Path) -> None:
-        """Search prefers later candidates, selection the 2nd best of search; the best parent is selection's."""
+        """Search prefers later candidates a little, selection the 2nd best; the best parent is selection's."""
 
         def judge(ask: Ask, part: str) -> float:
             if ask.kind == "parent":
-                return {"search": (5, 4), "selection": (3, 3.5), "holdout": (3, 2)}[part][ask.number]
+                return {"search": (5, 4.999), "selection": (3, 3.5), "holdout": (3, 2)}[part][ask.number]
             if ask.kind == "baseline":
                 return 2.5
-            return {"search": ask.number, "selection": 10 if ask.number == 8 else 5, "holdout": 4.5}[part]
+            later = 6 + 0.003 * ask.number
+            return {"search": later, "selection": 10 if ask.number == 8 else 5, "holdout": 4.5}[part]
 
         summary = run(judge=judge, trials=10, finalists=3)
         asks = {a.number: a for a in read_asks(tmp_path / "run")}
         assert summary["champion"]["name"] == asks[8].name
-        assert len(summary["finalists"]) == 3 + 3
+        names = [asks[f["trial"]].name for f in summary["finalists"]]
+        assert {"ann", "bob", asks[8].name, asks[9].name} <= set(names)
+        assert "uniform" not in names  # beaten on the search documents
+        assert asks[3].name not in names
         selection = [f["selection"] for f in summary["finalists"]]
         assert selection == sorted(selection, reverse=True)
         assert summary["gain_over_best_parent"]["parent"] == "bob"  # ann is better in search and held out

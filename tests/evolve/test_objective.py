@@ -104,6 +104,15 @@ class TestBeaten:
         assert not judged.beaten(some(better, 40), best, 0.05)
         assert not judged.beaten(some(best, 40), best, 0.05)
 
+    def test_tasks_without_a_difference_yet_do_not_keep_a_candidate_in_the_race(self) -> None:
+        """It lost five documents of a and none of four others, with eight of each."""
+        weights = dict.fromkeys("abcde", 0.2)
+        same = {task: [1.0, 0.0] * 4 for task in "bcde"}
+        incumbent, candidate = scores(a=[1.0] * 8, **same), scores(a=[0.0] * 5 + [1.0] * 3, **same)
+        judged = judge("weighted", [incumbent], weights=weights)
+        assert judged.beaten(candidate, incumbent, 0.05)
+        assert judged.difference(candidate, incumbent, 0.1).high > 0
+
     def test_of_a_front_only_what_is_worse_in_everything(self) -> None:
         parents = [drawn(1, 0.5, 0.5), drawn(2, 0.5, 0.5)]
         assert not judge("pareto", parents).beaten(drawn(6, 0.9, 0.1), drawn(7, 0.6, 0.6), 0.05)
