@@ -12,9 +12,9 @@ optimizers/    who proposes candidates, one file each
 objective.py   what is maximised, from per-document scores; racing.py: which documents come when; referee.py:
                what a candidate meets next, and what its scores amount to
 statistics.py  paired intervals
-preflight.py   what can be refused before anything starts
+preflight.py   what can be refused before anything starts; resources.py: workers, memory, disk, time;
+               rehearsal.py: one candidate, tried; inspection.py: all of it, for ``heterosis inspect``
 contamination.py  a warning when a published benchmark or a test split is searched on
-inspection.py  a config's space and first candidate, without tasks
 worker.py      merges a candidate into a live model and scores it
 cluster.py     workers as Ray actors
 record.py      asks, scores and trials, durably

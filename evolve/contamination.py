@@ -6,7 +6,7 @@ with scores of models that were never tuned on that benchmark's questions.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,15 +26,6 @@ def benchmark_of(*names: str) -> str | None:
         if found and not name.endswith("_train"):
             return found.group()
     return None
-
-
-def name_warnings(tasks: Iterable[str]) -> list[str]:
-    """Warnings that take no more than the tasks' names."""
-    found: dict[str, list[str]] = {}
-    for task in tasks:
-        if benchmark := benchmark_of(task):
-            found.setdefault(benchmark, []).append(task)
-    return [_benchmark_warning(names) for names in found.values()]
 
 
 def task_warnings(sources: Mapping[str, "Source"]) -> list[str]:

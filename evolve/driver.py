@@ -28,12 +28,12 @@ from heterosis.evolve.proposals import Proposer
 from heterosis.evolve.pulse import Pulse, PulseWriter
 from heterosis.evolve.record import Ask, Record, Trial
 from heterosis.evolve.referee import Referee
+from heterosis.evolve.resources import resources, workers_and_threads
 from heterosis.evolve.session import logging_to, stopping_on_signals
 from heterosis.evolve.stages import Stages
 from heterosis.evolve.statistics import Interval
 from heterosis.evolve.warm_start import warm_starts
 from heterosis.evolve.worker import Evaluation, Failure, Setup
-from heterosis.merge.executor import available_cores
 
 log = logging.getLogger("heterosis")
 
@@ -109,10 +109,12 @@ def search(
         return finished
     try:
         checked = preflight(loaded, frozen_control_points(Path(run_dir)))
+        takes = resources(checked, Path(run_dir), local=device == "cpu" and ray_address is None)
+        takes.check()
     except InputError as error:
         origin = "config" if isinstance(config, EvolveConfig) else os.fspath(config)
         raise InputError(*(f"{origin}: {fault}" for fault in error.faults)) from error
-    for text in checked.warnings:
+    for text in (*checked.warnings, *takes.warnings):
         warnings.warn(text, stacklevel=2)
     folder = RunFolder(Path(run_dir))
     try:
@@ -166,9 +168,7 @@ class _Driver:
         self._state = folder.state()
         self._provenance = self._state["provenance"] = checked.provenance()
         self._state["control_points"] = checked.control_points
-        cores = available_cores()
-        self.workers = config.workers or max(1, cores // 4)
-        threads = max(1, cores // self.workers)
+        self.workers, threads = workers_and_threads(config)
         self._setup = Setup(config, self._split, threads, device, run=str(folder.path.resolve()))
         self._check_environment()
         url = storage or f"sqlite:///{folder.path.resolve() / 'study.db'}"

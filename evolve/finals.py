@@ -40,7 +40,7 @@ class Finals:
 
 
 def finals_cost(split: Split, parents: int, finalists: int) -> float:
-    """What the finals take, in candidates that meet all search documents: parents and uniform take part."""
+    """What the finals take at most, in candidates that meet all search documents."""
     search, selection, holdout = (
         sum(map(len, part.values())) for part in (split.search, split.selection, split.holdout)
     )

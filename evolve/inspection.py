@@ -1,19 +1,41 @@
-"""What a search config asks for, found out without tasks: its models, its space, its first candidate's plan."""
+"""What ``heterosis inspect`` shows of a search config: the preflight, a rehearsal, and what the search takes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from heterosis.errors import InputError
 from heterosis.evolve.baselines import RECIPES_BUDGET
 from heterosis.evolve.config import EvolveConfig
-from heterosis.evolve.contamination import name_warnings
 from heterosis.evolve.depth import Depth
-from heterosis.evolve.genes import METHOD
-from heterosis.evolve.space import SearchSpace, control_points_of, stages_of
-from heterosis.merge import Checkpoint, MergePlan, ModelRef, build_plan, open_checkpoint
+from heterosis.evolve.preflight import Preflight, preflight
+from heterosis.evolve.rehearsal import Rehearsal, rehearse
+from heterosis.evolve.resources import Resources, resources, workers_and_threads
 from heterosis.merge.inspection import recorded_warnings
-from heterosis.merge.layout import main_stack, stack_sizes
-from heterosis.merge.methods import methods
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """A task of the objective.
+
+    Attributes:
+        name: Of the task; a group's are named one by one.
+        weight: Its share of the objective.
+        metric: That is optimised.
+        better: ``higher`` or ``lower``.
+        documents: That there are.
+        search: Documents that candidates are scored on.
+        selection: Documents that choose the champion.
+        holdout: Documents that the report is about.
+    """
+
+    name: str
+    weight: float
+    metric: str
+    better: str
+    documents: int
+    search: int
+    selection: int
+    holdout: int
 
 
 @dataclass(frozen=True)
@@ -28,10 +50,15 @@ class SearchReport:
         depth: How parameters vary over the layers, in words, a line for each stage.
         baselines: The first trials.
         trials: Budget.
+        hours: Another one.
         tasks: What is optimised.
+        objective: How.
+        chat: Whether prompts are put into a chat template.
         tensors: Of a candidate.
         parameters: Of a candidate.
         bytes_read: For a candidate.
+        resources: Workers, memory, disk, time.
+        rehearsal: What a real candidate took; None if none was tried.
         warnings: What is odd, but no fault.
     """
 
@@ -42,82 +69,82 @@ class SearchReport:
     depth: tuple[str, ...]
     baselines: tuple[str, ...]
     trials: int
-    tasks: tuple[str, ...]
+    hours: float | None
+    tasks: tuple[TaskFacts, ...]
+    objective: str
+    chat: bool
     tensors: int
     parameters: int
     bytes_read: int
+    resources: Resources
+    rehearsal: Rehearsal | None
     warnings: tuple[str, ...]
 
 
-def plan_search(
-    config: EvolveConfig, checkpoints: Mapping[ModelRef, Checkpoint], control_points: Sequence[int] | None = None
-) -> tuple[tuple[SearchSpace, ...], list[MergePlan]]:
-    """A config's spaces, coarse to fine, and the plans of its first candidates and its baselines.
+def inspect_search(config: EvolveConfig, *, place: Path = Path(), trial: bool = True) -> SearchReport:
+    """Check a config as ``evolve`` does before it begins, and try a candidate.
 
     Args:
         config: A config.
-        checkpoints: Its models, the base included.
-        control_points: Of each stage, as an earlier session of the run had them; None to choose them now.
+        place: Where the run folder will be.
+        trial: Whether a candidate is merged and scored on a few documents.
 
     Raises:
-        InputError: If a space or a plan cannot be had.
-    """
-    first = next(iter(checkpoints.values()))
-    stack = main_stack(first.tensors, first.config)
-    layers = stack_sizes(first.tensors).get(stack or "", 0)
-    if layers < 1:
-        raise InputError(f"genome.models: {first.ref} has no numbered layers; nothing can be grouped by depth")
-    registry = methods()
-    points = control_points if control_points is not None else control_points_of(config, layers, registry)
-    stages = stages_of(config, layers, registry, points)
-
-    def open_model(ref: ModelRef) -> Checkpoint:  # a tokenizer may come from another model
-        return checkpoints[ref] if ref in checkpoints else open_checkpoint(ref)
-
-    space = stages[-1]
-    start = space.values(space.initial)
-    recipes = [("the first candidate", space.decode(start))]
-    recipes += [
-        (f"the first candidate with {method.name}", space.decode(start | {METHOD: method.name}))
-        for method in space.methods[1:]
-    ]
-    recipes += [(baseline.name, baseline.recipe) for baseline in space.baselines(extra=True)]
-    return stages, [build_plan(recipe, open_model, origin=name) for name, recipe in recipes]
-
-
-def inspect_search(config: EvolveConfig, checkpoints: Mapping[ModelRef, Checkpoint]) -> SearchReport:
-    """Build a config's space and plan its first candidate and its baselines.
-
-    Args:
-        config: A config.
-        checkpoints: Its models, the base included.
-
-    Raises:
-        InputError: If the space or a plan cannot be had.
+        InputError: If the search would be refused, or the candidate cannot be scored.
     """
     with recorded_warnings() as noted:
-        stages, (plan, *_) = plan_search(config, checkpoints)
-    space = stages[-1]
+        checked = preflight(config)
+    resources(checked, place).check()
+    rehearsal = rehearse(checked, workers_and_threads(config)[1]) if trial else None
+    takes = resources(checked, place, rehearsal=rehearsal)
+    return _report(checked, rehearsal, takes, (*noted, *checked.warnings, *takes.warnings))
+
+
+def _report(
+    checked: Preflight, rehearsal: Rehearsal | None, takes: Resources, warnings: tuple[str, ...]
+) -> SearchReport:
+    config, space = checked.config, checked.stages[-1]
     ranges: dict[str, tuple[float, float, int]] = {}
-    for dimension in space.parameters:
+    for dimension in checked.spaces[-1].parameters:
         if not dimension.choices:
             low, high, count = ranges.get(dimension.parameter, (dimension.low, dimension.high, 0))
             ends = min(low, dimension.low), max(high, dimension.high)
             ranges[dimension.parameter] = (*ends, count + 1)
+    depth = ("layer paths",) if checked.paths else tuple(_in_words(stage.depth) for stage in checked.stages)
     return SearchReport(
         methods=tuple(method.name for method in space.methods),
-        dimensions=len(space),
+        dimensions=len(checked.spaces[-1].parameters),
         ranges=ranges,
-        choices={d.parameter: d.choices for d in space.parameters if d.choices},
-        depth=tuple(_in_words(stage.depth) for stage in stages),
-        baselines=tuple(b.name for b in space.baselines(extra=config.trials >= RECIPES_BUDGET)),
+        choices={d.parameter: d.choices for d in checked.spaces[-1].parameters if d.choices},
+        depth=depth,
+        baselines=tuple(b.name for b in checked.baselines(extra=config.trials >= RECIPES_BUDGET)),
         trials=config.trials,
-        tasks=tuple(task.name for task in config.tasks),
-        tensors=len(plan.ops),
-        parameters=plan.parameters,
-        bytes_read=plan.bytes_read,
-        warnings=(*noted, *name_warnings(task.name for task in config.tasks)),
+        hours=config.hours,
+        tasks=tuple(_task_facts(checked)),
+        objective=config.objective,
+        chat=config.apply_chat_template,
+        tensors=len(checked.plan.ops),
+        parameters=checked.plan.parameters,
+        bytes_read=checked.plan.bytes_read,
+        resources=takes,
+        rehearsal=rehearsal,
+        warnings=warnings,
     )
+
+
+def _task_facts(checked: Preflight) -> list[TaskFacts]:
+    split = checked.split
+    return [
+        TaskFacts(
+            name,
+            round(abs(weight), 6),
+            checked.objective.metrics[name],
+            "higher" if weight >= 0 else "lower",
+            checked.tasks.documents(name).count,
+            *(len(part[name]) for part in (split.search, split.selection, split.holdout)),
+        )
+        for name, weight in checked.objective.weights.items()
+    ]
 
 
 def _in_words(depth: Depth) -> str:

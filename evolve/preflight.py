@@ -1,6 +1,10 @@
-"""What is found out before the night begins: models, space, tasks, documents; everything that can be refused."""
+"""What is found out before the night begins: models, space, tasks, documents; everything that can be refused.
 
-from collections.abc import Mapping, Sequence
+``heterosis evolve`` begins with it, and ``heterosis inspect`` shows it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from heterosis.errors import InputError
@@ -10,12 +14,14 @@ from heterosis.evolve.baselines import Baseline
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.contamination import task_warnings
 from heterosis.evolve.dimensions import Space
-from heterosis.evolve.inspection import plan_search
+from heterosis.evolve.genes import METHOD
 from heterosis.evolve.objective import Objective
 from heterosis.evolve.paths import PathSpace
-from heterosis.evolve.space import SearchSpace
+from heterosis.evolve.space import SearchSpace, control_points_of, stages_of
 from heterosis.evolve.worker import task_set
-from heterosis.merge import Checkpoint, ModelRef, Recipe, open_checkpoint
+from heterosis.merge import Checkpoint, MergePlan, ModelRef, Recipe, build_plan, open_checkpoint
+from heterosis.merge.layout import main_stack, stack_sizes
+from heterosis.merge.methods import methods
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Preflight:
         tasks: Its tasks, with their documents.
         split: Which documents go where.
         objective: What is maximised.
-        parameters: Parameters of a candidate.
+        plan: The first candidate's.
         checkpoints: Its models, the base included.
         warnings: What is odd, but no fault.
     """
@@ -40,9 +46,14 @@ class Preflight:
     tasks: TaskSet
     split: Split
     objective: Objective
-    parameters: int
+    plan: MergePlan
     checkpoints: Mapping[ModelRef, Checkpoint]
     warnings: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of a candidate."""
+        return self.plan.parameters
 
     @property
     def space(self) -> SearchSpace:
@@ -82,20 +93,57 @@ class Preflight:
         return {"seed": self.config.seed, "models": models}
 
 
-def preflight(config: EvolveConfig, control_points: Sequence[int] | None = None) -> Preflight:
+def preflight(
+    config: EvolveConfig, control_points: Sequence[int] | None = None, tasks: TaskSet | None = None
+) -> Preflight:
     """Check all that a search of this config needs, reading headers and task data but no weights.
 
     Args:
         config: The config.
         control_points: As an earlier session of the run had them; None to choose them now.
+        tasks: The config's, if they are loaded already.
 
     Raises:
-        InputError: With every fault of the first kind that was found.
+        InputError: With the first faults of the models and of the tasks.
     """
-    asked = config.genome
-    names = [*asked.models, *([asked.base_model] if asked.base_model else [])]
-    opened = {name: open_checkpoint(ModelRef.parse(name)) for name in dict.fromkeys(names)}
-    # Recipes name the revision that is searched, so that they give the same model when the Hub's has moved on.
+    faults: list[str] = []
+    with _collecting(faults):
+        pinned, checkpoints = _opened(config)
+        stages, plan = _planned(pinned, checkpoints, control_points)
+        paths_alone = pinned.genome.layer_paths is not None and pinned.genome.layer_paths.after is None
+        paths = PathSpace.from_config(pinned, checkpoints) if paths_alone else None
+    with _collecting(faults):
+        loaded = tasks or task_set(config)
+        objective = _objective(config, loaded)
+        sizes = Sizes(config.documents.search, config.documents.selection, config.documents.holdout)
+        split = split_documents(loaded.groups(), sizes, config.documents.seed, loaded.fingerprints())
+    if faults:
+        raise InputError(*faults)
+    warnings = task_warnings({name: loaded.source(name) for name in loaded.specs})
+    return Preflight(config, stages, paths, loaded, split, objective, plan, checkpoints, tuple(warnings))
+
+
+@contextmanager
+def _collecting(faults: list[str]) -> Iterator[None]:
+    """Go on after wrong input, so that faults of several kinds are told at once."""
+    try:
+        yield
+    except InputError as error:
+        faults += error.faults
+
+
+def _opened(config: EvolveConfig) -> tuple[EvolveConfig, dict[ModelRef, Checkpoint]]:
+    """The models, and the config with the revisions that were found.
+
+    Recipes name the revision that is searched, so that they give the same model when the Hub's has moved on.
+    """
+    asked, faults = config.genome, list[str]()
+    opened: dict[str, Checkpoint] = {}
+    for name in dict.fromkeys([*asked.models, *([asked.base_model] if asked.base_model else [])]):
+        with _collecting(faults):
+            opened[name] = open_checkpoint(ModelRef.parse(name))
+    if faults:
+        raise InputError(*faults)
     pinned = {name: checkpoint.pinned for name, checkpoint in opened.items()}
     genome = asked.model_copy(
         update={
@@ -104,24 +152,45 @@ def preflight(config: EvolveConfig, control_points: Sequence[int] | None = None)
         }
     )
     checkpoints = {pinned[name]: checkpoint for name, checkpoint in opened.items()}
-    pinned_config = config.model_copy(update={"genome": genome})
-    stages, plans = plan_search(pinned_config, checkpoints, control_points)
-    alone = genome.layer_paths is not None and genome.layer_paths.after is None
-    paths = PathSpace.from_config(pinned_config, checkpoints) if alone else None
+    return config.model_copy(update={"genome": genome}), checkpoints
+
+
+def _planned(
+    config: EvolveConfig, checkpoints: Mapping[ModelRef, Checkpoint], control_points: Sequence[int] | None
+) -> tuple[tuple[SearchSpace, ...], MergePlan]:
+    """A config's spaces, coarse to fine, and the plan of its first candidate; it and the baselines can be merged.
+
+    Raises:
+        InputError: If a space or a plan cannot be had, or a tokenizer lacks the chat template that is asked for.
+    """
+    first = next(iter(checkpoints.values()))
+    stack = main_stack(first.tensors, first.config)
+    layers = stack_sizes(first.tensors).get(stack or "", 0)
+    if layers < 1:
+        raise InputError(f"genome.models: {first.ref} has no numbered layers; nothing can be grouped by depth")
+    registry = methods()
+    points = control_points if control_points is not None else control_points_of(config, layers, registry)
+    stages = stages_of(config, layers, registry, points)
+
+    def open_model(ref: ModelRef) -> Checkpoint:  # a tokenizer may come from another model
+        return checkpoints[ref] if ref in checkpoints else open_checkpoint(ref)
+
+    space = stages[-1]
+    start = space.values(space.initial)
+    recipes = [("the first candidate", space.decode(start))]
+    recipes += [
+        (f"the first candidate with {method.name}", space.decode(start | {METHOD: method.name}))
+        for method in space.methods[1:]
+    ]
+    recipes += [(baseline.name, baseline.recipe) for baseline in space.baselines(extra=True)]
+    plans = [build_plan(recipe, open_model, origin=name) for name, recipe in recipes]
     for plan in plans:
         if config.apply_chat_template and plan.tokenizer.chat_template is None:
             raise InputError(
                 f"apply_chat_template: the tokenizer of {plan.donor.ref} has no chat template; write "
                 "apply_chat_template: false"
             )
-    tasks = task_set(config)
-    sizes = Sizes(config.documents.search, config.documents.selection, config.documents.holdout)
-    split = split_documents(tasks.groups(), sizes, config.documents.seed, tasks.fingerprints())
-    warnings = task_warnings({name: tasks.source(name) for name in tasks.specs})
-    objective = _objective(config, tasks)
-    return Preflight(
-        config, stages, paths, tasks, split, objective, plans[0].parameters, checkpoints, tuple(warnings)
-    )
+    return stages, plans[0]
 
 
 def _objective(config: EvolveConfig, tasks: TaskSet) -> Objective:

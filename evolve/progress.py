@@ -20,6 +20,7 @@ from heterosis.errors import InputError
 from heterosis.evolve.outcome import describe_result
 from heterosis.evolve.record import Record, Trial
 from heterosis.evolve.standing import Standing, Watcher
+from heterosis.merge.faults import duration
 
 if TYPE_CHECKING:
     from heterosis.evolve.preflight import Preflight
@@ -29,16 +30,6 @@ CAUSES = 3  # of failures shown
 SCORES = 60  # candidates in the line of scores
 LOOK = 0.5  # seconds between two looks into the folder, where there is no terminal
 _LEVELS = "▁▂▃▄▅▆▇█"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 42 s, 3 min 20 s, 2 h 5 min."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
 
 # --- what is about to happen ------------------------------------------------------------------------------------

@@ -71,11 +71,17 @@ def task_set(config: EvolveConfig) -> "TaskSet":
 
 
 class Worker:
-    """Scores recipes. Whatever goes wrong with one of them is returned, not raised."""
+    """Scores recipes. Whatever goes wrong with one of them is returned, not raised.
 
-    def __init__(self, setup: Setup) -> None:
+    Args:
+        setup: What it needs to know.
+        tasks: The config's, if they are loaded already.
+    """
+
+    def __init__(self, setup: Setup, tasks: "TaskSet | None" = None) -> None:
         self._setup = setup
-        self._tasks: TaskSet | None = None
+        self._tasks = tasks
+        self._built = False  # the requests, for a chat template
         self._chat_template: str | dict[str, str] | None = None
         self._loader: CandidateLoader | None = None
         self._loaded: tuple[str, ResidentModel] | None = None  # a recipe, and the live model with its tensors
@@ -116,11 +122,11 @@ class Worker:
             self._loaded = recipe, resident
         merged = time.perf_counter()
         lm = resident.lm(config.batch_size, config.max_length)
-        built = self._tasks is not None and self._chat_template == resident.tokenizer.chat_template
         if self._tasks is None:
             self._tasks = task_set(config)
-        if not built:  # parents may come with chat templates of their own
-            self._chat_template = resident.tokenizer.chat_template
+        template = resident.tokenizer.chat_template
+        if not self._built or self._chat_template != template:  # parents may come with templates of their own
+            self._built, self._chat_template = True, template
             self._tasks.build(
                 self._setup.split,
                 lm,

@@ -273,12 +273,17 @@ def inspect(
     ] = False,
     place: Annotated[Path, typer.Option("--out", help="Where the merge would be written.")] = Path(),
     threads: Annotated[int | None, typer.Option(min=1, help="For --distances; one per core by default.")] = None,
+    trial: Annotated[
+        bool,
+        typer.Option("--trial/--no-trial", help="Of a search, merge and score one candidate on few documents."),
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
 ) -> None:
-    """Check a recipe, a search config or models, without running anything: heterosis inspect org/a org/b"""
+    """Check a recipe, a search config or models before running anything: heterosis inspect org/a org/b"""
     from heterosis.inspection import inspect_targets
 
-    report = inspect_targets(targets, full=full, base=base, distances=distances, place=place, threads=threads)
+    options: dict[str, Any] = {"full": full, "base": base, "distances": distances, "place": place, "trial": trial}
+    report = inspect_targets(targets, **options, threads=threads, announce=_say)
     print(report.to_json() if as_json else "\n".join(report.lines()))
     for text in report.warnings:
         _say(f"warning: {text}")

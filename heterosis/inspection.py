@@ -4,11 +4,12 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heterosis.errors import InputError
-from heterosis.merge.faults import size
+from heterosis.merge.faults import duration, size
 
 if TYPE_CHECKING:
     from heterosis.evolve.inspection import SearchReport
@@ -73,8 +74,10 @@ def inspect_targets(
     distances: bool = False,
     place: Path = Path(),
     threads: int | None = None,
+    trial: bool = True,
+    announce: Callable[[str], None] = lambda text: None,
 ) -> Report:
-    """Find out what can be told without running anything.
+    """Find out what can be told without a merge or a search; of a search, one candidate is tried.
 
     Args:
         targets: A recipe file, a search config, or models.
@@ -83,6 +86,8 @@ def inspect_targets(
         distances: Measure task vectors, which reads all weights.
         place: Where a merge would be written.
         threads: For ``distances``; None takes one for each core.
+        trial: Of a search config, try a candidate on a few documents.
+        announce: Is told before something that takes a while.
 
     Raises:
         InputError: If a file or model cannot be read, or a recipe or search not be run.
@@ -128,7 +133,14 @@ def inspect_targets(
         if config is not None and models is not None and models.mergeable:
             from heterosis.evolve.inspection import inspect_search
 
-            search = inspect_search(config, opened)
+            announce(
+                "loading the tasks"
+                + (", and trying a candidate on a few documents (--no-trial leaves that out)" if trial else "")
+            )
+            try:
+                search = inspect_search(config, place=place, trial=trial)
+            except InputError as error:
+                raise InputError(*(f"{files[0]}: {fault}" for fault in error.faults)) from error
         measured = None
         if distances and base is not None and (models is None or models.mergeable):
             short = short_names(opened)
@@ -269,12 +281,54 @@ def search_lines(report: "SearchReport") -> Iterator[str]:
         ((name, f"{low:g}", f"{high:g}", str(n)) for name, (low, high, n) in report.ranges.items()),
     )
     yield ""
-    yield f"first trials: {', '.join(report.baselines)}; {report.trials} in all"
-    yield f"tasks, which are not checked here: {', '.join(report.tasks)}"
+    hours = f", at most {report.hours:g} h" if report.hours else ""
+    yield f"first trials: {', '.join(report.baselines)}; {report.trials} in all{hours}"
+    yield ""
+    yield from table(
+        ("task", "weight", "metric", "better", "documents", "search", "selection", "held out"),
+        (
+            (
+                t.name,
+                f"{t.weight:g}",
+                t.metric,
+                t.better,
+                *map(str, (t.documents, t.search, t.selection, t.holdout)),
+            )
+            for t in report.tasks
+        ),
+    )
+    chat = "in the chat template" if report.chat else "as plain text"
+    yield f"objective: {report.objective}; prompts {chat}"
+    yield ""
     yield (
         f"a candidate: {report.tensors} tensors, {count(report.parameters)} parameters, "
-        f"reads {size(report.bytes_read)}"
+        f"reads {size(report.bytes_read)}, meets {report.resources.documents} documents at most"
     )
+    yield from _resource_lines(report)
+
+
+def _resource_lines(report: "SearchReport") -> Iterator[str]:
+    takes, tried = report.resources, report.rehearsal
+    each = (
+        f"{takes.workers} worker{'s' * (takes.workers != 1)} of {takes.threads} thread{'s' * (takes.threads != 1)}"
+    )
+    memory = (
+        f"about {size(takes.memory)} needed, {size(takes.memory_free)} free" if takes.memory else "not checked"
+    )
+    yield f"memory: {memory}; {each}"
+    merged = f"{size(takes.disk_merged)} for the champion, once merged"
+    free = f"{size(takes.disk_free)} free in {takes.place}"
+    yield f"disk: about {size(takes.disk)} for the run folder, {merged}, {free}"
+    if tried is None or takes.candidate is None or takes.seconds is None:
+        yield "time: no candidate was tried"
+        return
+    yield (
+        f"tried on {tried.documents} documents: merging {tried.merge:.2f} s, scoring {tried.per_document:.3f} s a "
+        f"document; so a candidate takes {duration(takes.candidate)}"
+    )
+    finals = f"{report.trials} candidates and the finals, as much as {takes.finals:.0f}"
+    end = (datetime.now() + timedelta(seconds=takes.seconds)).strftime("%a %d %b, %H:%M")
+    yield f"time: {duration(takes.seconds)} at most for {finals}; begun now, it ends by {end}"
 
 
 # --- cells ------------------------------------------------------------------------------------------------------

@@ -98,5 +98,17 @@ def size(number: int) -> str:
     return f"{value:.4g} TiB"
 
 
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 4.2 s, 42 s, 3 min 20 s, 2 h 5 min."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+
+
 def _listed(names: Mapping[str, Any]) -> str:
     return ", ".join(f"'{name}'" for name in names)

@@ -315,8 +315,16 @@ def test_inspect_models(run: Run, toy_models: dict[str, Path], make_llama: MakeL
 
 def test_inspect_a_search(run: Run, config: Callable[..., Path]) -> None:
     code, output, errors = run("inspect", config())
-    assert (code, errors) == (0, [])
+    assert code == 0
+    assert errors == ["loading the tasks, and trying a candidate on a few documents (--no-trial leaves that out)"]
     assert "search of task_arithmetic: 4 numbers" in output
+    assert "toy_choice  1       acc,none  higher  80         20      20         30" in output
+    assert "tried on 16 documents: merging " in output
+    assert "begun now, it ends by " in output
+    code, output, _ = run("inspect", "config.yaml", "--no-trial")
+    assert (code, output.splitlines()[-1]) == (0, "time: no candidate was tried")
+    code, output, _ = run("inspect", "config.yaml", "--no-trial", "--json")
+    assert (code, json.loads(output)["search"]["tasks"][0]["metric"]) == (0, "acc,none")
 
 
 def test_evaluate(run: Run, toy_models: dict[str, Path], toy_tasks: Path) -> None:
@@ -360,6 +368,7 @@ class TestARun:
         assert "out/best.yaml" in output
 
         assert run("status", "out") == (0, output, [])
+        assert run("status", "out", "--watch")[:2] == (0, output)
         assert run("evolve", path, "--run-dir", "out")[:2] == (0, output)
         assert run("export", "out") == (0, Path("out/best.yaml").read_text(), [])
 

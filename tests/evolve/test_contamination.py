@@ -9,7 +9,7 @@ import yaml
 
 from heterosis.evaluate.harness import Source
 from heterosis.evolve.config import EvolveConfig
-from heterosis.evolve.contamination import benchmark_of, name_warnings, task_warnings
+from heterosis.evolve.contamination import benchmark_of, task_warnings
 from heterosis.evolve.driver import search
 from heterosis.evolve.preflight import preflight
 from heterosis.inspection import inspect_targets
@@ -76,9 +76,8 @@ def test_a_warning_for_a_benchmark_or_a_test_split(task: str, source: Source, sa
 
 def test_a_benchmark_of_many_tasks_is_named_once() -> None:
     names = [f"mmlu_{i}" for i in range(57)]
-    (text,) = name_warnings([*names, "mine"])
+    (text,) = task_warnings({name: Source("cais/mmlu", "test", "test", ()) for name in names})
     assert text.startswith("tasks: mmlu_0 and 56 more: a well-known benchmark")
-    assert task_warnings({name: Source("cais/mmlu", "test", "test", ()) for name in names}) == [text]
 
 
 def tasks_with(folder: Path, name: str, splits: str) -> Path:
@@ -126,8 +125,9 @@ def test_a_run_warns_and_goes_on(toy_config: Callable[..., dict[str, Any]], pool
     assert summary["status"] == "finished"
 
 
-def test_inspect_knows_the_names(toy_config: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+def test_inspect_warns_too(toy_config: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    folder = tasks_with(tmp_path / "tasks", "gsm8k_mine", "test_split: test")
     path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(toy_config(tasks=["gsm8k", "mine"])))
-    report = inspect_targets([str(path)])
-    assert [text.split(":")[1] for text in report.warnings] == [" gsm8k"]
+    path.write_text(yaml.safe_dump(toy_config(tasks=["gsm8k_mine"], include_path=[str(folder)], documents={})))
+    report = inspect_targets([str(path)], trial=False)
+    assert [text.split(":")[1] for text in report.warnings] == [" gsm8k_mine"]

@@ -407,22 +407,6 @@ def test_the_json_has_what_the_text_has(family: dict[str, Path], tmp_path: Path)
     assert "task vectors from" in text
 
 
-def test_a_search_config_is_planned_without_tasks(
-    toy_config: Callable[..., dict[str, Any]], tmp_path: Path
-) -> None:
-    import yaml
-
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(toy_config(tasks=["no_such_task"], include_path=[])))
-    report = inspect_targets([str(path)])
-    assert report.models is not None
-    assert report.search is not None
-    assert report.models.mergeable
-    assert report.search.dimensions == sum(n for _, _, n in report.search.ranges.values()) == 4
-    assert report.search.baselines == ("ann", "bob", "uniform")
-    assert "search of task_arithmetic: 4 numbers, layers in 2 groups" in "\n".join(report.lines())
-
-
 def test_targets_that_make_no_sense(family: dict[str, Path], tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe_of(family).dump(recipe)

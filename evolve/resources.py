@@ -1,0 +1,166 @@
+"""What a search takes: workers and threads, memory, disk, time. Estimates, and what can be refused by them."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from heterosis.errors import InputError
+from heterosis.evolve.config import EvolveConfig
+from heterosis.evolve.finals import finals_cost
+from heterosis.evolve.preflight import Preflight
+from heterosis.evolve.rehearsal import Rehearsal
+from heterosis.merge.executor import available_cores
+from heterosis.merge.faults import size
+
+LIVE = 4  # bytes of a parameter in the live model, which computes in float32
+# Measured with the quickstart: a worker beside its model, its requests and a batch; the driver with Ray.
+WORKER, DRIVER = 600 * 2**20, 900 * 2**20
+# What the run folder holds of a document's score, and of a trial beside its recipe and for each of its numbers.
+DOCUMENT, TRIAL, NUMBER = 100, 8000, 300
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a search takes, and what there is.
+
+    Attributes:
+        workers: Processes that score.
+        threads: Of each.
+        memory: Bytes for all processes; None where models live elsewhere.
+        memory_least: The live models' alone.
+        memory_free: Bytes.
+        memory_total: Bytes.
+        disk: Bytes of the run folder.
+        disk_merged: Bytes of the champion, once it is merged.
+        disk_free: Bytes.
+        place: Where that is.
+        documents: That a candidate meets, at most.
+        finals: What the finals take, in candidates.
+        candidate: Seconds for a candidate that meets them all; None without a rehearsal.
+        seconds: For the whole search, at most; None without a rehearsal.
+    """
+
+    workers: int
+    threads: int
+    memory: int | None
+    memory_least: int
+    memory_free: int
+    memory_total: int
+    disk: int
+    disk_merged: int
+    disk_free: int
+    place: str
+    documents: int
+    finals: float
+    candidate: float | None
+    seconds: float | None
+
+    @property
+    def faults(self) -> list[str]:
+        """Why the search would fail."""
+        found = []
+        local = self.memory is not None
+        if local and self.memory_least > self.memory_total:
+            fitting = self.memory_total * self.workers // self.memory_least
+            remedy = f"write workers: {fitting}" if fitting else "take smaller models or a larger machine"
+            found.append(
+                f"workers: the live models of {self.workers} need {size(self.memory_least)} of memory in float32, "
+                f"but this machine has {size(self.memory_total)}; {remedy}"
+            )
+        if self.disk > self.disk_free:
+            found.append(
+                f"{self.place}: the run folder will take about {size(self.disk)}, but {size(self.disk_free)} are "
+                "free; choose another place"
+            )
+        return found
+
+    @property
+    def warnings(self) -> list[str]:
+        """What may go wrong."""
+        found = []
+        if self.memory is not None and self.memory > self.memory_free and not self.faults:
+            fewer = "close what else is running" + (", or write fewer workers" if self.workers > 1 else "")
+            found.append(
+                f"memory: about {size(self.memory)} are needed, and {size(self.memory_free)} are free; {fewer}"
+            )
+        if self.disk < self.disk_free < self.disk_merged:
+            found.append(
+                f"disk: the champion takes {size(self.disk_merged)} once it is merged, and {size(self.disk_free)} "
+                f"are free in {self.place}; merge it elsewhere"
+            )
+        return found
+
+    def check(self) -> None:
+        """Raise what would fail later.
+
+        Raises:
+            InputError: If memory or disk cannot do.
+        """
+        if faults := self.faults:
+            raise InputError(*faults)
+
+
+def workers_and_threads(config: EvolveConfig) -> tuple[int, int]:
+    """How many workers there are, and how many threads each of them has."""
+    cores = available_cores()
+    workers = config.workers or max(1, cores // 4)
+    return workers, max(1, cores // workers)
+
+
+def resources(
+    checked: Preflight, place: Path, *, local: bool = True, rehearsal: Rehearsal | None = None
+) -> Resources:
+    """What a search takes.
+
+    Args:
+        checked: The search.
+        place: Where the run folder is, or will be.
+        local: Whether its models live in this machine's memory.
+        rehearsal: What a candidate took.
+    """
+    config, plan = checked.config, checked.plan
+    workers, threads = workers_and_threads(config)
+    documents = sum(map(len, checked.split.search.values()))
+    finals = finals_cost(checked.split, len(config.genome.models), config.finalists)
+    least = workers * LIVE * plan.parameters
+    free, total = _memory()
+    numbers = max(len(space.parameters) for space in checked.spaces)
+    trial = 2 * len(plan.recipe.to_yaml().encode()) + TRIAL + NUMBER * numbers
+    there = place.expanduser().absolute()
+    existing = next(folder for folder in (there, *there.parents) if folder.is_dir())
+    candidate = rehearsal.candidate(documents) if rehearsal else None
+    seconds = None
+    if rehearsal is not None and candidate is not None:
+        seconds = rehearsal.start + (config.trials + finals) * candidate / workers
+        seconds = seconds if config.hours is None else min(seconds, config.hours * 3600)
+    return Resources(
+        workers=workers,
+        threads=threads,
+        memory=least + workers * (plan.adapter_bytes + WORKER) + DRIVER if local else None,
+        memory_least=least,
+        memory_free=free,
+        memory_total=total,
+        disk=round(config.trials * trial + (config.trials + finals) * documents * DOCUMENT),
+        disk_merged=plan.bytes_written,
+        disk_free=shutil.disk_usage(existing).free,
+        place=str(place),
+        documents=documents,
+        finals=finals,
+        candidate=candidate,
+        seconds=seconds,
+    )
+
+
+def _memory() -> tuple[int, int]:
+    """Bytes that are free and that there are, within the limit of a container."""
+    memory = psutil.virtual_memory()
+    free, total = memory.available, memory.total
+    try:
+        group = Path("/sys/fs/cgroup")
+        most = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+    except (OSError, ValueError):  # no such limit
+        return free, total
+    return min(free, max(0, most - used)), min(total, most)

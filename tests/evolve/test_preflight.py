@@ -1,0 +1,154 @@
+"""What is found out before a search: faults, what it takes, and one candidate that is tried."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from heterosis.errors import InputError
+from heterosis.evaluate.scores import Scores
+from heterosis.evolve import driver, resources
+from heterosis.evolve.config import EvolveConfig
+from heterosis.evolve.inspection import inspect_search
+from heterosis.evolve.preflight import Preflight, preflight
+from heterosis.evolve.rehearsal import Rehearsal, rehearse
+from heterosis.evolve.worker import Evaluation, Failure
+
+MIB = 2**20
+
+
+@pytest.fixture
+def config(toy_config: Callable[..., dict[str, Any]]) -> Callable[..., EvolveConfig]:
+    return lambda **changes: EvolveConfig.parse(yaml.safe_dump(toy_config(**changes)))
+
+
+@pytest.fixture
+def checked(config: Callable[..., EvolveConfig]) -> Preflight:
+    return preflight(config(workers=3, trials=40))
+
+
+def test_faults_of_models_and_of_tasks_are_told_at_once(config: Callable[..., EvolveConfig]) -> None:
+    wrong = config(
+        genome={"models": ["/no/a", "/no/b"]}, tasks=[{"name": "toy_choice", "metric": "f1"}], documents={}
+    )
+    with pytest.raises(InputError) as caught:
+        preflight(wrong)
+    first, second, third = caught.value.faults
+    assert first.startswith("/no/a: no such model folder")
+    assert second.startswith("/no/b: no such model folder")
+    assert third.startswith("task 'toy_choice': unknown metric 'f1'")
+
+
+def test_a_rehearsal_tells_the_time_of_a_candidate(checked: Preflight) -> None:
+    asked = []
+
+    def score(recipe: str, documents: Any) -> Evaluation:
+        asked.append((recipe, {task: list(ids) for task, ids in documents.items()}))
+        seconds = {"merge": 2.0, "forward": 8.0, "other": 1.6} if len(asked) == 2 else {"merge": 50.0}
+        return Evaluation(Scores({}, 0.0), seconds, "")
+
+    found = rehearse(checked, 1, score)
+    (first, one), (second, batch) = asked
+    assert first != second
+    assert [len(ids) for ids in (*one.values(), *batch.values())] == [1, 16]
+    assert found == Rehearsal(documents=16, start=50.0, merge=2.0, per_document=pytest.approx(0.6))
+    assert found.candidate(20) == pytest.approx(14.0)
+
+    takes = resources.resources(checked, Path(), rehearsal=found)
+    finals = ((3 + 5) * 20 + 4 * 30) / 20
+    assert takes.finals == finals
+    assert takes.seconds == pytest.approx(50 + (40 + finals) * 14 / 3)
+    hurried = dataclasses.replace(checked, config=checked.config.updated(hours=0.01))
+    assert resources.resources(hurried, Path(), rehearsal=found).seconds == 36
+
+
+def test_a_candidate_that_cannot_be_scored_is_told(checked: Preflight) -> None:
+    with pytest.raises(InputError, match="cannot be scored: out of memory; all others would fail alike"):
+        rehearse(checked, 1, lambda recipe, documents: Failure("out of memory"))
+
+
+def test_a_real_candidate_is_tried(config: Callable[..., EvolveConfig]) -> None:
+    report = inspect_search(config())
+    assert report.rehearsal is not None
+    assert report.rehearsal.documents == 16
+    assert report.rehearsal.per_document > 0
+    assert report.resources.candidate == report.rehearsal.candidate(20)
+    (task,) = report.tasks
+    assert dataclasses.astuple(task) == ("toy_choice", 1.0, "acc,none", "higher", 80, 20, 20, 30)
+    assert report.dimensions == sum(n for _, _, n in report.ranges.values()) == 4
+    assert report.baselines == ("ann", "bob", "uniform")
+
+
+@pytest.mark.parametrize(
+    ("free", "total", "says"),
+    [
+        (8000 * MIB, 8000 * MIB, None),
+        (2000 * MIB, 8000 * MIB, "are needed, and 1.953 GiB are free; close what else is running, or write fewer"),
+    ],
+)
+def test_memory_that_may_not_do_is_warned_of(
+    checked: Preflight, monkeypatch: pytest.MonkeyPatch, free: int, total: int, says: str | None
+) -> None:
+    monkeypatch.setattr(resources, "_memory", lambda: (free, total))
+    takes = resources.resources(checked, Path())
+    assert takes.faults == []
+    assert len(takes.warnings) == (says is not None)
+    assert all(str(says) in text for text in takes.warnings)
+    assert resources.resources(checked, Path(), local=False).warnings == []
+
+
+@pytest.mark.parametrize(
+    ("models", "remedy"), [(2.5, "write workers: 2"), (0.5, "take smaller models or a larger machine")]
+)
+def test_memory_that_cannot_do_is_refused(
+    checked: Preflight, monkeypatch: pytest.MonkeyPatch, models: float, remedy: str
+) -> None:
+    total = round(models * 4 * checked.parameters)
+    monkeypatch.setattr(resources, "_memory", lambda: (total, total))
+    takes = resources.resources(checked, Path())
+    (fault,) = takes.faults
+    assert fault.startswith("workers: the live models of 3 need ")
+    assert fault.endswith(remedy)
+    with pytest.raises(InputError, match=remedy):
+        takes.check()
+    resources.resources(checked, Path(), local=False).check()
+
+
+def test_a_full_disk_is_refused_and_a_fullish_one_warned_of(
+    checked: Preflight, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def free(amount: int) -> resources.Resources:
+        usage = type(shutil.disk_usage("."))(10**12, 0, amount)
+        monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
+        return resources.resources(checked, tmp_path / "not" / "yet")
+
+    assert "the run folder will take about" in free(1000).faults[0]
+    assert free(10**11).faults == []
+    takes = free(10**11)
+    large = dataclasses.replace(takes, disk_merged=10**12)
+    assert "once it is merged" in large.warnings[0]
+
+
+def test_evolve_stops_on_what_would_fail_later(
+    config: Callable[..., EvolveConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pools: Any
+) -> None:
+    monkeypatch.setattr(resources, "_memory", lambda: (1000, 1000))
+    with pytest.raises(InputError, match="config: workers: the live models"):
+        driver.search(config(), tmp_path / "run", make_pool=pools())
+    assert list(tmp_path.iterdir()) == []
+    assert pools.made == []
+    driver.search(config(trials=3), tmp_path / "run", make_pool=pools(), device="cuda")
+
+
+def test_the_run_folder_takes_about_what_was_said(
+    config: Callable[..., EvolveConfig], tmp_path: Path, pools: Any
+) -> None:
+    searched = config(trials=40, workers=1, racing=False)
+    said = resources.resources(preflight(searched), tmp_path).disk
+    driver.search(searched, tmp_path / "run", make_pool=pools())
+    taken = sum(file.stat().st_size for file in (tmp_path / "run").rglob("*") if file.is_file())
+    assert taken / 3 < said < 3 * taken
