@@ -181,6 +181,10 @@ class TaskSet:
         split = getattr(loaded.config, f"{kind}_split", None) or kind
         return Source(str(loaded.config.dataset_path or ""), kind, split, tuple(others))
 
+    def generates(self, task: str) -> bool:
+        """Whether a task has the model write, rather than choose or rate a text."""
+        return str(self._tasks[task].config.output_type) == "generate_until"
+
     def groups(self) -> dict[str, list[str]]:
         """Every document's group, as `split_documents` takes it."""
         return {task: documents.groups for task, documents in self._documents.items()}

@@ -12,6 +12,7 @@ optimizers/    who proposes candidates, one file each
 objective.py   what is maximised, from per-document scores; racing.py: which documents come when; referee.py:
                what a candidate meets next, and what its scores amount to
 statistics.py  paired intervals
+draft.py       a first config for models and tasks, for ``heterosis init``
 preflight.py   what can be refused before anything starts; resources.py: workers, memory, disk, time;
                rehearsal.py: one candidate, tried; inspection.py: all of it, for ``heterosis inspect``
 contamination.py  a warning when a published benchmark or a test split is searched on

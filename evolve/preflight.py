@@ -3,11 +3,10 @@
 ``heterosis evolve`` begins with it, and ``heterosis inspect`` shows it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from heterosis.errors import InputError
+from heterosis.errors import InputError, collecting
 from heterosis.evaluate.harness import TaskSet
 from heterosis.evaluate.splits import Sizes, Split, split_documents
 from heterosis.evolve.baselines import Baseline
@@ -107,12 +106,12 @@ def preflight(
         InputError: With the first faults of the models and of the tasks.
     """
     faults: list[str] = []
-    with _collecting(faults):
+    with collecting(faults):
         pinned, checkpoints = _opened(config)
         stages, plan = _planned(pinned, checkpoints, control_points)
         paths_alone = pinned.genome.layer_paths is not None and pinned.genome.layer_paths.after is None
         paths = PathSpace.from_config(pinned, checkpoints) if paths_alone else None
-    with _collecting(faults):
+    with collecting(faults):
         loaded = tasks or task_set(config)
         objective = _objective(config, loaded)
         sizes = Sizes(config.documents.search, config.documents.selection, config.documents.holdout)
@@ -123,15 +122,6 @@ def preflight(
     return Preflight(config, stages, paths, loaded, split, objective, plan, checkpoints, tuple(warnings))
 
 
-@contextmanager
-def _collecting(faults: list[str]) -> Iterator[None]:
-    """Go on after wrong input, so that faults of several kinds are told at once."""
-    try:
-        yield
-    except InputError as error:
-        faults += error.faults
-
-
 def _opened(config: EvolveConfig) -> tuple[EvolveConfig, dict[ModelRef, Checkpoint]]:
     """The models, and the config with the revisions that were found.
 
@@ -140,7 +130,7 @@ def _opened(config: EvolveConfig) -> tuple[EvolveConfig, dict[ModelRef, Checkpoi
     asked, faults = config.genome, list[str]()
     opened: dict[str, Checkpoint] = {}
     for name in dict.fromkeys([*asked.models, *([asked.base_model] if asked.base_model else [])]):
-        with _collecting(faults):
+        with collecting(faults):
             opened[name] = open_checkpoint(ModelRef.parse(name))
     if faults:
         raise InputError(*faults)
@@ -168,6 +158,7 @@ def _planned(
     layers = stack_sizes(first.tensors).get(stack or "", 0)
     if layers < 1:
         raise InputError(f"genome.models: {first.ref} has no numbered layers; nothing can be grouped by depth")
+    _check_depths(config, checkpoints)
     registry = methods()
     points = control_points if control_points is not None else control_points_of(config, layers, registry)
     stages = stages_of(config, layers, registry, points)
@@ -191,6 +182,18 @@ def _planned(
                 "apply_chat_template: false"
             )
     return stages, plans[0]
+
+
+def _check_depths(config: EvolveConfig, checkpoints: Mapping[ModelRef, Checkpoint]) -> None:
+    """Refuse models of different depth in one line, not in one for every tensor that only one of them has."""
+    sizes = {ref: max(stack_sizes(model.tensors).values(), default=0) for ref, model in checkpoints.items()}
+    (first, layers), *others = sizes.items()
+    for ref, size in others:
+        if size != layers and config.genome.layer_paths is None:
+            raise InputError(
+                f"genome.models: layers must be equally many, but got {layers} in {first} and {size} in {ref}; "
+                "name models of one depth"
+            )
 
 
 def _objective(config: EvolveConfig, tasks: TaskSet) -> Objective:

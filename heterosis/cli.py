@@ -137,6 +137,26 @@ def merge(
 
 
 @app.command()
+def init(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Folders, Hub ids, or base+adapter.")],
+    tasks: Annotated[list[str], typer.Option("--tasks", help="Task names, separated by commas or repeated.")],
+    base: Annotated[str | None, typer.Option(help="What the models were fine-tuned from.")] = None,
+    include_path: IncludePath = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")] = Path("search.yaml"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
+) -> None:
+    """Write a search config: heterosis init org/a org/b --base org/base --tasks arc_easy"""
+    from heterosis.evolve.draft import write_draft
+
+    folders = [str(folder) for folder in include_path or ()]
+    draft = write_draft(output, models, _names(tasks), base=base, include_path=folders, overwrite=overwrite)
+    for text in draft.warnings:
+        _say(f"warning: {text}")
+    _say(f"read it, then see what it takes: heterosis inspect {output}")
+    print(output)
+
+
+@app.command()
 def evolve(
     config: Annotated[Path, typer.Argument(help="A search config; mergekit-evolve's work as they are.")],
     run_dir: Annotated[Path, typer.Option("--run-dir", help="The run folder; the same command continues there.")],
@@ -235,10 +255,9 @@ def evaluate(
     """Score a model with lm-eval: heterosis evaluate MODEL --tasks arc_easy --limit 100"""
     from heterosis.evaluate.api import evaluate_model
 
-    names = [name.strip() for part in tasks for name in part.split(",") if name.strip()]
     scores, metrics = evaluate_model(
         model_or_recipe,
-        names,
+        _names(tasks),
         include_path=include_path or (),
         limit=limit,
         num_fewshot=num_fewshot,
@@ -303,6 +322,10 @@ def push(
     from heterosis.merge.hub import push as publish
 
     print(publish(folder, repo_id, private=private, revision=revision, message=message))
+
+
+def _names(tasks: Sequence[str]) -> list[str]:
+    return [name.strip() for part in tasks for name in part.split(",") if name.strip()]
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """What the user gave is wrong: one exception, one line for each fault."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 _LONGEST = 5000  # characters of a line; what others' files hold can be any length
@@ -18,6 +19,15 @@ class InputError(ValueError):
     def __init__(self, *faults: str) -> None:
         self.faults = tuple(dict.fromkeys(map(_one_line, faults)))
         super().__init__("\n".join(self.faults))
+
+
+@contextmanager
+def collecting(faults: list[str]) -> Iterator[None]:
+    """Go on after wrong input, so that faults of several kinds are told at once."""
+    try:
+        yield
+    except InputError as error:
+        faults += error.faults
 
 
 def _one_line(fault: str) -> str:

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from heterosis.errors import InputError
+from heterosis.errors import InputError, collecting
 from heterosis.merge.faults import duration, size
 
 if TYPE_CHECKING:
@@ -164,11 +164,9 @@ def _open_all(
     opened: dict[ModelRef, Checkpoint] = {}
     faults: list[str] = []
     for name in dict.fromkeys(names):
-        try:
+        with collecting(faults):
             checkpoint = stack.enter_context(open_model(name))
             opened[checkpoint.ref] = checkpoint
-        except InputError as error:
-            faults += error.faults
     if faults:
         raise InputError(*faults)
     return opened

@@ -1,0 +1,150 @@
+"""Likely mistakes with ``init`` and ``inspect``: each is one line with the remedy, and exit code 2."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from heterosis import cli
+
+MakeLlama = Callable[..., Path]
+Run = Callable[..., tuple[int, str, list[str]]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Run a command in a folder. Returns exit code, standard output and the lines of standard error."""
+    from heterosis.evaluate import harness
+
+    whole = harness.TaskManager  # lm-eval's own tasks take 10 s to index
+    monkeypatch.setattr(
+        harness,
+        "TaskManager",
+        lambda include_path, include_defaults=False: whole(include_path=include_path, include_defaults=False),
+    )
+    monkeypatch.chdir(tmp_path)
+
+    def go(*arguments: object) -> tuple[int, str, list[str]]:
+        monkeypatch.setattr("sys.argv", ["heterosis", *map(str, arguments)])
+        code = 0
+        capsys.readouterr()
+        try:
+            cli.main()
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        output, errors = capsys.readouterr()
+        return code, output, errors.splitlines()
+
+    return go
+
+
+@pytest.fixture
+def places(toy_models: dict[str, Path], toy_tasks: Path, make_llama: MakeLlama, tmp_path: Path) -> dict[str, Path]:
+    """What stands in capitals in a command."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("notes")
+    (tmp_path / "old.yaml").write_text("mine")
+    plain = tmp_path / "plain"
+    shutil.copytree(toy_models["ann"], plain)
+    (plain / "chat_template.jinja").unlink()
+    weights = tmp_path / "weightless"
+    shutil.copytree(toy_models["ann"], weights)
+    (weights / "model.safetensors").unlink()
+    return {
+        "BASE": toy_models["base"],
+        "ANN": toy_models["ann"],
+        "BOB": toy_models["bob"],
+        "WIDE": make_llama("mistakes-wide", seed=0, hidden=32),
+        "DEEP": make_llama("mistakes-deep", seed=0, layers=4),
+        "OTHER": make_llama("mistakes-other", seed=0, vocab=60),
+        "PLAIN": plain,
+        "WEIGHTLESS": weights,
+        "TASKS": toy_tasks,
+    }
+
+
+INIT = "init ANN BOB --tasks toy_choice --include-path TASKS"
+INIT_MISTAKES = [
+    ("init /no/ann BOB --tasks toy_choice --include-path TASKS", "/no/ann: no such model folder"),
+    ("init empty BOB --tasks toy_choice --include-path TASKS", "empty: "),
+    ("init WEIGHTLESS BOB --tasks toy_choice --include-path TASKS", "weightless: "),
+    ("init ANN --tasks toy_choice --include-path TASKS", "must name at least two models"),
+    ("init ANN ANN --tasks toy_choice --include-path TASKS", "each may be listed once"),
+    ("init ANN WIDE --tasks toy_choice --include-path TASKS", "merge one architecture only"),
+    ("init ANN DEEP --tasks toy_choice --include-path TASKS", "name models of one depth"),
+    ("init ANN BOB --tasks toy_chioce --include-path TASKS", "did you mean 'toy_choice'?"),
+    ("init ANN BOB --tasks toy_choice,toy_choice --include-path TASKS", "named twice"),
+    ("init ANN BOB --include-path TASKS", "--tasks"),
+    ("init ANN BOB --tasks , --include-path TASKS", "--tasks: must name at least one task"),
+    ("init ANN BOB --tasks toy_choice --include-path nowhere", "'nowhere' is not a folder"),
+    (f"{INIT} --base /no/base", "/no/base: no such model folder"),
+    (f"{INIT} -o old.yaml", "old.yaml: exists; give another file with -o, or --overwrite"),
+    (f"{INIT} -o missing/new.yaml", "missing is not a folder"),
+    (f"{INIT} --task toy_choice", "--tasks"),
+]
+
+
+@pytest.mark.parametrize(("command", "says"), INIT_MISTAKES)
+def test_init(run: Run, places: dict[str, Path], tmp_path: Path, command: str, says: str) -> None:
+    before = {path.name for path in tmp_path.iterdir()}
+    code, output, errors = run(*(places.get(word, word) for word in command.split()))
+    assert code == 2, errors
+    assert len(errors) == 1, errors
+    assert errors[0].startswith("heterosis: ")
+    assert says in errors[0]
+    assert output == ""
+    assert {path.name for path in tmp_path.iterdir()} == before
+    assert (tmp_path / "old.yaml").read_text() == "mine"
+
+
+LINEAR = {"merge_method": "linear"}
+INSPECT_MISTAKES: list[tuple[dict[str, Any], str]] = [
+    ({"genome": {"models": ["/no/ann", "BOB"]}}, "/no/ann: no such model folder"),
+    (
+        {"genome": {"base_model": None, "merge_method": "ties"}},
+        "genome.base_model: 'ties' needs it; name the model",
+    ),
+    ({"genome": {"models": ["ANN", "WIDE"]}}, "merge one architecture only"),
+    ({"genome": {"models": ["ANN", "OTHER"]}}, "tokenizer_source: union"),
+    ({"genome": {"models": ["ANN", "DEEP"]}}, "name models of one depth"),
+    ({"genome": {"merge_method": "tie"}}, "unknown method 'tie'; did you mean 'ties'?"),
+    ({"tasks": ["toy_chioce"]}, "task 'toy_chioce': unknown"),
+    (
+        {"tasks": [{"name": "toy_choice", "metric": "acc_nrom"}]},
+        "unknown metric 'acc_nrom'; valid: acc,none, acc_norm,none",
+    ),
+    ({"tasks": [{"name": "toy_choice", "weight": 0}]}, "at least one weight must differ from 0"),
+    ({"include_path": ["nowhere"]}, "'nowhere' is not a folder"),
+    ({"documents": {"search": 100}}, "toy_choice: has 80 documents, too few for the split"),
+    (
+        {"apply_chat_template": True, "genome": {"models": ["PLAIN", "BOB"], "base_model": None, **LINEAR}},
+        "has no chat template; write apply_chat_template: false",
+    ),
+    ({"constraints": {"toy_chioce": 0.1}}, "did you mean 'toy_choice'?"),
+    ({"objective": "pareto"}, "pareto needs at least two tasks"),
+    ({"trails": 10}, "trails: unknown key; did you mean 'trials'?"),
+    ({"workers": 10**9}, "write workers: "),
+]
+
+
+@pytest.mark.parametrize(("changes", "says"), INSPECT_MISTAKES)
+def test_inspect(
+    run: Run,
+    places: dict[str, Path],
+    toy_config: Callable[..., dict[str, Any]],
+    changes: dict[str, Any],
+    says: str,
+) -> None:
+    data = toy_config(**changes)
+    data["genome"] = {key: value for key, value in data["genome"].items() if value is not None}
+    data["genome"]["models"] = [str(places.get(name, name)) for name in data["genome"]["models"]]
+    Path("search.yaml").write_text(yaml.safe_dump(data))
+    code, _, errors = run("inspect", "search.yaml", "--no-trial")
+    errors = [line for line in errors if not line.startswith("loading the tasks")]
+    assert code == 2, errors
+    assert len(errors) == 1, errors
+    assert errors[0].startswith("heterosis: ")
+    assert says in errors[0]
