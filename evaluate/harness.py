@@ -55,6 +55,21 @@ class Documents:
 
 
 @dataclass(frozen=True)
+class DocumentText:
+    """What a document asks, for people to read.
+
+    Attributes:
+        question: Without few-shot examples and chat template.
+        choices: The answers to choose from; none where text is generated.
+        answer: The right answer; empty where the task has none.
+    """
+
+    question: str
+    choices: tuple[str, ...] = ()
+    answer: str = ""
+
+
+@dataclass(frozen=True)
 class Source:
     """Where a task's documents come from.
 
@@ -168,6 +183,19 @@ class TaskSet:
 
     def documents(self, task: str) -> Documents:
         return self._documents[task]
+
+    def text(self, task: str, document: int) -> DocumentText:
+        """What a document asks, in the task's words."""
+        loaded, data = self._tasks[task], copy.copy(self._data[task][document])
+        choices: tuple[str, ...] = ()
+        if getattr(loaded.config, "doc_to_choice", None) is not None:
+            choices = tuple(map(str, loaded.doc_to_choice(data)))
+        question, answer = loaded.doc_to_text(data), loaded.doc_to_target(data)
+        if isinstance(question, int):  # the beginnings of a sentence to choose from, and its one end
+            return DocumentText(f"… {answer}", choices, choices[question])
+        answers = answer if isinstance(answer, list | tuple) else [answer]
+        named = [choices[a] if isinstance(a, int) and choices else str(a) for a in answers]
+        return DocumentText(str(question), choices, " / ".join(named))
 
     def source(self, task: str) -> Source:
         """Where a task's documents come from."""

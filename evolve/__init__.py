@@ -27,6 +27,7 @@ finals.py      the shortlist, the champion
 progress.py    the run on a terminal, live or in lines; standing.py: where it stands, read from its folder;
                pulse.py: what the driver does at the moment
 outcome.py     summary.json, best.yaml, trials.csv, the closing table
+report/        a run as one HTML page
 """
 
 from typing import TYPE_CHECKING, Any

@@ -26,8 +26,9 @@ from heterosis.evolve.outcome import describe_result, environment, write_outcome
 from heterosis.evolve.preflight import Preflight, preflight
 from heterosis.evolve.proposals import Proposer
 from heterosis.evolve.pulse import Pulse, PulseWriter
-from heterosis.evolve.record import Ask, Record, Trial
+from heterosis.evolve.record import Ask, Record, Trial, study_url
 from heterosis.evolve.referee import Referee
+from heterosis.evolve.report import write_report
 from heterosis.evolve.resources import resources, workers_and_threads
 from heterosis.evolve.session import logging_to, stopping_on_signals
 from heterosis.evolve.stages import Stages
@@ -120,7 +121,9 @@ def search(
     try:
         with logging_to(folder.path / "run.log"):
             driver = _Driver(checked, folder, storage, device, progress)
-            return driver.run(make_pool, ray_address)
+            summary = driver.run(make_pool, ray_address)
+            _report(folder.path, checked, storage)
+            return summary
     except InputError:
         folder.discard_if_new()
         raise
@@ -135,6 +138,14 @@ def _finished(run_dir: Path, budget: int) -> dict[str, Any] | None:
     summary = read_summary(run_dir)
     spent = sum(summary["trials"][state] for state in ("complete", "pruned", "failed"))
     return summary if summary["status"] == "finished" and spent >= budget else None
+
+
+def _report(folder: Path, checked: Preflight, storage: str | None) -> None:
+    """Write the run's report; whatever goes wrong with it, the run is done."""
+    try:
+        write_report(folder, tasks=checked.tasks, storage=storage)
+    except Exception as error:
+        log.warning("the report could not be written: %r; heterosis report %s tries again", error, folder)
 
 
 @dataclass(frozen=True)
@@ -168,10 +179,11 @@ class _Driver:
         self._state = folder.state()
         self._provenance = self._state["provenance"] = checked.provenance()
         self._state["control_points"] = checked.control_points
+        self._state["layers"] = checked.space.depth.n_layers
         self.workers, threads = workers_and_threads(config)
         self._setup = Setup(config, self._split, threads, device, run=str(folder.path.resolve()))
         self._check_environment()
-        url = storage or f"sqlite:///{folder.path.resolve() / 'study.db'}"
+        url = storage or study_url(folder.path)
         dimensions = [dimension for own in checked.spaces for dimension in own.parameters]
         self._record = Record(folder.path, url, self._state["study"], dimensions, len(self._objective.names))
         self._referee = Referee(self._record, self._objective, self._split, config.racing)

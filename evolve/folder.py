@@ -13,6 +13,7 @@ from heterosis.errors import InputError
 from heterosis.evolve.config import EvolveConfig
 
 ASKS = "asks.jsonl"
+STATE = "run.json"
 SUMMARY = "summary.json"
 
 
@@ -64,13 +65,12 @@ class RunFolder:
 
     def state(self) -> dict[str, Any]:
         """What must outlive the process: the study's name, seconds spent, the environment."""
-        path = self.path / "run.json"
-        if path.exists():
-            return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+        if state := read_state(self.path):
+            return state
         return {"study": f"{self.path.resolve().name}-{uuid.uuid4().hex[:8]}", "seconds": 0.0}
 
     def save_state(self, state: Mapping[str, Any]) -> None:
-        write_text(self.path / "run.json", json.dumps(state, indent=2) + "\n")
+        write_text(self.path / STATE, json.dumps(state, indent=2) + "\n")
 
 
 def check_same_config(folder: Path, config: EvolveConfig) -> None:
@@ -90,8 +90,14 @@ def check_same_config(folder: Path, config: EvolveConfig) -> None:
 
 def frozen_control_points(folder: Path) -> list[int] | None:
     """The control points that an earlier session of a run has chosen, if there was one."""
-    path = folder / "run.json"
-    return json.loads(path.read_text(encoding="utf-8")).get("control_points") if path.exists() else None
+    points: list[int] | None = read_state(folder).get("control_points")
+    return points
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What a run keeps for its later sessions; empty before the first one."""
+    path = folder / STATE
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def write_text(path: Path, text: str) -> None:

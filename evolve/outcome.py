@@ -6,13 +6,13 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from heterosis.errors import InputError
 from heterosis.evaluate.splits import Split
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.finals import Finals
-from heterosis.evolve.folder import SUMMARY, read_summary, write_text
+from heterosis.evolve.folder import SUMMARY, read_state, read_summary, write_text
 from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.objective import Judge
 from heterosis.evolve.record import Ask, Record, Trial, read_asks
@@ -21,6 +21,10 @@ from heterosis.evolve.statistics import Interval
 from heterosis.merge import Recipe
 
 FRONT = "front"  # folder of the front's recipes
+TRIALS = "trials.csv"
+
+# What a run can come to.
+Verdict: TypeAlias = Literal["empty", "unfinished", "parent", "baseline", "better", "unclear", "worse"]
 
 
 def environment(config: EvolveConfig, device: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,14 +63,29 @@ def export_trial(folder: Path, number: int | None) -> str:
         if not best.exists():
             raise InputError(f"{folder}: no candidate has been scored yet")
         return best.read_text(encoding="utf-8")
-    trials = list(csv.DictReader(io.StringIO((folder / "trials.csv").read_text(encoding="utf-8"))))
+    trials = read_trials(folder)
     if number >= len(trials):
         raise InputError(f"--trial: {folder} has trials 0 to {len(trials) - 1}, but got {number}")
-    row = trials[number]
-    ask = next(a for a in read_asks(folder) if a.number == int(row["ask"]))
-    trial = Trial(number, ask, float(row["score"]) if row["score"] else None)
-    state = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    return export_recipe(trial, state["provenance"])
+    return export_recipe(trials[number], read_state(folder)["provenance"])
+
+
+def read_trials(folder: Path) -> list[Trial]:
+    """The results of a run folder, as its table has them: without losses."""
+    asks = {ask.number: ask for ask in read_asks(folder)}
+    times = ("merge", "forward", "other")
+    with (folder / TRIALS).open(encoding="utf-8", newline="") as file:
+        return [
+            Trial(
+                int(row["trial"]),
+                asks[int(row["ask"])],
+                float(row["score"]) if row["score"] else None,
+                row["cause"] or None,
+                {key: float(row[f"{key}_s"]) for key in times if row[f"{key}_s"]},
+                pruned=row["pruned"] == "1",
+                documents=int(row["documents"]),
+            )
+            for row in csv.DictReader(file)
+        ]
 
 
 def write_outcome(
@@ -164,7 +183,7 @@ def write_outcome(
         for trial in finals.front:
             text = export_recipe(trial, provenance, "On the front: no other finalist is better in everything.")
             write_text(folder / FRONT / f"trial-{trial.number}.yaml", text)
-    write_text(folder / "trials.csv", _table_of(record))
+    write_text(folder / TRIALS, _table_of(record))
     write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary
 
@@ -215,10 +234,24 @@ def _table_of(record: Record) -> str:
     return out.getvalue()
 
 
+def verdict_of(summary: Mapping[str, Any]) -> Verdict:
+    """What came of a run: who the champion is, and whether it beats the best parent beyond doubt."""
+    gain, champion = summary.get("gain_over_best_parent"), summary.get("champion")
+    if champion is None:
+        return "empty"
+    if gain is None:
+        return "unfinished"
+    if champion["name"] in summary["parents"]:
+        return "parent"
+    if champion["name"] in summary["baselines"]:
+        return "baseline"
+    low, high = gain["ci95"]
+    return "better" if low > 0 else "worse" if high < 0 else "unclear"
+
+
 def outcome_sentence(summary: Mapping[str, Any]) -> str:
     """What came of a run, in a sentence."""
-    gain = summary.get("gain_over_best_parent")
-    champion = summary.get("champion")
+    kind, gain, champion = verdict_of(summary), summary.get("gain_over_best_parent"), summary.get("champion")
     if champion is None:
         return "No candidate has been scored yet."
     if gain is None:
@@ -226,16 +259,15 @@ def outcome_sentence(summary: Mapping[str, Any]) -> str:
     low, high = gain["ci95"]
     interval = f"95 % interval {low:+.4f} to {high:+.4f}"
     against = f"{gain['holdout']:+.4f} ({interval}) against the best parent, {gain['parent']}"
-    if champion["name"] in summary["parents"]:
+    if kind == "parent":
         return f"No signal: the search found nothing better than the parent {champion['name']}."
-    if champion["name"] in summary["baselines"]:
+    if kind == "baseline":
         return f"No signal: the search found nothing better than the {champion['name']} merge, {against}."
-    if low > 0:
-        verdict = "beats the best parent on held-out documents"
-    elif high < 0:
-        verdict = "is worse than the best parent on held-out documents"
-    else:
-        verdict = "cannot be told from the best parent on held-out documents"
+    verdict = {
+        "better": "beats the best parent on held-out documents",
+        "worse": "is worse than the best parent on held-out documents",
+        "unclear": "cannot be told from the best parent on held-out documents",
+    }[kind]
     broken = summary.get("violated")
     kept = f" It breaks the constraint on {', '.join(broken)} there." if broken else ""
     reused = " Held-out documents were used before." if summary["documents"].get("holdout_reused") else ""

@@ -35,6 +35,9 @@ from heterosis.evaluate.scores import Scores
 from heterosis.evolve.dimensions import Dimension, Value
 from heterosis.evolve.folder import ASKS
 
+SCORES = "scores.jsonl"
+STUDY = "study.db"
+
 
 @dataclass(frozen=True)
 class Ask:
@@ -126,11 +129,9 @@ class Record:
                 "sqlite:////folder/study.db"
             ) from error
         self._asks_path = folder / ASKS
-        self._scores_path = folder / "scores.jsonl"
+        self._scores_path = folder / SCORES
         self.asks = {ask.number: ask for ask in read_asks(folder)}
-        self._scores: dict[tuple[int, str], Scores] = {}
-        for line in _read_lines(self._scores_path):
-            self._keep(line["ask"], line["part"], Scores.from_json(json.dumps(line["scores"])))
+        self._scores = read_scores(folder)
         self.trials = [self._trial(t) for t in self._study.get_trials(deepcopy=False)]
 
     def _trial(self, frozen: FrozenTrial) -> Trial:
@@ -190,12 +191,8 @@ class Record:
         Raises:
             ValueError: If a document is scored already.
         """
-        self._keep(ask.number, part, scores)
+        _keep(self._scores, (ask.number, part), scores)
         _append(self._scores_path, {"ask": ask.number, "part": part, "scores": json.loads(scores.to_json())})
-
-    def _keep(self, number: int, part: str, scores: Scores) -> None:
-        known = self._scores.get((number, part))
-        self._scores[number, part] = known.merged(scores) if known else scores
 
     def scores(self, ask: Ask, part: str) -> Scores | None:
         """What :meth:`add_scores` kept, of all chunks together."""
@@ -247,10 +244,28 @@ def _distribution(dimension: Dimension) -> BaseDistribution:
     return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
 
 
+def study_url(folder: Path) -> str:
+    """The Optuna storage URL of a run folder's own study."""
+    return f"sqlite:///{folder.resolve() / STUDY}"
+
+
 def read_asks(folder: Path) -> Iterator[Ask]:
     """The candidates of a run folder, in the order of asking."""
     for line in _read_lines(folder / ASKS):
         yield Ask(**line)
+
+
+def read_scores(folder: Path) -> dict[tuple[int, str], Scores]:
+    """The scores of a run folder, all chunks together, by the ask's number and the part of the split."""
+    found: dict[tuple[int, str], Scores] = {}
+    for line in _read_lines(folder / SCORES):
+        _keep(found, (line["ask"], line["part"]), Scores.from_json(json.dumps(line["scores"])))
+    return found
+
+
+def _keep(found: dict[tuple[int, str], Scores], key: tuple[int, str], scores: Scores) -> None:
+    known = found.get(key)
+    found[key] = known.merged(scores) if known else scores
 
 
 def _append(path: Path, line: Mapping[str, Any]) -> None:

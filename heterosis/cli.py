@@ -238,6 +238,35 @@ def export(
 
 
 @app.command()
+def report(
+    run_dir: Annotated[Path, typer.Argument(help="A run folder.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="A file; report.html in the run folder by default.")
+    ] = None,
+    tasks: Annotated[
+        bool,
+        typer.Option("--load-tasks", help="Ask the tasks what their documents say; runs the Python beside them."),
+    ] = False,
+    storage: Annotated[
+        str | None, typer.Option(help="The search's Optuna storage URL, if it was given one.")
+    ] = None,
+) -> None:
+    """Write a run as one HTML page, also while it runs: heterosis report runs/first"""
+    from heterosis.evolve.folder import read_summary
+    from heterosis.evolve.report import load_tasks, write_report
+
+    read_summary(run_dir)
+    loaded = None
+    if tasks:
+        try:
+            loaded = load_tasks(run_dir)
+        except InputError as error:  # the rest can be shown
+            for fault in error.faults:
+                _say(f"warning: {fault}")
+    print(write_report(run_dir, output, tasks=loaded, storage=storage))
+
+
+@app.command()
 def evaluate(
     model_or_recipe: Annotated[str, typer.Argument(help="A model (folder, Hub id, base+adapter) or a recipe.")],
     tasks: Annotated[list[str], typer.Option("--tasks", help="Task names, separated by commas or repeated.")],
@@ -365,6 +394,8 @@ def _print_summary(summary: Mapping[str, Any], run_dir: Path) -> None:
     print(summary["outcome"])
     if (run_dir / "best.yaml").exists():
         print(f"recipe: {run_dir / 'best.yaml'}")
+    if (run_dir / "report.html").exists():
+        print(f"report: {run_dir / 'report.html'}")
 
 
 def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

@@ -1,0 +1,76 @@
+"""A run as one HTML page that needs no network.
+
+data.py        what is shown, gathered from a run folder as plain data
+documents.py   what the tasks say of their documents, kept in the run folder
+shape.py       a recipe's parameters over depth, or its path through layers
+importance.py  which parameters mattered
+charts.py      from numbers to places in a chart
+page.py        the page, from the data and templates/
+"""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from heterosis.errors import InputError
+from heterosis.evolve.folder import write_text
+from heterosis.evolve.report.data import gather
+from heterosis.evolve.report.documents import Known, ask_tasks
+from heterosis.evolve.report.page import render
+
+if TYPE_CHECKING:
+    from heterosis.evaluate.harness import TaskSet
+
+__all__ = ["REPORT", "load_tasks", "write_report"]
+
+log = logging.getLogger("heterosis")
+
+REPORT = "report.html"
+
+
+def write_report(
+    folder: Path, output: Path | None = None, *, tasks: "TaskSet | None" = None, storage: str | None = None
+) -> Path:
+    """Write a run's report, also while it runs.
+
+    Args:
+        folder: The run folder.
+        output: The file, replaced in one step; None for ``report.html`` in the folder.
+        tasks: The run's tasks: what they say of the documents that are shown is kept in the folder, for later
+            reports. None shows what was kept.
+        storage: Optuna storage URL of the run's study, if it is not in the folder.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        InputError: If the folder is not one of a run, or the file cannot be written.
+    """
+    known = None
+    if tasks is not None:
+        # Which documents are shown does not depend on what is known of them.
+        known = ask_tasks(tasks, gather(folder, Known(), storage).examples)
+        known.save(folder)
+    page = render(gather(folder, known, storage))
+    target = folder / REPORT if output is None else output
+    try:
+        # Names and documents may have halves of surrogate pairs, which no file of UTF-8 can hold.
+        write_text(target, page.encode("utf-8", "replace").decode())
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written: {error.strerror}") from error
+    return target
+
+
+def load_tasks(folder: Path) -> "TaskSet":
+    """A run's tasks, as the search loaded them: Python beside their YAML is run.
+
+    Raises:
+        InputError: If they cannot be loaded, or their documents have changed since.
+    """
+    from heterosis.evaluate.splits import Split
+    from heterosis.evolve.config import EvolveConfig
+    from heterosis.evolve.worker import task_set
+
+    tasks = task_set(EvolveConfig.load(folder / "config.yaml"))
+    Split.load(folder / "splits.json").check(tasks.fingerprints(), str(folder / "splits.json"))
+    return tasks
