@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -17,11 +18,11 @@ from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.objective import Judge
 from heterosis.evolve.record import Ask, Record, Trial, read_asks
 from heterosis.evolve.referee import Referee
+from heterosis.evolve.standing import read_trials
 from heterosis.evolve.statistics import Interval
 from heterosis.merge import Recipe
 
 FRONT = "front"  # folder of the front's recipes
-TRIALS = "trials.csv"
 
 # What a run can come to.
 Verdict: TypeAlias = Literal["empty", "unfinished", "parent", "baseline", "better", "unclear", "worse"]
@@ -63,29 +64,16 @@ def export_trial(folder: Path, number: int | None) -> str:
         if not best.exists():
             raise InputError(f"{folder}: no candidate has been scored yet")
         return best.read_text(encoding="utf-8")
-    trials = read_trials(folder)
+    trials = whole_trials(folder)
     if number >= len(trials):
         raise InputError(f"--trial: {folder} has trials 0 to {len(trials) - 1}, but got {number}")
     return export_recipe(trials[number], read_state(folder)["provenance"])
 
 
-def read_trials(folder: Path) -> list[Trial]:
-    """The results of a run folder, as its table has them: without losses."""
+def whole_trials(folder: Path) -> list[Trial]:
+    """The results of a run folder with their recipes and values, but without losses."""
     asks = {ask.number: ask for ask in read_asks(folder)}
-    times = ("merge", "forward", "other")
-    with (folder / TRIALS).open(encoding="utf-8", newline="") as file:
-        return [
-            Trial(
-                int(row["trial"]),
-                asks[int(row["ask"])],
-                float(row["score"]) if row["score"] else None,
-                row["cause"] or None,
-                {key: float(row[f"{key}_s"]) for key in times if row[f"{key}_s"]},
-                pruned=row["pruned"] == "1",
-                documents=int(row["documents"]),
-            )
-            for row in csv.DictReader(file)
-        ]
+    return [replace(trial, ask=asks[trial.ask.number]) for trial in read_trials(folder)]
 
 
 def write_outcome(
@@ -183,7 +171,7 @@ def write_outcome(
         for trial in finals.front:
             text = export_recipe(trial, provenance, "On the front: no other finalist is better in everything.")
             write_text(folder / FRONT / f"trial-{trial.number}.yaml", text)
-    write_text(folder / TRIALS, _table_of(record))
+    write_text(folder / "trials.csv", _table_of(record))
     write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary
 

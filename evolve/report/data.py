@@ -11,14 +11,15 @@ from heterosis.errors import InputError
 from heterosis.evaluate.scores import Scores
 from heterosis.evaluate.splits import PARTS, Split
 from heterosis.evolve.config import EvolveConfig
-from heterosis.evolve.folder import read_state, read_summary
+from heterosis.evolve.folder import read_state
 from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.objective import Judge, Objective
-from heterosis.evolve.outcome import Verdict, read_trials, verdict_of
+from heterosis.evolve.outcome import Verdict, verdict_of, whole_trials
 from heterosis.evolve.record import Ask, Trial, read_scores
 from heterosis.evolve.report.documents import Known, Text
 from heterosis.evolve.report.importance import Importance, importance
 from heterosis.evolve.report.shape import Shape, shapes_of
+from heterosis.evolve.standing import Standing, Watcher
 from heterosis.evolve.statistics import Interval, paired_difference
 from heterosis.merge.recipe import ModelRef, Recipe
 
@@ -155,6 +156,7 @@ class Report:
     Attributes:
         folder: The run folder, as it was given.
         summary: The run's ``summary.json``.
+        lost: Whether its driver is gone without having said so.
         verdict: What the run came to.
         config: The frozen config.
         fingerprint: Hash of what decides what a score means.
@@ -173,6 +175,7 @@ class Report:
 
     folder: Path
     summary: Mapping[str, Any]
+    lost: bool
     verdict: Verdict
     config: EvolveConfig
     fingerprint: str
@@ -221,9 +224,9 @@ def gather(folder: Path, known: Known | None = None, storage: str | None = None)
     Raises:
         InputError: If it is no run folder, or files of it are missing or cannot be read.
     """
-    summary = read_summary(folder)
+    standing = Watcher(folder).look()
     try:
-        return _gather(folder, summary, known or Known.load(folder), storage)
+        return _gather(folder, standing, known or Known.load(folder), storage)
     except (OSError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -231,10 +234,10 @@ def gather(folder: Path, known: Known | None = None, storage: str | None = None)
         raise InputError(f"{folder}: cannot be reported on, its files do not fit together ({what})") from error
 
 
-def _gather(folder: Path, summary: Mapping[str, Any], known: Known, storage: str | None) -> Report:
-    state = read_state(folder)
+def _gather(folder: Path, standing: Standing, known: Known, storage: str | None) -> Report:
+    summary, state = standing.summary, read_state(folder)
     config = EvolveConfig.load(folder / "config.yaml")
-    trials, scores = read_trials(folder), read_scores(folder)
+    trials, scores = whole_trials(folder), read_scores(folder)
     own = summary["objective"]
     objective = Objective(
         {task: entry["weight"] for task, entry in own.items()},
@@ -255,6 +258,7 @@ def _gather(folder: Path, summary: Mapping[str, Any], known: Known, storage: str
     return Report(
         folder,
         summary,
+        standing.lost,
         verdict_of(summary),
         config,
         config.fingerprint(),

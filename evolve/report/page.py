@@ -138,7 +138,7 @@ def plural(count: int, what: str) -> str:
 
 
 def _badge(report: Report) -> str:
-    running = report.summary["status"] == "running"
+    running = report.summary["status"] == "running" and not report.lost
     if report.verdict == "unfinished":
         return "Still running" if running else "Stopped before the end"
     return _VERDICTS[report.verdict]

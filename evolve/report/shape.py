@@ -2,9 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from heterosis.merge.parameters import Setting, evaluate_setting, filters
-from heterosis.merge.recipe import ModelRef, Recipe
+from heterosis.merge.recipe import InputModel, ModelRef, Recipe, Source
+
+# The parameters of each model by its short name, and under None those of the merge.
+Sections: TypeAlias = Mapping[str | None, Mapping[str, Setting]]
 
 _SAMPLES = 25  # of a gradient over models whose layers nobody counted
 
@@ -79,22 +83,27 @@ def _shape_of(recipe: Recipe, short: Callable[[ModelRef], str], layers: int | No
     if recipe.slices and all(len(own.sources) == 1 for own in recipe.slices):
         return Shape(recipe.name, recipe.merge_method, None, True, (), tuple(_path(recipe, short)), constants)
     # For each stretch of layers, the sections that hold there: of each model, and of the merge.
-    stretches: list[tuple[int, dict[str | None, Mapping[str, Setting]]]] = []
+    stretches: list[tuple[int, Sections]] = []
     if recipe.slices:
         layers = 0
         for own in recipe.slices:
             first, last = own.sources[0].layer_range
-            sections: dict[str | None, Mapping[str, Setting]] = {short(s.model): s.parameters for s in own.sources}
-            stretches.append((last - first, {**sections, None: {**shared, **own.parameters}}))
+            stretches.append((last - first, _sections(own.sources, {**shared, **own.parameters}, short)))
             layers += last - first
     else:
-        models = {short(m.model): m.parameters for m in recipe.models or ()}
-        stretches.append((layers or _SAMPLES, {**models, None: shared}))
+        stretches.append((layers or _SAMPLES, _sections(recipe.models or (), shared, short)))
     series = tuple(_series(stretches))
     return Shape(recipe.name, recipe.merge_method, layers, bool(recipe.slices), series, (), constants)
 
 
-def _series(stretches: Sequence[tuple[int, Mapping[str | None, Mapping[str, Setting]]]]) -> Iterator[Series]:
+def _sections(
+    inputs: Sequence[Source | InputModel], shared: Mapping[str, Setting], short: Callable[[ModelRef], str]
+) -> Sections:
+    sections: dict[str | None, Mapping[str, Setting]] = {None: shared}
+    return sections | {short(own.model): own.parameters for own in inputs}
+
+
+def _series(stretches: Sequence[tuple[int, Sections]]) -> Iterator[Series]:
     keys = dict.fromkeys(
         (parameter, model, text)
         for _, sections in stretches
