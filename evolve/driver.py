@@ -237,9 +237,9 @@ class _Driver:
             self._save(status="stopped")
             raise
         finally:
-            self._pulse.stop()
             if self._progress:
                 self._progress.end()
+            self._pulse.stop()
         status = "finished" if finals is not None else "stopped"
         return self._save(status=status, finals=finals)
 

@@ -156,15 +156,15 @@ def _ladder(standing: Standing) -> Table:
         "",
     )
     known = {t.ask.name: t for t in standing.trials if t.ask.kind in ("parent", "baseline")}
-    for trial in sorted(known.values(), key=lambda t: -1e9 if t.score is None else t.score, reverse=True):
+    for trial in sorted(known.values(), key=lambda t: (t.complete, t.score or 0.0), reverse=True):
         if trial.number == best.number:
             continue
-        score = "failed" if trial.score is None else f"{'~' * trial.pruned}{trial.score:.4f}"
         ahead = ""
         if trial.ask.name in against:
             mean, low, high = against[trial.ask.name]
             ahead = f"{mean:+.4f}  ({low:+.4f} to {high:+.4f})"
         name = trial.ask.name if trial.ask.kind == "parent" else f"{trial.ask.name} (baseline)"
+        score = "failed" if trial.score is None else "stopped" if trial.pruned else f"{trial.score:.4f}"
         table.add_row(Text(name), score, ahead)
     return table
 

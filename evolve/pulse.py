@@ -61,7 +61,7 @@ class Pulse:
 
 
 class PulseWriter:
-    """Writes the pulse, at most every half second.
+    """Writes the pulse: at every result, and at most every half second between them.
 
     Args:
         folder: The run folder.
@@ -79,11 +79,9 @@ class PulseWriter:
 
     def beat(self, busy: int, waiting: int) -> None:
         """Say that the driver lives, and what it does."""
-        if time.monotonic() < self._next:
-            return
-        self._pulse.busy, self._pulse.waiting, self._pulse.at = busy, waiting, time.time()
-        write_text(self._path, json.dumps(asdict(self._pulse)) + "\n")
-        self._next = time.monotonic() + EVERY
+        self._pulse.busy, self._pulse.waiting = busy, waiting
+        if time.monotonic() >= self._next:
+            self._write()
 
     def trial(
         self,
@@ -101,9 +99,15 @@ class PulseWriter:
         if self.space is not None and kind == "search":
             found = [t for t in trials if t.ask.kind == "search" and t.ask.stage == stage]
             self._pulse.spread = spread(self.space, found)
+        self._write()
 
     def stop(self) -> None:
         self._path.unlink(missing_ok=True)
+
+    def _write(self) -> None:
+        self._pulse.at = time.time()
+        write_text(self._path, json.dumps(asdict(self._pulse)) + "\n")
+        self._next = time.monotonic() + EVERY
 
 
 def spread(space: Space, candidates: Sequence[Trial]) -> tuple[float, float] | None:

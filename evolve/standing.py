@@ -26,7 +26,7 @@ class Standing:
         trials: The results, in the order of their coming; their asks have no recipes and no values.
         pulse: The driver's; None if there is no driver.
         seconds: Time in all.
-        silence: Seconds since the driver was last seen; 0 if there is none.
+        silence: Seconds since the driver was last seen.
     """
 
     summary: Mapping[str, Any]
@@ -42,7 +42,7 @@ class Standing:
     @property
     def lost(self) -> bool:
         """Whether the driver is gone without having said so."""
-        return self.running and (self.pulse is None or self.silence > SILENCE)
+        return self.running and self.silence > SILENCE
 
     @property
     def phase(self) -> str:
@@ -51,8 +51,7 @@ class Standing:
             return str(self.summary["status"])
         if self.lost:
             return "no sign of the search; the same evolve command continues it"
-        assert self.pulse is not None
-        return self.pulse.phase
+        return "running" if self.pulse is None else self.pulse.phase  # it begins, or ends
 
     @property
     def budget(self) -> int:
@@ -84,7 +83,9 @@ class Standing:
             return None
         candidates = [sum(t.seconds.values()) for t in self.trials if t.seconds and t.ask.kind == "search"]
         whole = median([sum(t.seconds.values()) for t in self.trials if t.seconds and t.complete] or times)
-        work = ahead * mean((candidates or times)[-RECENT:]) + self.pulse.finals * whole
+        # The first result has the worker's start in it.
+        each = mean(candidates[-RECENT:]) if candidates else median(times)
+        work = ahead * each + self.pulse.finals * whole
         most = math.inf if self.pulse.hours is None else max(0.0, self.pulse.hours * 3600 - self.seconds)
         return min(work / self.pulse.workers, most)
 
@@ -111,12 +112,12 @@ class Watcher:
             summary = read_summary(self.folder)
         trials = self._latest("trials.csv", lambda: read_trials(self.folder)) or []
         pulse = Pulse.read(self.folder) if summary["status"] == "running" else None
-        seconds, silence = float(summary["seconds"]["total"]), 0.0
-        if pulse is not None:
-            now = time.time()
-            silence = max(0.0, now - pulse.at)
-            seen = pulse.at if silence > SILENCE else now
-            seconds += max(0.0, seen - self._seen[SUMMARY][0] / 1e9)
+        now = time.time()
+        saved = self._seen[SUMMARY][0] / 1e9 if SUMMARY in self._seen else now
+        seen = max(saved, pulse.at if pulse is not None else 0.0)
+        silence, seconds = max(0.0, now - seen), float(summary["seconds"]["total"])
+        if summary["status"] == "running":
+            seconds += max(0.0, (seen if silence > SILENCE else now) - saved)
         return Standing(summary, trials, pulse, seconds, silence)
 
     def _latest(self, name: str, read: Any) -> Any:
