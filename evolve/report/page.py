@@ -10,7 +10,7 @@ from importlib.resources import files
 from itertools import accumulate, groupby
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from heterosis.evaluate.splits import PARTS
@@ -89,7 +89,7 @@ def render(report: Report) -> str:
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("heterosis.evolve.report"),
-        autoescape=select_autoescape(default=True, default_for_string=True),
+        autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
