@@ -257,3 +257,20 @@ def test_nothing_is_printed(toys: Path, resident: ResidentModel, capfd: pytest.C
     task_set.score(resident.lm(batch_size=1), documents)
     assert capfd.readouterr() == ("", "")
     assert logging.getLogger("lm_eval").getEffectiveLevel() <= logging.WARNING  # for everyone else, as it was
+
+
+def test_texts_are_what_documents_ask(toys: Path) -> None:
+    row = json.loads((toys / "rows.json").read_text())[3]
+    (toys / "toy_ending.yaml").write_text(
+        "task: toy_ending\ninclude: _common\noutput_type: multiple_choice\n"
+        'doc_to_text: label\ndoc_to_choice: "{{choices}}"\ndoc_to_target: "{{answer}}"\n'
+        "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
+    )
+    names = ("toy_choice", "toy_generate", "toy_ending")
+    tasks = TaskSet([TaskSpec(name) for name in names], include_path=[toys])
+    choice, generate, ending = (tasks.text(name, 3) for name in names)
+    assert choice.question == generate.question == f"Q: {row['question']}\nA:"
+    assert list(choice.choices) == list(ending.choices) == row["choices"]
+    assert choice.answer == ending.answer == row["choices"][row["label"]]
+    assert (generate.choices, generate.answer) == ((), str(row["answer"]))
+    assert ending.question == f"… {row['answer']}"

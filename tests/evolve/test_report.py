@@ -59,7 +59,7 @@ def go(toy_config: Any, make_pools: Any, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def finished(go: Go, make_pools: Any) -> Path:
-    """A run with two tasks, one of which all models answer alike, and candidates enough for parameters to matter."""
+    """A run with two tasks, one of which all models answer alike, and candidates enough to tell parameters."""
 
     def judge(ask: Ask, part: str, task: str) -> float:
         return float(make_pools.hill(ask, part)) if task == "toy_choice" else 0.5
