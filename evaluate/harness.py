@@ -342,7 +342,9 @@ def _task_manager(specs: Sequence[TaskSpec], include_path: Sequence[Path | str])
     """
     folders = [str(Path(folder)) for folder in include_path]
     if missing := [folder for folder in folders if not Path(folder).is_dir()]:
-        raise InputError(*(f"include_path: '{folder}' is not a folder" for folder in missing))
+        raise InputError(
+            *(f"include_path: '{folder}' is not a folder; name the one with the tasks' YAML" for folder in missing)
+        )
     if folders:
         manager = TaskManager(include_path=folders, include_defaults=False)
         if {spec.name for spec in specs} <= set(manager.all_subtasks):
@@ -411,8 +413,10 @@ def _resolve(task: str, wanted: str | None, usable: Mapping[str, Metric], unusab
     keys = [key for key, metric in usable.items() if metric.name == wanted]
     if len(keys) == 1:
         return keys[0]
-    what = f"metric '{wanted}' is ambiguous" if keys else f"unknown metric '{wanted}'"
-    raise InputError(f"task '{task}': {what}; {valid}{not_valid}")
+    near = get_close_matches(wanted, {metric.name for metric in usable.values()}, n=1)
+    meant = f"; did you mean '{near[0]}'?" if near else ";"
+    what = f"metric '{wanted}' is ambiguous;" if keys else f"unknown metric '{wanted}'{meant}"
+    raise InputError(f"task '{task}': {what} {valid}{not_valid}")
 
 
 def _filters_of(task: Task) -> list[Any]:

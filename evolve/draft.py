@@ -86,7 +86,9 @@ def draft_config(
     if not tasks:
         raise InputError("--tasks: must name at least one task of lm-eval, or of --include-path")
     if len(models) < 2:
-        raise InputError(f"must name at least two models to merge, but got {', '.join(models) or 'none'}")
+        raise InputError(f"MODEL: there must be at least two to merge, but got {', '.join(models) or 'none'}")
+    if twice := next((model for i, model in enumerate(models) if model in models[:i]), None):
+        raise InputError(f"MODEL: each may be named once, but got {twice} again; name another, or leave it out")
     base = base or _base_of_adapters(models)
     faults: list[str] = []
     with ExitStack() as stack:

@@ -43,7 +43,7 @@ class SearchReport:
     """What a search would do.
 
     Attributes:
-        methods: The merge methods to choose from.
+        methods: The merge methods to choose from; none where layer paths alone are searched.
         dimensions: How many numbers and choices are searched, in the last stage.
         ranges: Where each parameter of the methods is searched, and in how many dimensions.
         choices: The names that a choice is made from.
@@ -110,13 +110,14 @@ def _report(
             low, high, count = ranges.get(dimension.parameter, (dimension.low, dimension.high, 0))
             ends = min(low, dimension.low), max(high, dimension.high)
             ranges[dimension.parameter] = (*ends, count + 1)
-    depth = ("layer paths",) if checked.paths else tuple(_in_words(stage.depth) for stage in checked.stages)
+    depth = [] if checked.paths else [_in_words(stage.depth) for stage in checked.stages]
+    depth += ["layer paths"] if config.genome.layer_paths else []
     return SearchReport(
-        methods=tuple(method.name for method in space.methods),
+        methods=() if checked.paths else tuple(method.name for method in space.methods),
         dimensions=len(checked.spaces[-1].parameters),
         ranges=ranges,
         choices={d.parameter: d.choices for d in checked.spaces[-1].parameters if d.choices},
-        depth=depth,
+        depth=tuple(depth),
         baselines=tuple(b.name for b in checked.baselines(extra=config.trials >= RECIPES_BUDGET)),
         trials=config.trials,
         hours=config.hours,

@@ -273,7 +273,8 @@ def distance_lines(report: "Distances") -> Iterator[str]:
 
 def search_lines(report: "SearchReport") -> Iterator[str]:
     depth = ", then ".join(report.depth)
-    yield f"search of {' or '.join(report.methods)}: {report.dimensions} numbers, {depth}"
+    methods = f" of {' or '.join(report.methods)}" if report.methods else ""
+    yield f"search{methods}: {report.dimensions} numbers, {depth}"
     yield from table(
         ("parameter", "low", "high", "dimensions"),
         ((name, f"{low:g}", f"{high:g}", str(n)) for name, (low, high, n) in report.ranges.items()),

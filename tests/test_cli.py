@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import signal
 import warnings
 from collections.abc import Callable
@@ -393,6 +394,12 @@ class TestARun:
         code, output, errors = run("evolve", config(genome={"merge_method": "ties"}), "--run-dir", "out")
         assert (code, output, len(errors)) == (2, "", 1)
         assert 'genome.merge_method: "ties", was "dare_ties"' in errors[0]
+
+        Path("out/summary.json").write_text(json.dumps(summary | {"status": "running"}))  # its driver was killed
+        os.utime("out/summary.json", (0, 0))
+        code, output, errors = run("status", "out")
+        assert (code, output.split(",")[0]) == (0, "running: 6 of 6 trials")
+        assert errors == ["heterosis: no sign of the search; the same evolve command continues it"]
 
     def test_an_interrupted_one_says_how_to_go_on(
         self, run: Run, config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch

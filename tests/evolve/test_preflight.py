@@ -84,6 +84,24 @@ def test_a_real_candidate_is_tried(config: Callable[..., EvolveConfig]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("paths", "methods", "depth"),
+    [
+        (True, (), ("layer paths",)),
+        ({"after": "parameters"}, ("task_arithmetic",), ("one value for all layers", "layer paths")),
+    ],
+)
+def test_layer_paths_are_told(
+    config: Callable[..., EvolveConfig], paths: Any, methods: tuple[str, ...], depth: tuple[str, ...]
+) -> None:
+    genome = {"layer_paths": paths, "layer_granularity": 0}
+    if paths is True:
+        genome |= {"merge_method": None, "layer_granularity": None}
+    report = inspect_search(config(genome=genome), trial=paths is True)
+    assert (report.methods, report.depth) == (methods, depth)
+    assert (report.rehearsal is None) == (paths is not True)
+
+
+@pytest.mark.parametrize(
     ("free", "total", "says"),
     [
         (8000 * MIB, 8000 * MIB, None),
