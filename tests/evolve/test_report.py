@@ -4,6 +4,7 @@ import base64
 import hashlib
 import html
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -276,6 +277,10 @@ def test_a_run_that_is_not_at_its_end(go: Go) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     (folder / "summary.json").write_text(json.dumps(summary | {"status": "running"}))
     write_report(folder)
+    assert "Still running" in page_of(folder).text
+    os.utime(folder / "summary.json", (0, 0))
+    write_report(folder)
+    assert "Stopped before the end" in page_of(folder).text
     assert "There is no sign of the search any more" in page_of(folder).text
 
 
