@@ -16,7 +16,7 @@ import numpy as np
 
 from heterosis.errors import InputError
 from heterosis.evaluate.splits import Split
-from heterosis.evolve.baselines import RECIPES_BUDGET
+from heterosis.evolve.baselines import RECIPES_BUDGET, Baseline
 from heterosis.evolve.cluster import Pool, RayPool
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.finals import Finals, FinalsFailed, finals_cost, run_finals, shortlist
@@ -26,6 +26,7 @@ from heterosis.evolve.outcome import describe_result, environment, write_outcome
 from heterosis.evolve.preflight import Preflight, preflight
 from heterosis.evolve.proposals import Proposer
 from heterosis.evolve.pulse import Pulse, PulseWriter
+from heterosis.evolve.racing import DocumentIds, missing
 from heterosis.evolve.record import Ask, Record, Trial, study_url
 from heterosis.evolve.referee import Referee
 from heterosis.evolve.report import write_report
@@ -305,19 +306,25 @@ class _Driver:
                 self._score_mean(pool, proposer)
 
     def _score_baselines(self, pool: Pool, budget: int) -> None:
-        """The parents and the uniform merge; then the others, which race against the best of these."""
+        """Groups of baselines; the first meets all documents, the others race against the best before them."""
         failed = {trial.ask.number for trial in self._record.trials if trial.score is None}
         asked = {ask.name for ask in self._record.baselines.values() if ask.number not in failed}
-        for others in (False, True):
-            incumbent = self._incumbent() if others else None
-            for known in self._known_recipes:
-                is_other = known.kind == "baseline" and known.name != UNIFORM
-                if is_other == others and known.name not in asked and len(self._record.asks) < budget:
+        for place, group in enumerate(self._baseline_groups()):
+            incumbent = self._incumbent() if place else None
+            for known in group:
+                if known.name not in asked and len(self._record.asks) < budget:
                     self._record.ask(known.kind, known.name, known.recipe.to_yaml(), {}, incumbent=incumbent)
             self._work(pool, self._open_jobs("parent", "baseline"), self._no_more)
             self._check_baselines()
             if self._stopping():
                 return
+
+    def _baseline_groups(self) -> list[list[Baseline]]:
+        """The parents and the uniform merge, the first alone unless all are needed whole; then other recipes."""
+        plain = [b for b in self._known_recipes if b.kind == "parent" or b.name == UNIFORM]
+        others = [b for b in self._known_recipes if b not in plain]
+        first = len(plain) if self._referee.needs_parents else 1
+        return [plain[:first], plain[first:], others]
 
     def _open_jobs(self, *kinds: str) -> list[_Job]:
         """What was asked and is not finished, of some kinds."""
@@ -517,22 +524,23 @@ class _Driver:
         self._folder.save_state(self._state)
         self._stage(f"selection: {len(finalists)} finalists")
         try:
-            finals = run_finals(self._record, finalists, self._referee.judge, partial(self._score_on, pool))
+            race, judge = self._referee.finals_race, self._referee.judge
+            finals = run_finals(self._record, finalists, race, judge, partial(self._score_on, pool))
         except FinalsFailed as error:
             raise SearchFailed(str(error)) from error
         if finals is not None:
             self._state["held_out_before"] = True
         return finals
 
-    def _score_on(self, pool: Pool, part: str, asks: Sequence[Ask]) -> bool:
-        """Score candidates on a part of the documents; False if the search is to stop."""
+    def _score_on(self, pool: Pool, part: str, asks: Sequence[Ask], documents: DocumentIds | None = None) -> bool:
+        """Score candidates on a part of the documents, or on some of it; False if the search is to stop."""
         if part == "holdout":
             self._stage("held-out documents: champion, parents and uniform")
             if self._state.get("held_out_before") and any(self._record.scores(ask, part) is None for ask in asks):
                 self._state["holdout_reused"] = True
-        documents = getattr(self._split, part)
-        jobs = [_Job(ask, part, documents) for ask in asks if self._record.scores(ask, part) is None]
-        self._work(pool, jobs, self._no_more)
+        wanted = documents or getattr(self._split, part)
+        left = [(ask, missing(wanted, self._record.scores(ask, part))) for ask in asks]
+        self._work(pool, [_Job(ask, part, own) for ask, own in left if own], self._no_more)
         return not self._stopping()
 
     def _stage(self, text: str) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from heterosis.evaluate.splits import Split
 from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.objective import Judge
+from heterosis.evolve.racing import DocumentIds, Schedule, missing
 from heterosis.evolve.record import Ask, Record, Trial
 from heterosis.evolve.statistics import ALPHA
 
@@ -69,14 +70,14 @@ def shortlist(record: Record, size: int, judge: Judge) -> list[Trial]:
     chosen = sorted([*found[:size], *means[-1:], *others[:1], *uniform], key=ranked.index)
     if judge.objective.needs_parents:
         return [*chosen, *parents]
-    return [*_unbeaten(chosen, record, judge), *_unbeaten(parents, record, judge)]
+    return [t for of in (chosen, parents) for t in _unbeaten(of, record, "search", judge, ALPHA)]
 
 
-def _unbeaten(ranked: Sequence[Trial], record: Record, judge: Judge) -> list[Trial]:
-    """Those that the first does not beat beyond doubt on the search documents."""
-    scored = [(t, record.scores(t.ask, "search")) for t in ranked]
-    first = scored[0][1] if scored else None
-    return [t for t, scores in scored if scores and first and not judge.beaten(scores, first, ALPHA)]
+def _unbeaten(trials: Sequence[Trial], record: Record, part: str, judge: Judge, alpha: float) -> list[Trial]:
+    """Those that the best of them does not beat beyond doubt on a part of the documents, best first."""
+    scored = [(t, scores) for t in trials if (scores := record.scores(t.ask, part))]
+    ranked = sorted(scored, key=lambda pair: (-judge.score(pair[1]), -(pair[0].score or 0.0), pair[0].number))
+    return [t for t, scores in ranked if not judge.beaten(scores, ranked[0][1], alpha)]
 
 
 def front(trials: Sequence[Trial]) -> list[Trial]:
@@ -111,43 +112,77 @@ def _distance(a: Trial, b: Trial) -> float:
 def run_finals(
     record: Record,
     finalists: Sequence[Trial],
+    race: Schedule,
     judge: Callable[[str], Judge],
-    score_on: Callable[[str, Sequence[Ask]], bool],
+    score_on: Callable[[str, Sequence[Ask], DocumentIds | None], bool],
 ) -> Finals | None:
     """Find the champion.
 
     Args:
         record: The run's.
         finalists: From `shortlist`, and frozen before.
+        race: How finalists meet the selection documents.
         judge: Of a part of the documents, once the parents are scored there.
-        score_on: Scores candidates on a part; False if the search is to stop.
+        score_on: Scores candidates on some documents of a part, or on all; False if the search is to stop.
 
     Raises:
         FinalsFailed: If a parent, a baseline or the champion cannot be scored.
     """
-    baselines = [t for t in finalists if t.ask.kind in ("parent", "baseline")]
     if not finalists:
         raise FinalsFailed("no candidate could be scored")
-    if not score_on("selection", [t.ask for t in finalists]):
+    selected = _select(record, finalists, race, judge, score_on)
+    if selected is None:
         return None
-    _require(record, baselines, "selection")
-    compared = [(t, record.scores(t.ask, "selection")) for t in finalists]
-    judged = judge("selection")
-    results = [Finalist(t, judged.score(scores)) for t, scores in compared if scores]
-    ranked = sorted(results, key=lambda f: (-f.selection, -(f.trial.score or 0.0)))
-    if not ranked:
-        raise FinalsFailed("no finalist could be scored on the selection documents; see run.log")
+    ranked, best_parent = selected
     champion = ranked[0].trial
-    best_parent = next((f.trial for f in ranked if f.trial.ask.kind == "parent"), champion)
-    reported = [t for t in record.trials if t.complete and (t.ask.kind == "parent" or t.ask.name == UNIFORM)]
-    held_out = {t.ask.number: t for t in (champion, *reported)}
-    if not score_on("holdout", [t.ask for t in held_out.values()]):
+    reported = [t for t in record.trials if t.ask.kind == "parent" or t.ask.name == UNIFORM]
+    held_out = {t.ask.number: t for t in (champion, *reported) if t.score is not None}
+    if not score_on("holdout", [t.ask for t in held_out.values()], None):
         return None
-    _require(record, list(held_out.values()), "holdout")
+    _require([t for t in held_out.values() if record.scores(t.ask, "holdout") is None], "holdout")
     several = len(champion.losses) > 1
-    return Finals(
-        champion, best_parent, tuple(ranked), tuple(_front_of(ranked, record, judged)) if several else ()
-    )
+    front = tuple(_front_of(ranked, record, judge("selection"))) if several else ()
+    return Finals(champion, best_parent or champion, tuple(ranked), front)
+
+
+def _select(
+    record: Record,
+    finalists: Sequence[Trial],
+    race: Schedule,
+    judge: Callable[[str], Judge],
+    score_on: Callable[[str, Sequence[Ask], DocumentIds | None], bool],
+) -> tuple[list[Finalist], Trial | None] | None:
+    """All finalists, best first, and the best parent; None if the search is to stop.
+
+    Finalists meet the documents in chunks. After each, those drop out that the best of them beats beyond doubt; a
+    parent stays as long as it may be the best parent. Scores of who dropped out are estimates.
+    """
+    open_, parents = list(finalists), [t for t in finalists if t.ask.kind == "parent"]
+    best_parent = parents[0] if parents else None
+    alpha = ALPHA / max(1, len(race.looks) - 1)
+    for look in race.looks:
+        parents = parents if len(parents) > 1 else []
+        racing = {t.ask.number: t for t in (*open_, *parents)}
+        documents = {task: race.documents[task][:n] for task, n in look.items()}
+        if not score_on("selection", [t.ask for t in racing.values()], documents):
+            return None
+        failed = [t for t in racing.values() if missing(documents, record.scores(t.ask, "selection"))]
+        _require([t for t in failed if t.ask.kind in ("parent", "baseline")], "selection")
+        accepted = 0.0 if look is race.looks[-1] else alpha
+        open_ = _unbeaten([t for t in open_ if t not in failed], record, "selection", judge("selection"), accepted)
+        parents = _unbeaten(parents, record, "selection", judge("selection"), accepted)
+        best_parent = parents[0] if parents else best_parent
+        if len(open_) <= 1 and len(parents) <= 1:
+            break
+    if not open_:
+        raise FinalsFailed("no finalist could be scored on the selection documents; see run.log")
+    best = record.scores(open_[0].ask, "selection")
+    assert best is not None
+    found = {t.ask.number: scores for t in finalists if (scores := record.scores(t.ask, "selection"))}
+    estimates = {number: judge("selection").estimate(scores, best)[0] for number, scores in found.items()}
+    rest = sorted((t for t in finalists if t not in open_), key=lambda t: -estimates.get(t.ask.number, 0.0))
+    ranked = [Finalist(t, estimates[t.ask.number]) for t in (*open_, *rest) if t.ask.number in estimates]
+    return ranked, best_parent
 
 
 def _front_of(ranked: Sequence[Finalist], record: Record, judge: Judge) -> list[Trial]:
@@ -158,10 +193,10 @@ def _front_of(ranked: Sequence[Finalist], record: Record, judge: Judge) -> list[
     return [f.trial for f in ranked if f.trial.number in numbers]
 
 
-def _require(record: Record, trials: Sequence[Trial], part: str) -> None:
+def _require(lost: Sequence[Trial], part: str) -> None:
     """Refuse to report on what could not be scored: a comparison without it would flatter the champion."""
-    if lost := [t.ask.name for t in trials if record.scores(t.ask, part) is None]:
+    if lost:
         raise FinalsFailed(
-            f"{', '.join(lost)} could not be scored on the {part} documents (run.log says why); "
-            "the same command tries again"
+            f"{', '.join(t.ask.name for t in lost)} could not be scored on the {part} documents (run.log says "
+            "why); the same command tries again"
         )

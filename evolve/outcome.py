@@ -94,7 +94,8 @@ def write_outcome(
     stopped: str | None,
 ) -> dict[str, Any]:
     """Write the run's summary and table of trials, ``best.yaml``, and the recipes of a front."""
-    on_search = {trial.ask.number: trial.score for trial in record.trials if trial.complete}
+    # Of a parent that was stopped early, the estimate.
+    on_search = {t.ask.number: t.score for t in record.trials if t.complete or t.ask.kind == "parent"}
     judge = referee.judge
     objective = judge("search").objective
 

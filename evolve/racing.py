@@ -59,19 +59,21 @@ class Schedule:
 
     def next(self, met: Scores | None) -> dict[str, list[int]]:
         """The documents up to the next look; none if all were met."""
-        done = {task: set(own) for task, own in met.documents.items()} if met else {}
         for look in self.looks:
-            left = {
-                task: [d for d in self.documents[task][:n] if d not in done.get(task, ())]
-                for task, n in look.items()
-            }
-            if any(left.values()):
-                return {task: own for task, own in left.items() if own}
+            if left := missing({task: self.documents[task][:n] for task, n in look.items()}, met):
+                return left
         return {}
 
     def is_lost(self, judge: Judge, met: Scores, incumbent: Scores, alpha: float) -> bool:
         """Whether a candidate need not go on."""
         return judge.beaten(met, incumbent, alpha / max(1, len(self.looks) - 1))
+
+
+def missing(documents: DocumentIds, met: Scores | None) -> dict[str, list[int]]:
+    """The documents that a candidate has not met, of those tasks that have any."""
+    done = {task: set(own) for task, own in met.documents.items()} if met else {}
+    left = {task: [d for d in own if d not in done.get(task, ())] for task, own in documents.items()}
+    return {task: own for task, own in left.items() if own}
 
 
 def by_disagreement(parents: Sequence[Judged]) -> dict[str, dict[int, str]]:

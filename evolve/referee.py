@@ -9,6 +9,7 @@ from heterosis.evolve.config import Racing
 from heterosis.evolve.objective import Judge, Objective
 from heterosis.evolve.racing import Schedule, by_disagreement, interleaved
 from heterosis.evolve.record import Ask, Record
+from heterosis.evolve.statistics import ALPHA
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ class Referee:
         if incumbent is None:
             return self._alone.next(met)
         rest, judge = self._race.next(met), self.judge("search")
-        if rest and met is not None and self._race.is_lost(judge, met, incumbent, self._racing.alpha):
+        # Nobody is called the best parent by mistake.
+        alpha = self._racing.alpha if ask.kind in ("search", "mean") else min(self._racing.alpha, ALPHA)
+        if rest and met is not None and self._race.is_lost(judge, met, incumbent, alpha):
             return {}
         return rest
 
@@ -76,6 +79,18 @@ class Referee:
     def can_judge(self, part: str) -> bool:
         """Whether scores on a part mean anything yet: most objectives compare with the parents' there."""
         return not self._objective.needs_parents or self.parents_scored(part)
+
+    @property
+    def needs_parents(self) -> bool:
+        """Whether every parent's scores of all documents are needed, to compare others or to order documents."""
+        return self._objective.needs_parents or self._racing.order == "informative" or not self._racing.enabled
+
+    @property
+    def finals_race(self) -> Schedule:
+        """How finalists meet the selection documents: all at once, unless one number ranks them by itself."""
+        racing = self._racing
+        enabled = racing.enabled and not self._objective.needs_parents
+        return Schedule.of(self._split.selection, factor=racing.factor, enabled=enabled)
 
     def parents_scored(self, part: str) -> bool:
         """Whether all parents have met all documents of a part."""

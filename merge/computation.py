@@ -1,6 +1,7 @@
 """The arithmetic of one operation: inputs as rows, a program, merged blocks."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias, TypeGuard
 
@@ -76,14 +77,16 @@ class Computation:
     Inputs are rounded to the compute dtype; where there is a base, methods get task vectors, rounded too. Values
     of bfloat16 stay bits, which the loops widen; all else is made floats, and task vectors, while it is read.
     (Bits too are made task vectors then, if reductions read them again.) A tensor whose rows fit the budget is
-    read once. The result does not depend on blocks or budget.
+    read once, and not even copied where rows are as they lie in the file. The result does not depend on blocks or
+    budget.
 
     Args:
         op: What to compute; it has a method and at least one element.
         workspace: Where rows are kept.
         budget: Bytes for the rows of a whole tensor; without enough, blocks are read again by every reduction.
         block: Elements worked on at a time.
-        reductions: Where to keep what does not depend on the recipe's numbers.
+        reductions: Where to keep what does not depend on the recipe's numbers. Sources stay in memory then, for
+            later recipes, whatever the budget is.
     """
 
     def __init__(
@@ -101,14 +104,19 @@ class Computation:
         self._work = torch.float64 if op.compute == torch.float64 else torch.float32
         self._numpy = torch.empty(0, dtype=self._work).numpy().dtype
         self._dtypes = tuple(self._row_dtype(source) for source in self._sources)
-        self._views = [self._view(*pair) for pair in zip(self._sources, self._dtypes, strict=True)]
-        # What has to be read into rows.
-        self._missing = tuple(d for d, view in zip(self._dtypes, self._views, strict=True) if view is None)
         # What several passes read is subtracted from once; where one pass is all, the loop does it in registers.
-        bits = op.base is not None and set(self._missing) == {torch.bfloat16} == {op.compute}
-        self._subtracts = bits and self._method.reduces and len(self._missing) == len(self._dtypes)
-        row_bytes = sum(dtype.itemsize for dtype in self._missing)
-        self._fits = row_bytes == 0 or (self._method.reduces and op.numel * row_bytes <= budget)
+        views = [self._is_view(*pair) for pair in zip(self._sources, self._dtypes, strict=True)]
+        bits = op.base is not None and set(self._dtypes) == {torch.bfloat16} == {op.compute}
+        self._subtracts = bits and self._method.reduces and (reductions is None or not any(views))
+        # Of the others, rows are the sources' own memory.
+        subtracted = range(len(op.inputs) if self._subtracts else 0)
+        self._own = [not view or j in subtracted for j, view in enumerate(views)]
+        self._missing = tuple(d for d, own in zip(self._dtypes, self._own, strict=True) if own)
+        row_bytes = op.numel * sum(dtype.itemsize for dtype in self._dtypes)
+        if self._missing:
+            self._fits = self._method.reduces and row_bytes <= budget
+        else:
+            self._fits = reductions is not None or row_bytes <= budget
         fitting = BLOCK_BYTES // sum(dtype.itemsize for dtype in self._dtypes)
         self._block = block or min(STREAMING_BLOCK, 1 << fitting.bit_length() - 1)
         self._reductions = reductions
@@ -120,10 +128,10 @@ class Computation:
         """The inputs, then the base."""
         return [*self._op.inputs, *([self._op.base] if self._op.base else [])]
 
-    def _view(self, source: TensorSource, dtype: torch.dtype) -> torch.Tensor | None:
-        """A source's values where they lie in memory, if rows are just that."""
+    def _is_view(self, source: TensorSource, dtype: torch.dtype) -> bool:
+        """Whether a source's values lie in memory just as rows of this dtype do."""
         as_they_are = source.dtype == dtype and (dtype == torch.bfloat16 or self._op.base is None)
-        return source.view(0, self._op.numel) if as_they_are else None
+        return as_they_are and source.view(0, 1) is not None
 
     def _row_dtype(self, source: TensorSource) -> torch.dtype:
         """What a source is kept as: bits of bfloat16 where these are its values, else floats."""
@@ -155,7 +163,7 @@ class Computation:
         op = self._op
         # A step drops or keeps entries: of task vectors rounded to bfloat16, it makes bits of bfloat16 again.
         exact = op.base is None or op.compute == torch.bfloat16 or torch.bfloat16 not in self._dtypes
-        in_place = self._fits and exact and all(view is None for view in self._views)
+        in_place = self._fits and exact and all(self._own[: len(op.inputs)])
         keep = None
         if self._reductions is not None:
             identities = tuple(source.identity for source in self._sources)
@@ -268,20 +276,23 @@ class Computation:
     def _inputs(self, start: int, stop: int) -> Inputs:
         """The values of a block. Rows of the whole tensor, where they fit, are filled as they are asked for."""
         first, last = (0, self._op.numel) if self._fits else (start, stop)
-        if self._workspace.content != (self, first, last):
+        rows = self._workspace.content
+        if not isinstance(rows, _Rows) or (rows.of, rows.first, rows.last) != (self, first, last):
             assert self._stepped is None or not self._fits, "the rows hold what the step made of them"
-            self._workspace.content = (self, first, last)
-            buffers = iter(self._workspace.buffers("rows", last - first, self._missing) if self._missing else ())
-            self._tensors = [next(buffers) if view is None else view[first:last] for view in self._views]
-            self._arrays = self._as_inputs(self._tensors)
-            self._filled = first if self._missing else last
-        while self._filled < stop:
-            end = min(self._filled + self._block, last)
-            whole = last - first <= self._block
-            part = slice(self._filled - first, end - first)
-            self._read(self._filled, self._tensors if whole else [tensor[part] for tensor in self._tensors])
-            self._filled = end
-        return self._arrays.part(slice(start, stop)) if self._fits else self._arrays
+            rows = self._workspace.content = self._rows(first, last)
+        while rows.filled < stop:
+            end = min(rows.filled + self._block, last)
+            part = slice(rows.filled - first, end - first)
+            self._read(rows.filled, [tensor[part] for tensor in rows.tensors])
+            rows.filled = end
+        return rows.inputs.part(slice(start, stop)) if self._fits else rows.inputs
+
+    def _rows(self, first: int, last: int) -> "_Rows":
+        """Rows of a range, still to be filled where they are not the sources' own memory."""
+        buffers = iter(self._workspace.buffers("rows", last - first, self._missing) if self._missing else ())
+        pairs = zip(self._sources, self._own, strict=True)
+        tensors = [next(buffers) if own else _viewed(source, first, last) for source, own in pairs]
+        return _Rows(self, first, last, tensors, self._as_inputs(tensors), first if self._missing else last)
 
     def _as_inputs(self, tensors: list[torch.Tensor]) -> Inputs:
         """Rows and base as loops take them."""
@@ -296,21 +307,30 @@ class Computation:
 
     def _read(self, start: int, tensors: list[torch.Tensor]) -> None:
         base = tensors[-1]
-        all_of = list(zip(self._sources, tensors, self._views, strict=True))
-        for source, row, view in reversed(all_of):  # the base first
-            if view is not None:
+        all_of = list(zip(self._sources, tensors, self._own, strict=True))
+        for source, row, own in reversed(all_of):  # the base first
+            if not own:
                 continue
             if self._op.base is None or row is base:
                 self._read_rounded(source, start, row)
-            elif row.dtype == torch.bfloat16:
-                if isinstance(source, LoraTensor) and source.base.identity == self._op.base.identity:
-                    self._add_adapter(source, start, base, row)
-                else:
-                    self._read_rounded(source, start, row)
-                if self._subtracts:
-                    subtract_base(_array(row), _array(base))
-            else:
+            elif row.dtype != torch.bfloat16:
                 self._read_task_vector(source, start, base, row)
+            elif self._subtracts:
+                bits = source.view(start, start + len(row)) if source.dtype == row.dtype else None
+                if bits is None:
+                    bits = self._workspace.buffer("read", len(row), row.dtype)
+                    self._read_bits(source, start, base, bits)
+                subtract_base(_array(bits), _array(base), _array(row))
+            else:
+                self._read_bits(source, start, base, row)
+
+    def _read_bits(self, source: TensorSource, start: int, base: torch.Tensor, row: torch.Tensor) -> None:
+        """Read a source's values as bits."""
+        assert self._op.base is not None
+        if isinstance(source, LoraTensor) and source.base.identity == self._op.base.identity:
+            self._add_adapter(source, start, base, row)
+        else:
+            self._read_rounded(source, start, row)
 
     def _read_task_vector(self, source: TensorSource, start: int, base: torch.Tensor, row: torch.Tensor) -> None:
         """Read a source as floats, less the base."""
@@ -343,6 +363,36 @@ class Computation:
         compute = self._op.compute
         if row.dtype != compute and source.dtype != compute and compute not in (torch.float32, torch.float64):
             row.copy_(row.to(compute))
+
+
+@dataclass(eq=False)
+class _Rows:
+    """Rows of a range of elements, which a thread's workspace keeps until others take their place.
+
+    Attributes:
+        of: Whose.
+        first: Where the range begins.
+        last: Where it ends.
+        tensors: The values.
+        inputs: The same as loops take them.
+        filled: How far they are there.
+    """
+
+    of: Computation
+    first: int
+    last: int
+    tensors: list[torch.Tensor]
+    inputs: Inputs
+    filled: int
+
+
+def _viewed(source: TensorSource, first: int, last: int) -> torch.Tensor:
+    """A source's elements where they lie in memory; a copy, should the system have no room to map them."""
+    view = source.view(first, last)
+    if view is None:
+        view = torch.empty(last - first, dtype=source.dtype)
+        source.read(first, last, view)
+    return view
 
 
 def _array(row: torch.Tensor) -> Row:

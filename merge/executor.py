@@ -91,6 +91,8 @@ class _Workers:
             self._sink.done(op)
         except (ValueError, ArithmeticError) as error:
             raise MergeError(f"{op.name}: {error}") from error
+        finally:
+            self._workspace.content = None  # the sources' own memory may be among it
 
     def _copy(self, op: TensorOp) -> None:
         """Copy the one input."""

@@ -66,8 +66,9 @@ class SafetensorsFile:
 
         Args:
             path: The file.
-            mapped: Whether tensors are to be used where the system keeps the file in memory, which all processes
-                share. Should the file be cut short meanwhile, the process dies.
+            mapped: Whether the file stays mapped into memory, which all processes share, as long as it is open;
+                else a tensor is as long as a view of it lives. Should the file be cut short meanwhile, the process
+                dies.
 
         Raises:
             InputError: If it is missing, truncated or malformed.
@@ -96,11 +97,27 @@ class SafetensorsFile:
     def close(self) -> None:
         self._file.close()
 
-    def view(self, entry: "TensorEntry") -> Tensor | None:
-        """A tensor's flat values where they lie in memory, if the file is mapped and they are aligned there."""
-        if self._map is None or entry.offset % entry.dtype.itemsize or entry.numel == 0:
+    def view(self, entry: "TensorEntry", start: int, stop: int) -> Tensor | None:
+        """Flat elements of a tensor where the system keeps them in memory, if they can be used there.
+
+        Raises:
+            InputError: If the file has become too short.
+        """
+        size = entry.dtype.itemsize
+        if entry.offset % size or start == stop:
             return None
-        return torch.frombuffer(self._map, dtype=entry.dtype, count=entry.numel, offset=entry.offset)
+        begin, end = entry.offset + start * size, entry.offset + stop * size
+        if self._map is not None:
+            return torch.frombuffer(self._map, dtype=entry.dtype, count=stop - start, offset=begin)
+        if os.fstat(self._file.fileno()).st_size < end:
+            raise InputError(f"{self.path}: truncated: ends before byte {end}; it changed while it was read")
+        page = begin // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        try:
+            area = mmap.mmap(self._file.fileno(), end - page, access=mmap.ACCESS_COPY, offset=page)
+            area.madvise(mmap.MADV_WILLNEED)  # so that a disk is read in long runs
+        except (OSError, AttributeError):  # not every file system can, nor every system
+            return None
+        return torch.frombuffer(area, dtype=entry.dtype, count=stop - start, offset=begin - page)
 
     def read_bytes(self, offset: int, into: Tensor) -> None:
         """Fill a contiguous uint8 tensor from ``offset`` on. Safe to call from any thread."""
@@ -122,11 +139,10 @@ class FileTensor:
         self.identity: Hashable = (*file._identity, name)
         self._file = file
         self._entry = entry
-        self._view = file.view(entry)
 
     def view(self, start: int, stop: int) -> Tensor | None:
         """Flat elements ``[start, stop)`` where they lie in memory, to be read alone; None if they do not."""
-        return None if self._view is None else self._view[start:stop]
+        return self._file.view(self._entry, start, stop)
 
     def read(self, start: int, stop: int, out: Tensor) -> None:
         """Fill the 1-D ``out`` with flat elements ``[start, stop)``, converted to its dtype."""
