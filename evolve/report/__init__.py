@@ -4,7 +4,8 @@ data.py        what is shown, gathered from a run folder as plain data
 documents.py   what the tasks say of their documents, kept in the run folder
 shape.py       a recipe's parameters over depth, or its path through layers
 importance.py  which parameters mattered
-charts.py      from numbers to places in a chart
+charts.py      from numbers to places in a chart; words.py: numbers in words
+candidates.py  charts with a point for each candidate; over_depth.py: of the champion's recipe
 page.py        the page, from the data and templates/
 """
 

@@ -227,7 +227,7 @@ def gather(folder: Path, known: Known | None = None, storage: str | None = None)
     standing = Watcher(folder).look()
     try:
         return _gather(folder, standing, known or Known.load(folder), storage)
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, LookupError, AttributeError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         what = f"{type(error).__name__}: {error}"

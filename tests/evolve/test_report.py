@@ -214,6 +214,7 @@ def test_tasks_that_cannot_be_loaded_cost_the_examples_only(copied: Path) -> Non
     done = CliRunner().invoke(cli.app, ["report", str(copied), "--load-tasks", "-o", str(copied / "other.html")])
     assert done.exit_code == 0
     assert done.stdout.strip() == str(copied / "other.html")
+    assert f"report: {copied / 'report.html'}" in CliRunner().invoke(cli.app, ["status", str(copied)]).stdout
     assert "warning: include_path: '/no/such/folder' is not a folder" in done.stderr
     assert "was not kept" in (copied / "other.html").read_text()
 
