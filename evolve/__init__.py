@@ -18,7 +18,9 @@ preflight.py   what can be refused before anything starts; resources.py: workers
 contamination.py  a warning when a published benchmark or a test split is searched on
 worker.py      merges a candidate into a live model and scores it
 cluster.py     workers as Ray actors
-record.py      asks, scores and trials, durably
+record.py      asks, scores and trials, durably; storage.py: the Optuna study, also where it is away for a while
+dispatch.py    keeps the workers busy; who is tried again, and who is given up
+faults.py      what ends a session from outside, in one line
 folder.py      the run folder and its lock
 driver.py      hands out, records, goes through the stages; session.py: its log file and signals
 stages.py      where stages end, who proposes in them; proposals.py: asking an optimizer, and again from the record

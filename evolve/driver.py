@@ -6,8 +6,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,8 +16,10 @@ import numpy as np
 from heterosis.errors import InputError
 from heterosis.evaluate.splits import Split
 from heterosis.evolve.baselines import RECIPES_BUDGET, Baseline
-from heterosis.evolve.cluster import Pool, RayPool
+from heterosis.evolve.cluster import Outcome, Pool, RayPool
 from heterosis.evolve.config import EvolveConfig
+from heterosis.evolve.dispatch import Attempts, Job, dispatch
+from heterosis.evolve.faults import RunStopped, disk_faults
 from heterosis.evolve.finals import Finals, FinalsFailed, finals_cost, run_finals, shortlist
 from heterosis.evolve.folder import SUMMARY, RunFolder, check_same_config, frozen_control_points, read_summary
 from heterosis.evolve.genome import UNIFORM
@@ -39,7 +40,6 @@ from heterosis.evolve.worker import Evaluation, Failure, Setup
 
 log = logging.getLogger("heterosis")
 
-ATTEMPTS = 2  # of a candidate whose failure may not be its own
 PATIENCE = 8  # failures before their rate says anything
 SAVE_SECONDS = 2.0  # between two states of the summary and the table, unless there is a new best
 SAVE_SHARE = 20  # times as long as saving takes, at least
@@ -99,6 +99,7 @@ def search(
     Raises:
         InputError: If something is wrong with the input; then no new folder is left behind.
         SearchFailed: If candidates fail at a rate that shows that the set-up is wrong.
+        RunStopped: If the disk, the storage or the workers are gone; the same call continues.
     """
     loaded = config if isinstance(config, EvolveConfig) else EvolveConfig.load(config)
     changes: dict[str, Any] = {"trials": trials, "hours": hours, "workers": workers, "seed": seed}
@@ -120,7 +121,7 @@ def search(
         warnings.warn(text, stacklevel=2)
     folder = RunFolder(Path(run_dir))
     try:
-        with logging_to(folder.path / "run.log"):
+        with disk_faults(folder.path), logging_to(folder.path / "run.log"):
             driver = _Driver(checked, folder, storage, device, progress)
             summary = driver.run(make_pool, ray_address)
             _report(folder.path, checked, storage)
@@ -147,16 +148,6 @@ def _report(folder: Path, checked: Preflight, storage: str | None) -> None:
         write_report(folder, tasks=checked.tasks, storage=storage)
     except Exception as error:
         log.warning("the report could not be written: %r; heterosis report %s tries again", error, folder)
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A piece of work: a candidate on some documents of one part of the split."""
-
-    ask: Ask
-    part: str
-    documents: Mapping[str, list[int]]
-    attempt: int = 1
 
 
 class _Driver:
@@ -205,6 +196,9 @@ class _Driver:
         self._stop: str | None = None
         self._seconds_of: dict[int, Counter[str]] = {}  # of candidates that race
         self._held: list[Ask] = []  # scored, but meaningless before the parents are
+        self._attempts = Attempts(self._record)
+        self._first_trial = len(self._record.trials)
+        self._record.study.go_on = self._without_storage
 
     # ------------------------------------------------------------------ the run
 
@@ -231,11 +225,15 @@ class _Driver:
                 else RayPool(self._setup, self.workers, address=ray_address, timeout=timeout)
             )
             # In this order: Ray sets a handler for SIGTERM as it starts.
-            with closing(pool), stopping_on_signals(self._request_stop):
+            stopping = stopping_on_signals(self._request_stop)
+            with disk_faults(self._folder.path), closing(pool), stopping:
                 self._search(pool, budget)
                 finals = None if self._stopping() else self._finals(pool)
-        except BaseException:
-            self._save(status="stopped")
+        except BaseException as error:
+            if isinstance(error, (RunStopped, SearchFailed)):
+                self._stop = str(error)
+            with suppress(OSError):  # a full disk is why, perhaps
+                self._save(status="stopped")
             raise
         finally:
             if self._progress:
@@ -270,6 +268,11 @@ class _Driver:
     def _stopping(self) -> bool:
         """Whether a stop was asked for, which may happen at any moment."""
         return self._stop is not None
+
+    def _without_storage(self, reason: str) -> bool:
+        """Show what is waited for; whether to wait on."""
+        self._pulse.meanwhile(reason)
+        return not self._stopping()
 
     def _request_stop(self) -> None:
         self._stop = "interrupted"
@@ -326,12 +329,12 @@ class _Driver:
         first = len(plain) if self._referee.needs_parents else 1
         return [plain[:first], plain[first:], others]
 
-    def _open_jobs(self, *kinds: str) -> list[_Job]:
+    def _open_jobs(self, *kinds: str) -> list[Job]:
         """What was asked and is not finished, of some kinds."""
         asks = [ask for ask in self._record.open_asks if ask.kind in kinds]
-        return [_Job(ask, "search", self._referee.next_documents(ask)) for ask in asks]
+        return [Job(ask, "search", self._referee.next_documents(ask)) for ask in asks]
 
-    def _next_job(self, pool: Pool, proposer: Proposer, limit: int) -> _Job | None:
+    def _next_job(self, pool: Pool, proposer: Proposer, limit: int) -> Job | None:
         if len(self._record.asks) >= limit or self._out_of_time(pool):
             return None
         point = proposer.propose()
@@ -347,7 +350,7 @@ class _Driver:
             incumbent=self._incumbent(proposer),
         )
         proposer.adopt(ask, point)
-        return _Job(ask, "search", self._referee.next_documents(ask))
+        return Job(ask, "search", self._referee.next_documents(ask))
 
     def _score_mean(self, pool: Pool, proposer: Proposer) -> None:
         mean = proposer.mean()
@@ -358,7 +361,7 @@ class _Driver:
             ask = self._record.ask(
                 "mean", "the optimizer's mean", text, values, stage=proposer.stage, incumbent=incumbent
             )
-            self._work(pool, [_Job(ask, "search", self._referee.next_documents(ask))], self._no_more)
+            self._work(pool, [Job(ask, "search", self._referee.next_documents(ask))], self._no_more)
 
     def _incumbent(self, proposer: Proposer | None = None) -> int | None:
         """The best candidate that has met all search documents, of those that a proposal may depend on."""
@@ -378,39 +381,29 @@ class _Driver:
     def _work(
         self,
         pool: Pool,
-        queue: list[_Job],
-        next_job: Callable[[], _Job | None],
+        queue: list[Job],
+        next_job: Callable[[], Job | None],
         on_trial: Callable[[Trial], None] = lambda trial: None,
     ) -> None:
         """Keep the workers busy with a queue, then with what ``next_job`` gives, until both run dry."""
         queue = [job for job in queue if not self._told_from_scores(job, on_trial)]
-        running = 0
-        while True:
-            while pool.free and not self._stopping():
-                job = queue.pop(0) if queue else next_job()
-                if job is None:
-                    break
-                pool.submit(job, job.ask.recipe, job.documents)
-                running += 1
-            self._pulse.beat(running, len(queue))
-            self._save_when_due()
-            if not running:
-                return
-            for key, outcome in pool.wait(timeout=0.5):
-                assert isinstance(key, _Job)
-                running -= 1
-                if isinstance(outcome, Failure) and outcome.retry and key.attempt < ATTEMPTS:
-                    log.warning("%s: %s; trying again", key.ask.name, outcome.cause)
-                    queue.append(replace(key, attempt=key.attempt + 1))
-                    continue
-                if isinstance(outcome, Failure):
-                    trials = self._failed(key, outcome)
-                else:
-                    trials = self._scored(key, outcome, queue)
-                for trial in trials:
-                    on_trial(trial)
 
-    def _told_from_scores(self, job: _Job, on_trial: Callable[[Trial], None]) -> bool:
+        def done(job: Job, outcome: Outcome) -> None:
+            if isinstance(outcome, Failure):
+                trials = self._failed(job, outcome)
+            else:
+                trials = self._scored(job, outcome, queue)
+            for trial in trials:
+                on_trial(trial)
+
+        def beat(running: int, waiting: int) -> None:
+            self._pulse.beat(running, waiting)
+            self._save_when_due()
+
+        attempts, stopping = self._attempts, self._stopping
+        dispatch(pool, queue, next_job, done, attempts=attempts, stopping=stopping, beat=beat)
+
+    def _told_from_scores(self, job: Job, on_trial: Callable[[Trial], None]) -> bool:
         """Finish a trial whose scores were on the disk when an earlier session ended."""
         if job.part != "search" or job.documents:
             return False
@@ -418,7 +411,7 @@ class _Driver:
             on_trial(trial)
         return True
 
-    def _failed(self, job: _Job, failure: Failure) -> list[Trial]:
+    def _failed(self, job: Job, failure: Failure) -> list[Trial]:
         log.warning("%s failed on %s documents: %s", job.ask.name, job.part, failure.cause)
         if job.part != "search":
             return []
@@ -427,14 +420,14 @@ class _Driver:
         self._check_failures()
         return [trial]
 
-    def _scored(self, job: _Job, evaluation: Evaluation, queue: list[_Job]) -> list[Trial]:
+    def _scored(self, job: Job, evaluation: Evaluation, queue: list[Job]) -> list[Trial]:
         """Record scores. A candidate goes on with its next documents, at once, or becomes a trial."""
-        self._record.add_scores(job.ask, job.part, evaluation.scores)
+        self._record.add_scores(job.ask, job.part, evaluation.scores, evaluation.checksum)
         if job.part != "search":
             return []
         self._seconds_of.setdefault(job.ask.number, Counter()).update(evaluation.seconds)
         if documents := self._referee.next_documents(job.ask):
-            queue.insert(0, _Job(job.ask, "search", documents))  # to the worker that has it in memory
+            queue.insert(0, Job(job.ask, "search", documents))  # to the worker that has it in memory
             return []
         return self._finish(job.ask)
 
@@ -495,7 +488,8 @@ class _Driver:
                 raise SearchFailed(f"the parent {trial.ask.name} cannot be scored: {trial.cause}")
 
     def _check_failures(self) -> None:
-        tried = [t for t in self._record.trials if t.ask.kind == "search"]
+        """Stop if most candidates of this session fail; what was wrong in an earlier one may have been mended."""
+        tried = [t for t in self._record.trials[self._first_trial :] if t.ask.kind == "search"]
         failed = [t for t in tried if t.score is None]
         rate = self._config.failures.max_failure_rate
         if len(failed) >= PATIENCE and len(failed) > rate * len(tried):
@@ -540,7 +534,7 @@ class _Driver:
                 self._state["holdout_reused"] = True
         wanted = documents or getattr(self._split, part)
         left = [(ask, missing(wanted, self._record.scores(ask, part))) for ask in asks]
-        self._work(pool, [_Job(ask, part, own) for ask, own in left if own], self._no_more)
+        self._work(pool, [Job(ask, part, own) for ask, own in left if own], self._no_more)
         return not self._stopping()
 
     def _stage(self, text: str) -> None:

@@ -77,6 +77,12 @@ class PulseWriter:
     def phase(self, text: str) -> None:
         self._pulse.phase = text
 
+    def meanwhile(self, text: str) -> None:
+        """Say what keeps the driver from its work, until it goes on."""
+        phase, self._pulse.phase = self._pulse.phase, text
+        self._write()
+        self._pulse.phase = phase
+
     def beat(self, busy: int, waiting: int) -> None:
         """Say that the driver lives, and what it does."""
         self._pulse.busy, self._pulse.waiting = busy, waiting

@@ -1,9 +1,10 @@
 """The record of a run: who was asked what, and what came of it. Only the driver writes it.
 
-Three places, in the order of writing:
+Four places, in the order of writing:
 
 * ``asks.jsonl``: every candidate before it is handed to a worker, with its recipe and the number of results
   known at that moment;
+* ``attempts.jsonl``: attempts to score a candidate that came to nothing through no failure of its merge;
 * ``scores.jsonl``: the scores of every document of a candidate, chunk by chunk, before they are used;
 * an Optuna study: one finished trial for each result, in the order of their coming, written in one
   transaction. A trial exists there completely or not at all, so a crash leaves nothing half-told.
@@ -19,23 +20,22 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import optuna
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
 )
-from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.exc import SQLAlchemyError
 
-from heterosis.errors import InputError
 from heterosis.evaluate.scores import Scores
 from heterosis.evolve.dimensions import Dimension, Value
+from heterosis.evolve.faults import disk_faults
 from heterosis.evolve.folder import ASKS
+from heterosis.evolve.storage import StudyWriter
 
 SCORES = "scores.jsonl"
+ATTEMPTS = "attempts.jsonl"
 STUDY = "study.db"
 
 
@@ -94,6 +94,25 @@ class Trial:
         return self.score is not None and not self.pruned
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """An attempt to score a candidate that came to nothing.
+
+    Attributes:
+        ask: The candidate's number.
+        part: Of the split.
+        met: How many documents of that part it had met before.
+        cause: What happened.
+        blamed: Whether the candidate may have been the cause.
+    """
+
+    ask: int
+    part: str
+    met: int
+    cause: str
+    blamed: bool
+
+
 class Record:
     """The record of one run.
 
@@ -111,28 +130,14 @@ class Record:
     def __init__(
         self, folder: Path, storage: str, study_name: str, dimensions: Iterable[Dimension], objectives: int = 1
     ) -> None:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._distributions: dict[str, BaseDistribution] = {}
         self.add_dimensions(dimensions)
-        try:
-            self._study = optuna.create_study(
-                storage=storage,
-                study_name=study_name,
-                directions=["maximize"] * objectives,
-                load_if_exists=True,
-            )
-        except (ImportError, SQLAlchemyError, StorageInternalError) as error:
-            # Never the URL, which may hold a password.
-            reason = str(error).splitlines()[0].replace(storage, "the URL")
-            raise InputError(
-                f"--storage: the study cannot be opened: {reason}; give a URL that Optuna can use, such as "
-                "sqlite:////folder/study.db"
-            ) from error
-        self._asks_path = folder / ASKS
-        self._scores_path = folder / SCORES
+        self.study = StudyWriter(folder, storage, study_name, objectives)
+        self._folder = folder
         self.asks = {ask.number: ask for ask in read_asks(folder)}
         self._scores = read_scores(folder)
-        self.trials = [self._trial(t) for t in self._study.get_trials(deepcopy=False)]
+        self.attempts = [Attempt(**line) for line in _read_lines(folder / ATTEMPTS)]
+        self.trials = [self._trial(t) for t in self.study.trials]
 
     def _trial(self, frozen: FrozenTrial) -> Trial:
         known = frozen.user_attrs
@@ -181,22 +186,40 @@ class Record:
     ) -> Ask:
         """Record a candidate before it is handed out."""
         ask = Ask(len(self.asks), kind, name, recipe, dict(values), len(self.trials), stage, incumbent)
-        _append(self._asks_path, asdict(ask))
+        self._append(ASKS, asdict(ask))
         self.asks[ask.number] = ask
         return ask
 
-    def add_scores(self, ask: Ask, part: str, scores: Scores) -> None:
+    def add_attempt(self, ask: Ask, part: str, cause: str, *, blamed: bool) -> None:
+        """Keep that an attempt to score a candidate came to nothing."""
+        attempt = Attempt(ask.number, part, self.met(ask, part), cause, blamed)
+        self._append(ATTEMPTS, asdict(attempt))
+        self.attempts.append(attempt)
+
+    def add_scores(self, ask: Ask, part: str, scores: Scores, checksum: str | None = None) -> None:
         """Keep the scores of some of a candidate's documents of one part of the split.
+
+        Args:
+            ask: The candidate.
+            part: Of the split.
+            scores: Of documents that were not scored before.
+            checksum: Of the live model that they were scored with.
 
         Raises:
             ValueError: If a document is scored already.
         """
         _keep(self._scores, (ask.number, part), scores)
-        _append(self._scores_path, {"ask": ask.number, "part": part, "scores": json.loads(scores.to_json())})
+        line = {"ask": ask.number, "part": part, "scores": json.loads(scores.to_json())}
+        self._append(SCORES, line | ({"checksum": checksum} if checksum else {}))
 
     def scores(self, ask: Ask, part: str) -> Scores | None:
         """What :meth:`add_scores` kept, of all chunks together."""
         return self._scores.get((ask.number, part))
+
+    def met(self, ask: Ask, part: str) -> int:
+        """How many documents of a part a candidate has met."""
+        scores = self._scores.get((ask.number, part))
+        return sum(map(len, scores.documents.values())) if scores else 0
 
     def documents_scored(self) -> int:
         """Documents of all parts, counted once for every candidate."""
@@ -229,10 +252,14 @@ class Record:
             user_attrs=attributes,
         )
         trial.datetime_start = datetime.now() - timedelta(seconds=sum(times.values()))
-        self._study.add_trial(trial)
+        self.study.add(trial)
         told = Trial(len(self.trials), ask, score, cause, times, losses, pruned, documents)
         self.trials.append(told)
         return told
+
+    def _append(self, name: str, line: Mapping[str, Any]) -> None:
+        with disk_faults(self._folder):
+            _append(self._folder / name, line)
 
 
 def _distribution(dimension: Dimension) -> BaseDistribution:

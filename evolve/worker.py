@@ -53,10 +53,12 @@ class Failure:
     Attributes:
         cause: One line.
         retry: Whether another attempt may help.
+        blameless: Whether the candidate surely had no part in it.
     """
 
     cause: str
     retry: bool = False
+    blameless: bool = False
 
 
 def task_set(config: EvolveConfig) -> "TaskSet":

@@ -1,0 +1,123 @@
+"""The Optuna study of a run: each result is added exactly once, also where the storage is away for a while."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import optuna
+from optuna.exceptions import StorageInternalError
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, InterfaceError, InternalError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as NoConnection
+
+from heterosis.errors import InputError
+from heterosis.evolve.faults import RunStopped, sqlite_fault
+
+log = logging.getLogger("heterosis")
+
+PATIENCE = 600.0  # seconds without the storage before the session ends
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before another attempt; each is twice the one before
+# What may pass: connections lost or refused, a server that restarts or is read-only for the moment, locks.
+_PASSING = (OperationalError, InterfaceError, InternalError, NoConnection)
+
+
+class StudyWriter:
+    """Writes results to a study.
+
+    Args:
+        folder: The run folder, for messages.
+        url: Optuna storage URL.
+        name: The study's name.
+        objectives: How many values a trial has.
+
+    Attributes:
+        go_on: Asked every second while the storage is away, with what is the matter; False ends the waiting.
+
+    Raises:
+        InputError: If the storage cannot be used.
+    """
+
+    def __init__(self, folder: Path, url: str, name: str, objectives: int) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._folder, self._secrets = folder, _secrets(url)
+        self.go_on: Callable[[str], bool] = lambda text: True
+        try:
+            self._study: Study = optuna.create_study(
+                storage=url, study_name=name, directions=["maximize"] * objectives, load_if_exists=True
+            )
+            self.trials = self._study.get_trials(deepcopy=False)
+        except (ImportError, SQLAlchemyError, StorageInternalError) as error:
+            raise InputError(
+                f"--storage: the study cannot be opened: {self._reason(error)}; give a URL that Optuna can use, "
+                "such as sqlite:////folder/study.db"
+            ) from error
+        self._known = len(self.trials)
+
+    def add(self, trial: FrozenTrial) -> None:
+        """Add a trial, and wait for a storage that is away.
+
+        Raises:
+            RunStopped: If it stays away, or if the wait is ended.
+        """
+        begun, pause, first = time.monotonic(), FIRST_PAUSE, True
+        while True:
+            try:
+                if first or not self._is_there(trial):
+                    self._study.add_trial(trial)
+                break
+            except (SQLAlchemyError, StorageInternalError) as error:
+                if fault := sqlite_fault(self._folder, error):
+                    raise fault from error
+                if not any(isinstance(cause, _PASSING) for cause in _causes(error)):
+                    raise
+                self._wait(pause, PATIENCE - (time.monotonic() - begun), self._reason(error), error)
+                pause, first = min(2 * pause, LONGEST_PAUSE), False
+        if not first:
+            log.info("the storage is there again after %.0f s", time.monotonic() - begun)
+        self._known += 1
+
+    def _is_there(self, trial: FrozenTrial) -> bool:
+        """Whether the attempt before was carried out, though its answer was lost."""
+        later = self._study.get_trials(deepcopy=False)[self._known :]
+        assert len(later) < 2, "the driver alone writes to its study"
+        attributes = json.loads(json.dumps(trial.user_attrs))
+        return any(t.user_attrs == attributes for t in later)
+
+    def _wait(self, seconds: float, left: float, reason: str, error: Exception) -> None:
+        text = f"the storage cannot be reached: {reason}"
+        log.warning("%s; trying again in %.1f s", text, seconds)
+        until = time.monotonic() + seconds
+        while left > 0 and (going := self.go_on(text)) and time.monotonic() < until:
+            time.sleep(min(1.0, seconds))
+        if left <= 0 or not going:
+            raise RunStopped(f"--storage: {text}; see to it, then the same command continues") from error
+
+    def _reason(self, error: BaseException) -> str:
+        """What the innermost error says, without the URL or its password."""
+        *_, last = _causes(error)
+        reason = next(iter(str(getattr(last, "orig", None) or last).strip().splitlines()), type(last).__name__)
+        for secret in self._secrets:
+            reason = reason.replace(secret, "the URL")
+        return reason
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and of whatever it was made the cause in turn."""
+    while error is not None:
+        yield error
+        if isinstance(error, SQLAlchemyError):  # what lies below is the database's own
+            return
+        error = error.__cause__
+
+
+def _secrets(url: str) -> list[str]:
+    found = [url]
+    with suppress(ArgumentError, ValueError):
+        password = make_url(url).password
+        found += [str(password)] if password else []
+    return found
