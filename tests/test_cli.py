@@ -21,6 +21,8 @@ from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.record import read_asks
 from heterosis.evolve.worker import Evaluation, Setup, Worker
 
+from .inline_pool import InlinePool
+
 MakeLlama = Callable[..., Path]
 Run = Callable[..., tuple[int, str, list[str]]]
 
@@ -46,25 +48,6 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         return code, output, errors.splitlines()
 
     return go
-
-
-class InlinePool:
-    """One real worker in this process."""
-
-    def __init__(self, setup: Setup, workers: int, **_: Any) -> None:
-        self.size, self._worker, self._done = 1, Worker(setup), []
-
-    @property
-    def free(self) -> int:
-        return 1 - len(self._done)
-
-    def submit(self, key: object, recipe: str, documents: Any) -> None:
-        self._done.append((key, self._worker.score(recipe, documents)))
-
-    def wait(self, timeout: float) -> Any:
-        return [self._done.pop()]
-
-    def close(self) -> None: ...
 
 
 @pytest.fixture

@@ -76,8 +76,9 @@ class FakePool:
         judged = {task: self._judge(*of) for task, of in own.items()}
         if failures := [j for j in judged.values() if isinstance(j, Failure)]:
             return [(key, failures[0])]
+        keys = {task: METRICS.get(task, "acc,none") for task in documents}
         scored = {
-            task: {d: {METRICS[task]: judged[task] + _noise(d) + 0.1 * _noise(d, key.ask.name)} for d in indices}
+            task: {d: {keys[task]: judged[task] + _noise(d) + 0.1 * _noise(d, key.ask.name)} for d in indices}
             for task, indices in documents.items()
         }
         seconds = {"merge": 0.1 * self._seconds, "forward": 0.8 * self._seconds, "other": 0.1 * self._seconds}

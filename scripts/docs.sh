@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Build the documentation into build/site; a broken link or an unresolved name is an error.
+# Arguments go to mkdocs: `bash scripts/docs.sh serve` shows it while it is written.
+set -euo pipefail
+EXTRAS=docs
+source "$(dirname "$0")/environment.sh"
+
+# The API reference is read from the sources, under the names that they are imported by.
+PACKAGE_ROOT=$(mktemp -d)
+trap 'rm -rf "$PACKAGE_ROOT"' EXIT
+cp -r heterosis "$PACKAGE_ROOT"
+cp -r merge evaluate evolve "$PACKAGE_ROOT/heterosis"
+export PACKAGE_ROOT NO_MKDOCS_2_WARNING=1
+if [ $# -eq 0 ]; then set -- build --quiet; fi
+mkdocs "$1" --strict "${@:2}"
