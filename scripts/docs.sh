@@ -11,5 +11,4 @@ trap 'rm -rf "$PACKAGE_ROOT"' EXIT
 cp -r heterosis "$PACKAGE_ROOT"
 cp -r merge evaluate evolve "$PACKAGE_ROOT/heterosis"
 export PACKAGE_ROOT NO_MKDOCS_2_WARNING=1
-if [ $# -eq 0 ]; then set -- build --quiet; fi
-mkdocs "$1" --strict "${@:2}"
+mkdocs "${1:-build}" --strict "${@:2}"   # not --quiet, which would hide warnings from --strict
