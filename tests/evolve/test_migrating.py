@@ -11,6 +11,9 @@ import yaml
 
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.driver import search
+from heterosis.evolve.space import control_points_of, stages_of
+from heterosis.merge.methods import methods
+from heterosis.merge.recipe import Recipe
 
 from ..pages import ROOT, Block, blocks
 
@@ -78,6 +81,25 @@ def test_mergekit_evolve_accepts_its_configs() -> None:
     cells = " ".join(re.findall(r"^\| (.*?) \|", page(), re.M))
     keys = {*EvolMergeConfiguration.model_fields, *type(theirs.genome).model_fields} - {"genome", "tasks"}
     assert keys <= set(re.findall(r"`(?:genome\.)?(\w+)`", cells))
+
+
+@pytest.mark.parametrize("block", EVOLVE, ids=str)
+def test_a_result_of_mergekit_evolve_is_a_point_of_the_space(
+    block: Block, named: Callable[[EvolveConfig], None]
+) -> None:
+    import torch
+    from mergekit.evo.config import EvolMergeConfiguration
+    from mergekit.evo.genome import ModelGenome
+
+    config = EvolveConfig.parse(block.text)
+    named(config)
+    theirs = ModelGenome(EvolMergeConfiguration.model_validate(yaml.safe_load(block.text)).genome)
+    shape = theirs.initial_genotype().shape
+    best = theirs.genotype_merge_config(0.2 + 0.6 * torch.rand(shape, generator=torch.Generator().manual_seed(0)))
+    space = stages_of(config, 16, methods(), control_points_of(config, 16, methods()))[-1]
+    values = space.values_of(Recipe.parse(best.to_yaml()))
+    assert values is not None
+    assert len(values) == len(space.parameters)
 
 
 @pytest.mark.parametrize(("theirs", "ours"), list(zip(THEIRS, OURS, strict=True)), ids=str)
