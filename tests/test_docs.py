@@ -71,6 +71,16 @@ def test_the_page_on_spaces_has_every_key_of_a_genome() -> None:
     assert set(table) == set(Genome.model_fields)
 
 
+def test_the_page_on_configs_has_every_key_and_its_default() -> None:
+    page = (ROOT / "docs/config.md").read_text(encoding="utf-8")
+    defaults = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", page, re.M))
+    assert set(defaults) == set(EvolveConfig.model_fields)
+    config = EvolveConfig.parse(yaml.safe_dump(REST))
+    for key, text in defaults.items():
+        if text.startswith("`"):
+            assert config == config.updated(**{key: yaml.safe_load(text.strip("`"))}), key
+
+
 # --- commands ---------------------------------------------------------------------------------------------------
 
 
