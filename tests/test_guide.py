@@ -10,12 +10,12 @@ from heterosis import cli
 from heterosis.evolve import driver
 
 from .inline_pool import InlinePool
-from .pages import Block, blocks, heterosis_commands
+from .pages import GUIDE, Block, blocks, heterosis_commands
 
 MODELS = {"base-7b": "base", "math-7b": "ann", "french-7b": "bob"}
 # What would publish, or take a night.
 NOT_RUN = ("push", "runs/night", "--trials 16")
-PYTHON = [block for page in ("README.md", "docs/api.md") for block in blocks(page, "python")]
+PYTHON = [block for page in GUIDE if page.name != "first-search.md" for block in blocks(page, "python")]
 
 
 @pytest.fixture(scope="module")
