@@ -11,10 +11,10 @@ from heterosis.errors import InputError
 
 Matrix = NDArray[np.float64]
 
-# Each refines the one before without changing any layer, since its points are among the finer one's.
-_POINTS = (1, 2, 3, 5)
+# Control points that are chosen by themselves, in at most so many dimensions in all.
+_POINTS = (1, 2, 3)
 _MOST_DIMENSIONS = 24
-_TRIALS_PER_DIMENSION = 4
+_TRIALS_PER_DIMENSION = 2
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,9 @@ def default_control_points(models: int, parameters_per_point: int, n_layers: int
     """Control points for a config that says nothing about depth: few at small budgets, never many dimensions.
 
     Published searches gained little from more than one group of layers (Akiba et al. 2024 ended with six numbers
-    in all); where layers matter, three points found much more with 60 trials for 12 dimensions than one point did
-    (docs/design/0006-a-search-that-wins.md). So the search begins with one value for all layers, and ends with as
-    many points as 24 dimensions and a quarter of the budget allow.
+    in all); where layers matter, three points from the start found more with 30 and with 50 trials for 12 dimensions
+    than one, two or five did, or one and then three (docs/design/0006-a-search-that-wins.md). So there are up to three
+    points, as 24 dimensions and half of the budget allow, and one stage; more are for configs that ask for them.
 
     Args:
         models: How many have parameters of their own; 1 for methods whose parameters belong to the merge.
@@ -125,9 +125,9 @@ def default_control_points(models: int, parameters_per_point: int, n_layers: int
         budget: Trials.
 
     Returns:
-        Numbers of points, coarse to fine.
+        The number of points of the only stage.
     """
     dimensions = max(1, models * parameters_per_point)
     most = min(_MOST_DIMENSIONS, budget // _TRIALS_PER_DIMENSION) // dimensions
     finest = max((n for n in _POINTS if n <= min(most, n_layers)), default=1)
-    return (*(n for n in (1, 3) if n < finest), finest)
+    return (finest,)

@@ -369,7 +369,7 @@ def test_an_optimizer_may_be_just_a_name() -> None:
         (plain(racing={"frist": 2}), "racing.frist: unknown key; did you mean 'first'?"),
         (plain(racing={"first": 0}), "racing.first: must be >= 1, but got 0"),
         (plain(racing={"factor": 1}), "racing.factor: must be > 1, but got 1"),
-        (plain(racing={"alpha": 0.5}), "racing.alpha: must be < 0.5, but got 0.5"),
+        (plain(racing={"alpha": 1.0}), "racing.alpha: must be < 1, but got 1.0"),
         (plain(racing={"order": "best"}), "racing.order: must be one of random, informative, but got 'best'"),
         (plain(racing="on"), "racing: must be a mapping, but got 'on'"),
         (plain(ordered=-1), "ordered: must be >= 0, but got -1"),
