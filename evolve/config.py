@@ -128,7 +128,7 @@ class Racing(Section):
     enabled: bool = True
     first: Count | None = None
     factor: Annotated[float, BeforeValidator(not_bool), Field(gt=1)] = 2.0
-    alpha: Annotated[float, BeforeValidator(not_bool), Field(gt=0, lt=1)] = 0.05
+    alpha: Annotated[float, BeforeValidator(not_bool), Field(gt=0, lt=1)] = 0.2
     order: Order = "random"
 
     @model_validator(mode="before")

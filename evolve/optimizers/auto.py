@@ -7,7 +7,7 @@ from heterosis.evolve.optimizers.base import Axis
 # Objectives from which on fronts are too large for crowding distances to order.
 MANY = 4
 # Dimensions and trials up to which a Gaussian process is worth its time.
-FEW_AXES, FEW_TRIALS = 24, 200
+FEW_AXES, FEW_TRIALS = 20, 200
 
 
 def choose_optimizer(axes: Sequence[Axis], objectives: int, budget: int) -> tuple[str, str]:

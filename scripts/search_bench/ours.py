@@ -22,7 +22,7 @@ Point = dict[str, Any]
 # Documents of a task. The held-out ones are for the run's own report; the true score has its own.
 SIZES = Sizes(search=50, selection=50, holdout=100)
 
-FEWEST, GROWTH = 8, 1.3  # trials of the smallest budget, and from one budget to the next
+FEWEST, GROWTH = 8, 1.5  # trials of the smallest budget, and from one budget to the next
 
 # Each ingredient switched off alone: what is changed in the config, a section's keys one by one.
 ABLATIONS: dict[str, dict[str, Any]] = {

@@ -175,7 +175,7 @@ def test_default_points_keep_the_space_small(models: int, parameters: int, n_lay
     points = default_control_points(models, parameters, n_layers, budget)
     assert len(points) == 1
     assert points[0] <= n_layers
-    assert points == (1,) or points[0] * models * parameters <= min(24, budget / 2)
+    assert points == (1,) or points[0] * models * parameters <= min(12, budget / 2)
     stages(n_layers, list(points))  # each refines the one before
     assert default_control_points(models, parameters, n_layers, budget + 100)[-1] >= points[-1]
 
@@ -187,8 +187,9 @@ def test_default_points_keep_the_space_small(models: int, parameters: int, n_lay
         (3, 1, 30, 20, (3,)),
         (3, 1, 30, 10, (1,)),
         (2, 1, 30, 100, (3,)),
-        (3, 2, 30, 100, (3,)),
-        (3, 2, 30, 30, (2,)),
+        (2, 2, 30, 100, (3,)),
+        (3, 2, 30, 100, (2,)),
+        (4, 2, 30, 100, (1,)),
         (8, 2, 30, 1000, (1,)),
         (2, 1, 4, 1000, (3,)),
         (1, 1, 30, 1000, (3,)),
