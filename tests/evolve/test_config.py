@@ -167,7 +167,7 @@ def test_new_keys_of_a_search() -> None:
 def test_defaults_of_the_new_keys() -> None:
     config = parse(plain())
     assert (config.objective, config.optimizer.name) == ("weighted", "auto")
-    assert config.racing == Racing(enabled=True, first=None, factor=2.0, alpha=0.05, order="random")
+    assert config.racing == Racing(enabled=True, first=None, factor=2.0, alpha=0.2, order="random")
     assert (config.constraints, config.ordered, config.warm_start) == ({}, 0, ())
     assert (config.genome.control_points, config.genome.subset) == (None, None)
 
@@ -496,7 +496,7 @@ def test_budgets_do_not_change_the_fingerprint(change: dict[str, Any]) -> None:
         ({"num_fewshot": 2}, "num_fewshot: 2, was null"),
         ({"objective": "worst"}, 'objective: "worst", was "weighted"'),
         ({"constraints": {"task": 0.5}}, "constraints.task: 0.5, was not there"),
-        ({"racing": {"alpha": 0.1}}, "racing.alpha: 0.1, was 0.05"),
+        ({"racing": {"alpha": 0.1}}, "racing.alpha: 0.1, was 0.2"),
         ({"ordered": 4}, "ordered: 4, was 0"),
         ({"warm_start": ["runs/first"]}, 'warm_start: ["runs/first"], was []'),
         ({"include_path": ["x"]}, 'include_path: ["x"], was []'),
