@@ -1,0 +1,108 @@
+"""Finals: who is on the shortlist, and how finalists race on the selection documents."""
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from heterosis.evaluate.scores import Scores
+from heterosis.evolve.finals import Finals, FinalsFailed, run_finals, shortlist
+from heterosis.evolve.objective import Judge, Objective
+from heterosis.evolve.racing import Schedule
+from heterosis.evolve.record import Ask, Trial
+
+KEY = "acc,none"
+OBJECTIVE = Objective({"task": 1.0}, {"task": KEY}, {})
+DOCUMENTS = {"task": list(range(64))}
+RIGHT = {  # of 64 documents, the shares that each answers rightly, in search and in selection
+    "ann": (0.3, 0.3),
+    "bob": (0.3, 0.4),
+    "eve": (0.02, 0.02),
+    "uniform": (0.4, 0.4),
+    "good": (0.9, 0.8),
+    "lucky": (0.95, 0.5),
+    "bad": (0.5, 0.5),
+}
+KINDS = {"uniform": "baseline", "good": "search", "lucky": "search", "bad": "search"}
+
+
+def scores(name: str, part: str, documents: Sequence[int]) -> Scores:
+    """The documents that a model answers rightly are spread evenly; which they are differs by model."""
+    share, own = RIGHT[name][part != "search"], 9 * list(RIGHT).index(name)
+    return Scores({"task": {d: {KEY: float((d * 29 + own) % 64 < 64 * share)} for d in documents}})
+
+
+class Table:
+    """A record that is only looked at, and what scores candidates for it."""
+
+    def __init__(self, failing: Mapping[str, int] | None = None) -> None:
+        self.failing = failing or {}
+        asks = [Ask(i, KINDS.get(name, "parent"), name, "", {}, 0) for i, name in enumerate(RIGHT)]
+        self.trials = [Trial(a.number, a, RIGHT[a.name][0], losses=(-RIGHT[a.name][0],)) for a in asks]
+        self.known = {(a.number, "search"): scores(a.name, "search", DOCUMENTS["task"]) for a in asks}
+        self.met: dict[str, int] = {}
+
+    def scores(self, ask: Ask, part: str) -> Scores | None:
+        return self.known.get((ask.number, part))
+
+    def score_on(self, part: str, asks: Sequence[Ask], documents: Mapping[str, Sequence[int]] | None) -> bool:
+        for ask in asks:
+            wanted = (documents or DOCUMENTS)["task"]
+            if part == "selection":
+                if len(wanted) > self.failing.get(ask.name, 64):
+                    continue
+                self.met[ask.name] = len(wanted)
+            self.known[ask.number, part] = scores(ask.name, part, wanted)
+        return True
+
+
+def names(trials: Sequence[Trial]) -> list[str]:
+    return [t.ask.name for t in trials]
+
+
+def judge(part: str = "search") -> Judge:
+    return OBJECTIVE.judge([])
+
+
+def finals(table: Table, race: bool = True) -> Finals:
+    chosen = shortlist(table, 3, judge())  # type: ignore[arg-type]
+    found = run_finals(table, chosen, Schedule.of(DOCUMENTS, enabled=race), judge, table.score_on)  # type: ignore[arg-type]
+    assert found is not None
+    return found
+
+
+def test_the_shortlist_has_who_may_be_the_best_and_who_may_be_the_best_parent() -> None:
+    assert names(shortlist(Table(), 3, judge())) == ["lucky", "good", "ann", "bob"]  # type: ignore[arg-type]
+
+
+def test_all_baselines_stay_where_the_objective_needs_the_parents() -> None:
+    table = Table()
+    gain = Objective({"task": 1.0}, {"task": KEY}, {}, "gain").judge([table.known[0, "search"]])
+    assert {"ann", "bob", "eve", "uniform"} <= set(names(shortlist(table, 3, gain)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("race", [True, False])
+def test_selection_finds_the_champion_and_the_best_parent(race: bool) -> None:
+    table = Table()
+    found = finals(table, race)
+    assert (found.champion.ask.name, found.best_parent.ask.name) == ("good", "bob")
+    assert found.finalists[0].trial is found.champion
+    everybody = {"ann", "bob", "eve", "uniform", "good"}
+    assert {t.ask.name for t in table.trials if table.scores(t.ask, "holdout")} == everybody
+
+
+def test_a_race_is_cheaper_and_its_estimates_are_paired() -> None:
+    raced, whole = Table(), Table()
+    found, exact = finals(raced), finals(whole, race=False)
+    assert sum(raced.met.values()) < sum(whole.met.values())
+    assert raced.met["lucky"] < 64
+    estimate, true = (
+        next(f.selection for f in of.finalists if f.trial.ask.name == "lucky") for of in (found, exact)
+    )
+    assert estimate == pytest.approx(true, abs=0.15)
+
+
+def test_a_finalist_that_fails_half_way_is_out_and_a_parent_that_does_ends_the_finals() -> None:
+    table = Table({"good": 16})
+    assert finals(table, race=False).champion.ask.name == "lucky"
+    with pytest.raises(FinalsFailed, match="bob could not be scored on the selection documents"):
+        finals(Table({"bob": 0}))
