@@ -17,7 +17,7 @@ preflight.py   what can be refused before anything starts; resources.py: workers
                rehearsal.py: one candidate, tried; inspection.py: all of it, for ``heterosis inspect``
 contamination.py  a warning when a published benchmark or a test split is searched on
 worker.py      merges a candidate into a live model and scores it
-cluster.py     workers as Ray actors
+cluster.py     workers as Ray actors; timeouts.py: how long their work may take; machine.py: where they are
 record.py      asks, scores and trials, durably; storage.py: the Optuna study, also where it is away for a while
 dispatch.py    keeps the workers busy; who is tried again, and who is given up
 faults.py      what ends a session from outside, in one line

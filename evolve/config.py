@@ -22,6 +22,7 @@ from heterosis.evolve.config_faults import faults_of
 from heterosis.evolve.config_values import (
     Count,
     DocumentCount,
+    Fraction,
     Natural,
     NotNegative,
     Number,
@@ -41,7 +42,10 @@ from heterosis.evolve.path_config import LayerPaths
 from heterosis.merge.yaml_file import parse_mapping, read_text
 
 # What a run may change between two sittings: it alters neither what a score means nor what is searched.
-_NOT_IN_FINGERPRINT = ("trials", "hours", "workers", "finalists", "timeout", "failures", "limit")
+_NOT_IN_FINGERPRINT = (
+    *("trials", "hours", "workers", "cpus_per_worker", "gpus_per_worker", "finalists", "timeout", "failures"),
+    "limit",
+)
 
 ObjectiveName: TypeAlias = Annotated[
     Literal["weighted", "gain", "worst", "pareto"],
@@ -175,8 +179,12 @@ class EvolveConfig(Section):
         trials: Budget, baselines included.
         hours: Another budget.
         workers: Processes that score; None for one for every four cores.
+        cpus_per_worker: Cores that each takes, as many as its threads, or a fraction of one; None for an equal
+            share of this machine's.
+        gpus_per_worker: Graphics processors that each takes, or a fraction of one that several share; None for one
+            where models live on such.
         finalists: Candidates compared on the selection documents.
-        timeout: Seconds that a candidate may take.
+        timeout: Seconds that a candidate may take on the search documents; None to learn it from the first ones.
         failures: When to give up.
     """
 
@@ -202,6 +210,8 @@ class EvolveConfig(Section):
     trials: Count = 100
     hours: Positive | None = None
     workers: Count | None = None
+    cpus_per_worker: Fraction | None = None
+    gpus_per_worker: Fraction | None = None
     finalists: Count = 5
     timeout: Positive | None = None
     failures: Failures = Failures()

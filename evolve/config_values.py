@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from heterosis.errors import InputError, did_you_mean
 from heterosis.merge.recipe import DTYPE_NAMES, ModelRef
@@ -70,11 +70,18 @@ def _documents(value: object) -> object:
     return not_bool(value)
 
 
+def _whole_above_one(value: float) -> float:
+    if value > 1 and value != int(value):
+        raise ValueError(f"must be a whole number above 1, or a fraction of one, but got {value}")
+    return value
+
+
 Model: TypeAlias = Annotated[str, BeforeValidator(_model)]
 Dtype: TypeAlias = Annotated[str | None, BeforeValidator(_dtype)]
 Number: TypeAlias = Annotated[float, BeforeValidator(not_bool)]
 Positive: TypeAlias = Annotated[float, BeforeValidator(not_bool), Field(gt=0)]
 NotNegative: TypeAlias = Annotated[float, BeforeValidator(not_bool), Field(ge=0)]
+Fraction: TypeAlias = Annotated[Positive, AfterValidator(_whole_above_one)]
 Share: TypeAlias = Annotated[float, BeforeValidator(not_bool), Field(gt=0, le=1)]
 Count: TypeAlias = Annotated[int, BeforeValidator(not_bool), Field(ge=1)]
 Natural: TypeAlias = Annotated[int, BeforeValidator(not_bool), Field(ge=0)]

@@ -21,7 +21,7 @@ from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.dispatch import Attempts, Job, dispatch
 from heterosis.evolve.faults import RunStopped, disk_faults
 from heterosis.evolve.finals import Finals, FinalsFailed, finals_cost, run_finals, shortlist
-from heterosis.evolve.folder import SUMMARY, RunFolder, check_same_config, frozen_control_points, read_summary
+from heterosis.evolve.folder import RunFolder, check_same_config, finished_summary, frozen_control_points
 from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.outcome import describe_result, environment, write_outcome
 from heterosis.evolve.preflight import Preflight, preflight
@@ -31,7 +31,7 @@ from heterosis.evolve.racing import DocumentIds, missing
 from heterosis.evolve.record import Ask, Record, Trial, study_url
 from heterosis.evolve.referee import Referee
 from heterosis.evolve.report import write_report
-from heterosis.evolve.resources import resources, workers_and_threads
+from heterosis.evolve.resources import check_workers, resources, worker_setup, workers_and_threads
 from heterosis.evolve.session import logging_to, stopping_on_signals
 from heterosis.evolve.stages import Stages
 from heterosis.evolve.statistics import Interval
@@ -69,6 +69,8 @@ def search(
     trials: int | None = None,
     hours: float | None = None,
     workers: int | None = None,
+    cpus_per_worker: float | None = None,
+    gpus_per_worker: float | None = None,
     include_path: Sequence[str | os.PathLike[str]] = (),
     seed: int | None = None,
     storage: str | None = None,
@@ -85,6 +87,8 @@ def search(
         trials: Candidates in all, baselines included; replaces the config's.
         hours: Time in all, earlier sessions of the run included; replaces the config's.
         workers: Processes that score; replaces the config's.
+        cpus_per_worker: Cores of each; replaces the config's.
+        gpus_per_worker: Graphics processors of each; replaces the config's.
         include_path: More folders with lm-eval task YAML.
         seed: Replaces the config's.
         storage: Optuna storage URL; None for SQLite in the run folder. It is not written anywhere.
@@ -103,17 +107,20 @@ def search(
     """
     loaded = config if isinstance(config, EvolveConfig) else EvolveConfig.load(config)
     changes: dict[str, Any] = {"trials": trials, "hours": hours, "workers": workers, "seed": seed}
+    changes |= {"cpus_per_worker": cpus_per_worker, "gpus_per_worker": gpus_per_worker}
     if include_path:
         changes["include_path"] = [*loaded.include_path, *(os.fspath(p) for p in include_path)]
     changes = {key: value for key, value in changes.items() if value is not None}
     loaded = loaded.updated(**changes) if changes else loaded
     check_same_config(Path(run_dir), loaded)
-    if finished := _finished(Path(run_dir), loaded.trials):
+    if finished := finished_summary(Path(run_dir), loaded.trials):
         return finished
     try:
         checked = preflight(loaded, frozen_control_points(Path(run_dir)))
         takes = resources(checked, Path(run_dir), local=device == "cpu" and ray_address is None)
         takes.check()
+        if ray_address is None:
+            check_workers(loaded, device)
     except InputError as error:
         origin = "config" if isinstance(config, EvolveConfig) else os.fspath(config)
         raise InputError(*(f"{origin}: {fault}" for fault in error.faults)) from error
@@ -131,15 +138,6 @@ def search(
         raise
     finally:
         folder.close()
-
-
-def _finished(run_dir: Path, budget: int) -> dict[str, Any] | None:
-    """The summary of a run that has spent this budget and picked its champion."""
-    if not (run_dir / SUMMARY).exists():
-        return None
-    summary = read_summary(run_dir)
-    spent = sum(summary["trials"][state] for state in ("complete", "pruned", "failed"))
-    return summary if summary["status"] == "finished" and spent >= budget else None
 
 
 def _report(folder: Path, checked: Preflight, storage: str | None) -> None:
@@ -172,8 +170,8 @@ class _Driver:
         self._provenance = self._state["provenance"] = checked.provenance()
         self._state["control_points"] = checked.control_points
         self._state["layers"] = checked.space.depth.n_layers
-        self.workers, threads = workers_and_threads(config)
-        self._setup = Setup(config, self._split, threads, device, run=str(folder.path.resolve()))
+        self.workers = workers_and_threads(config)[0]
+        self._setup = worker_setup(checked, self._split, device, folder.path)
         self._check_environment()
         url = storage or study_url(folder.path)
         dimensions = [dimension for own in checked.spaces for dimension in own.parameters]

@@ -120,3 +120,12 @@ def read_summary(path: Path) -> dict[str, Any]:
         return json.loads((path / SUMMARY).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
     except (OSError, ValueError):
         raise InputError(f"{path}: not a run folder (no {SUMMARY}); give the --run-dir of a search") from None
+
+
+def finished_summary(run_dir: Path, budget: int) -> dict[str, Any] | None:
+    """The summary of a run that has spent this budget and picked its champion."""
+    if not (run_dir / SUMMARY).exists():
+        return None
+    summary = read_summary(run_dir)
+    spent = sum(summary["trials"][state] for state in ("complete", "pruned", "failed"))
+    return summary if summary["status"] == "finished" and spent >= budget else None

@@ -7,10 +7,13 @@ from pathlib import Path
 import psutil
 
 from heterosis.errors import InputError
+from heterosis.evaluate.splits import Split
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.finals import finals_cost
+from heterosis.evolve.machine import this_machine
 from heterosis.evolve.preflight import Preflight
 from heterosis.evolve.rehearsal import Rehearsal
+from heterosis.evolve.worker import SILENCE, Setup
 from heterosis.merge.executor import available_cores
 from heterosis.merge.faults import size
 
@@ -105,8 +108,48 @@ class Resources:
 def workers_and_threads(config: EvolveConfig) -> tuple[int, int]:
     """How many workers there are, and how many threads each of them has."""
     cores = available_cores()
-    workers = config.workers or max(1, cores // 4)
-    return workers, max(1, cores // workers)
+    each = config.cpus_per_worker
+    workers = config.workers or max(1, int(cores / each) if each else cores // 4)
+    return workers, max(1, int(each) if each else cores // workers)
+
+
+def worker_setup(checked: Preflight, split: Split, device: str, run_dir: Path) -> Setup:
+    """What the workers of a run need to know."""
+    config = checked.config
+    threads = workers_and_threads(config)[1]
+    return Setup(
+        config,
+        split,
+        threads,
+        device,
+        run=str(run_dir.resolve()),
+        cpus=config.cpus_per_worker or float(threads),
+        gpus=(config.gpus_per_worker or 1.0) if device.startswith("cuda") else 0.0,
+        models={str(ref): c.content_hash.removeprefix("sha256:") for ref, c in checked.checkpoints.items()},
+        machine=this_machine(),
+        silence=SILENCE,
+    )
+
+
+def check_workers(config: EvolveConfig, device: str) -> None:
+    """Refuse more workers than this machine has room for, where their size was asked for.
+
+    Raises:
+        InputError: If they do not fit, or have processors that they would not use.
+    """
+    if config.gpus_per_worker and not device.startswith("cuda"):
+        raise InputError(
+            f"gpus_per_worker: the models live on a GPU only with --device cuda, but got --device {device}"
+        )
+    workers, _ = workers_and_threads(config)
+    cores, each = available_cores(), config.cpus_per_worker
+    if each and workers * each > cores:
+        fitting = int(cores / each)
+        remedy = f"write workers: {fitting}" if fitting else "give them fewer"
+        raise InputError(
+            f"workers: {workers} with {each:g} CPU cores each need {workers * each:g}, but this machine has "
+            f"{cores}; {remedy}, or name a cluster with --ray-address"
+        )
 
 
 def resources(

@@ -1,19 +1,27 @@
 """What a worker does: build the tasks and one live model once, then score recipe after recipe in it."""
 
 import atexit
+import faulthandler
+import fcntl
+import platform
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from heterosis.evaluate.scores import NonFiniteScore, Scores, TaskSpec
 from heterosis.evaluate.splits import Split
 from heterosis.evolve.config import EvolveConfig
+from heterosis.evolve.machine import this_machine
 
 if TYPE_CHECKING:
     from heterosis.evaluate.candidates import CandidateLoader
     from heterosis.evaluate.harness import TaskSet
     from heterosis.evaluate.resident import ResidentModel
+    from heterosis.merge import Reductions
+
+SILENCE = 1800.0  # seconds without a forward pass while a model is scored, after which its worker ends itself
 
 DocumentIds = Mapping[str, list[int]]
 
@@ -28,6 +36,11 @@ class Setup:
         threads: Threads of a worker.
         device: Where its model lives.
         run: Names the run; its workers on one machine share what candidates have in common.
+        cpus: Cores that a worker takes of its machine, or a fraction of one.
+        gpus: The same of graphics processors.
+        models: SHA-256 of each model's files, as the driver found them; none are checked without.
+        machine: The driver's.
+        silence: Seconds without a sign of life before a worker ends itself; 0 for no end.
     """
 
     config: EvolveConfig
@@ -35,6 +48,11 @@ class Setup:
     threads: int = 1
     device: str = "cpu"
     run: str = ""
+    cpus: float = 1.0
+    gpus: float = 0.0
+    models: Mapping[str, str] = field(default_factory=dict)
+    machine: str = ""
+    silence: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -86,7 +104,57 @@ class Worker:
         self._built = False  # the requests, for a chat template
         self._chat_template: str | dict[str, str] | None = None
         self._loader: CandidateLoader | None = None
+        self._reductions: Reductions | None = None
         self._loaded: tuple[str, ResidentModel] | None = None  # a recipe, and the live model with its tensors
+
+    def ping(self) -> None:
+        """Answer."""
+
+    def check(self) -> Failure | None:
+        """Whether the models here are those that the driver has; read in full, once on each machine.
+
+        The driver's own machine is left out: the driver has read them there.
+        """
+        from heterosis.errors import InputError
+        from heterosis.merge.reductions import node_folder
+
+        expected, here = self._setup.models, this_machine()
+        if not expected or here == self._setup.machine:
+            return None
+        self._open()  # which makes the folder
+        marker = node_folder(self._setup.run) / "models"
+        try:
+            with marker.open("a+", encoding="utf-8") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)  # one of the machine's workers reads, the others wait
+                file.seek(0)
+                digest = repr(sorted(expected.items()))
+                if file.read() == digest:
+                    return None
+                fault = self._differing(expected)
+                if fault is None:
+                    file.truncate(0)
+                    file.write(digest)
+                return fault
+        except InputError as error:
+            return Failure(f"{platform.node()}: {error.faults[0]}")
+        except OSError:  # no folder to share, or no locks in it
+            return self._differing(expected)
+
+    def _differing(self, expected: Mapping[str, str]) -> Failure | None:
+        from heterosis.errors import InputError
+        from heterosis.merge import ModelRef
+
+        for name, digest in expected.items():
+            try:
+                found = self._open().open(ModelRef.parse(name)).content_hash.removeprefix("sha256:")
+            except InputError as error:
+                return Failure(f"{platform.node()}: {error.faults[0]}")
+            if found != digest:
+                return Failure(
+                    f"{platform.node()}: {name} has other weights here than where the search was started (SHA-256 "
+                    f"{found[:12]}…, not {digest[:12]}…); copy it again, or name it by its Hub id"
+                )
+        return None
 
     def score(self, recipe: str, documents: DocumentIds) -> Evaluation | Failure:
         """Merge a recipe into the live model and score it on documents."""
@@ -100,27 +168,24 @@ class Worker:
         except InputError as error:
             return Failure(error.faults[0])
         except MemoryError as error:
+            self._forget()
             return Failure(f"out of memory: {error}", retry=True)
         except (Exception, SystemExit) as error:
             out_of_memory = type(error).__name__ == "OutOfMemoryError"
+            if out_of_memory:
+                self._forget()
             return Failure(f"{type(error).__name__}: {error}".splitlines()[0], retry=out_of_memory)
 
     def _score(self, recipe: str, documents: DocumentIds) -> Evaluation:
-        from heterosis.evaluate.candidates import CandidateLoader
-        from heterosis.merge import Recipe, Reductions
-        from heterosis.merge.reductions import node_folder
+        from heterosis.merge import Recipe
 
-        config = self._setup.config
-        if self._loader is None:
-            reductions = Reductions(node_folder(self._setup.run) if self._setup.run else None)
-            atexit.register(reductions.close)
-            self._loader = CandidateLoader(self._setup.device, self._setup.threads, reductions)
+        config, loader = self._setup.config, self._open()
         begun = time.perf_counter()
         if self._loaded is not None and self._loaded[0] == recipe:  # a candidate goes on with more documents
             resident = self._loaded[1]
         else:
             self._loaded = None
-            resident = self._loader.load(Recipe.parse(recipe, "candidate"))
+            resident = loader.load(Recipe.parse(recipe, "candidate"))
             self._loaded = recipe, resident
         merged = time.perf_counter()
         lm = resident.lm(config.batch_size, config.max_length)
@@ -135,10 +200,57 @@ class Worker:
                 apply_chat_template=config.apply_chat_template,
                 fewshot_as_multiturn=config.fewshot_as_multiturn,
             )
-        if not resident.logits_finite():
-            raise NonFiniteScore("a short prompt", 0, float("nan"))
-        scores = self._tasks.score(lm, documents)
+        with self._watched(resident.model):
+            if not resident.logits_finite():
+                raise NonFiniteScore("a short prompt", 0, float("nan"))
+            scores = self._tasks.score(lm, documents)
         total = time.perf_counter() - begun
         seconds = {"merge": merged - begun, "forward": scores.forward_seconds}
         seconds["other"] = total - sum(seconds.values())
         return Evaluation(scores, seconds, resident.checksum())
+
+    def _open(self) -> "CandidateLoader":
+        """What loads candidates, made once."""
+        from heterosis.evaluate.candidates import CandidateLoader
+        from heterosis.merge import Reductions
+        from heterosis.merge.reductions import node_folder
+
+        if self._loader is None:
+            if self._reductions is None:
+                self._reductions = Reductions(node_folder(self._setup.run) if self._setup.run else None)
+                atexit.register(self._reductions.close)
+            self._loader = CandidateLoader(self._setup.device, self._setup.threads, self._reductions)
+        return self._loader
+
+    def _forget(self) -> None:
+        """Give back the live model's memory, so that another attempt begins with as much as a new worker has."""
+        import torch
+
+        self._loaded = self._loader = None
+        torch.cuda.empty_cache()  # does nothing without one
+
+    @contextmanager
+    def _watched(self, model: Any) -> Iterator[None]:
+        """End this process, with a traceback in its log, if a model makes no forward pass for too long.
+
+        The heartbeat of a worker: its driver sees it die at once, and knows nothing of what it does otherwise. The
+        timer is the interpreter's own, and runs also where a library holds its lock.
+        """
+        if not self._setup.silence:
+            yield
+            return
+        last = 0.0
+
+        def beat(*_: object) -> None:
+            nonlocal last
+            if time.monotonic() - last > min(1.0, self._setup.silence / 10):  # a timer costs a thread
+                last = time.monotonic()
+                faulthandler.dump_traceback_later(self._setup.silence, exit=True)
+
+        beat()
+        hook = model.register_forward_pre_hook(beat)
+        try:
+            yield
+        finally:
+            hook.remove()
+            faulthandler.cancel_dump_traceback_later()

@@ -163,6 +163,8 @@ def evolve(
     trials: Annotated[int | None, typer.Option(min=1, help="Candidates in all, baselines included.")] = None,
     hours: Annotated[float | None, typer.Option(min=0.0, help="Time in all.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that score.")] = None,
+    cpus_per_worker: Annotated[float | None, typer.Option(help="Cores of each; fractions will do.")] = None,
+    gpus_per_worker: Annotated[float | None, typer.Option(help="GPUs of each; fractions will do.")] = None,
     include_path: IncludePath = None,
     ray_address: Annotated[str | None, typer.Option(help="A Ray cluster; this machine by default.")] = None,
     storage: Annotated[
@@ -185,6 +187,8 @@ def evolve(
         trials=trials,
         hours=hours,
         workers=workers,
+        cpus_per_worker=cpus_per_worker,
+        gpus_per_worker=gpus_per_worker,
         include_path=include_path or (),
         seed=seed,
         storage=storage,

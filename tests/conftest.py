@@ -113,7 +113,7 @@ def make_llama(tmp_path_factory: pytest.TempPathFactory) -> MakeLlama:
 
 
 TOY_CODE = """
-import json, os, zlib
+import json, os, time, zlib
 from pathlib import Path
 from datasets import Dataset
 
@@ -129,6 +129,8 @@ def crc(doc, results):
 def deadly(doc, results):
     if (HERE / "die").exists():
         os._exit(1)
+    while (HERE / "hang").exists():
+        time.sleep(0.1)
     return {"acc": float(results[0][0] > results[1][0])}
 """
 TOY_TASKS = {
@@ -159,7 +161,7 @@ metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 
 def write_toy_tasks(folder: Path) -> Path:
     """Write lm-eval tasks of 80 documents each, in the words of `build_tokenizer`; ``toy_deadly`` kills who scores
-    it while a file ``die`` lies beside it."""
+    it while a file ``die`` lies beside it, and does not end while there is a file ``hang``."""
     import json
     import random
 

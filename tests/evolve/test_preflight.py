@@ -170,3 +170,48 @@ def test_the_run_folder_takes_about_what_was_said(
     driver.search(searched, tmp_path / "run", make_pool=pools())
     taken = sum(file.stat().st_size for file in (tmp_path / "run").rglob("*") if file.is_file())
     assert taken / 3 < said < 3 * taken
+
+
+class TestSizesOfWorkers:
+    @pytest.fixture(autouse=True)
+    def eight_cores(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(resources, "available_cores", lambda: 8)
+
+    @pytest.mark.parametrize(
+        ("asked", "found"),
+        [
+            ({}, (2, 4, 4.0)),
+            ({"workers": 3}, (3, 2, 2.0)),
+            ({"cpus_per_worker": 3}, (2, 3, 3.0)),
+            ({"cpus_per_worker": 0.5, "workers": 5}, (5, 1, 0.5)),
+        ],
+    )
+    def test_follow_from_what_is_given(
+        self, config: Any, asked: dict[str, Any], found: tuple[int, int, float]
+    ) -> None:
+        checked = preflight(config(**asked))
+        setup = resources.worker_setup(checked, checked.split, "cpu", Path("run"))
+        assert (*resources.workers_and_threads(checked.config), setup.cpus) == found
+        assert setup.gpus == 0
+        assert len(setup.models) == 3
+
+    @pytest.mark.parametrize(("asked", "gpus"), [({}, 1.0), ({"gpus_per_worker": 0.25}, 0.25)])
+    def test_of_gpus(self, config: Any, asked: dict[str, Any], gpus: float) -> None:
+        checked = preflight(config(**asked))
+        assert resources.worker_setup(checked, checked.split, "cuda", Path("run")).gpus == gpus
+
+    @pytest.mark.parametrize(
+        ("asked", "says"),
+        [
+            ({"workers": 5, "cpus_per_worker": 2}, "need 10, but this machine has 8; write workers: 4"),
+            ({"gpus_per_worker": 1}, "only with --device cuda, but got --device cpu"),
+        ],
+    )
+    def test_that_cannot_be_had_are_refused(self, config: Any, asked: dict[str, Any], says: str) -> None:
+        with pytest.raises(InputError, match=says):
+            resources.check_workers(config(**asked), "cpu")
+
+    @pytest.mark.parametrize("key", ["cpus_per_worker", "gpus_per_worker"])
+    def test_that_make_no_sense_are_refused(self, config: Any, key: str) -> None:
+        with pytest.raises(InputError, match=rf"{key}: must be a whole number above 1, or a fraction of one"):
+            config(**{key: 1.5})

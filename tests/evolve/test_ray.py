@@ -20,6 +20,7 @@ from heterosis.evolve.cluster import RayPool
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.driver import search
 from heterosis.evolve.record import Trial, read_asks
+from heterosis.evolve.timeouts import TimeLimit
 from heterosis.evolve.worker import Evaluation, Failure, Setup
 
 pytestmark = pytest.mark.slow
@@ -129,6 +130,7 @@ def test_the_pool(
     marker = toy_tasks / "die"
     pool = RayPool(setup, 2)
     try:
+        assert finish(pool) == []
         assert (pool.size, pool.free) == (2, 2)
         assert "site-packages" in ray.get(pool._free[0].__ray_call__.remote(evaluate_package))
         assert pool.wait(timeout=0.1) == []
@@ -153,12 +155,13 @@ def test_the_pool(
         assert all(isinstance(result, Evaluation) for result in after.values()), after
         assert after["d"].scores == results["a"].scores  # type: ignore[union-attr]
 
-        pool._timeout = 1e-9
+        pool._limit = TimeLimit(1, 1e-9)
         pool.submit("f", recipe, documents)
-        ((key, late),) = pool.wait(timeout=0)
+        ((key, late),) = finish(pool)
         assert isinstance(late, Failure)
+        assert late.retry
         assert "time limit" in late.cause
-        pool._timeout = None
+        pool._limit = TimeLimit(1)
         pool.submit("g", recipe, documents)
         pool.submit("h", recipe, documents)
         assert all(isinstance(result, Evaluation) for _, result in finish(pool))

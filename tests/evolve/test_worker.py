@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 
 from heterosis.evaluate.splits import Split
 from heterosis.evolve.config import EvolveConfig
+from heterosis.evolve.machine import this_machine
 from heterosis.evolve.worker import Evaluation, Failure, Setup, Worker
 from heterosis.merge import Recipe, merge_models
 
@@ -163,6 +165,8 @@ class TestFailures:
         worker = make_worker()
         monkeypatch.setattr(TaskSet, "score", fail)
         assert worker.score(recipe(), DOCUMENTS) == Failure(cause, retry=retry)
+        monkeypatch.undo()
+        scored(worker, recipe())  # and the worker works on
 
 
 def test_hugging_faces_evaluate_is_not_shadowed() -> None:
@@ -202,3 +206,53 @@ def test_a_failed_merge_leaves_nothing_to_go_on_with(make_worker: Any, recipe: A
     first = scored(worker, good)
     assert isinstance(worker.score(recipe(weights=(float("inf"), 0.4)), DOCUMENTS), Failure)
     assert scored(worker, good).scores == first.scores
+
+
+class TestModels:
+    """What a worker on another machine finds of the models there."""
+
+    @pytest.fixture
+    def elsewhere(self, make_worker: Any, toy_models: dict[str, Path], tmp_path: Path) -> Callable[..., Worker]:
+        def make(**hashes: str) -> Worker:
+            setup = make_worker()._setup
+            models = {str(toy_models[name]): digest for name, digest in hashes.items()}
+            return Worker(replace(setup, run=str(tmp_path), models=models, machine="another"))
+
+        return make
+
+    @pytest.fixture
+    def hashes(self, toy_models: dict[str, Path]) -> dict[str, str]:
+        from heterosis.merge import open_checkpoint
+
+        found = {name: open_checkpoint(str(path)) for name, path in toy_models.items()}
+        return {name: model.content_hash.removeprefix("sha256:") for name, model in found.items()}
+
+    def test_are_read_once_on_each_machine(
+        self, elsewhere: Any, hashes: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        read: list[str] = []
+        differing = Worker._differing
+        monkeypatch.setattr(
+            Worker, "_differing", lambda self, models: read.extend(models) or differing(self, models)
+        )
+        first, second = elsewhere(**hashes), elsewhere(**hashes)
+        assert first.check() is None
+        assert len(read) == 3
+        assert second.check() is None
+        assert len(read) == 3
+        home = replace(first._setup, machine=this_machine(), models=dict.fromkeys(first._setup.models, "0"))
+        assert Worker(home).check() is None  # the driver has read them
+
+    def test_that_differ_are_told(self, elsewhere: Any, hashes: dict[str, str]) -> None:
+        for _ in range(2):
+            found = elsewhere(**hashes | {"bob": 64 * "0"}).check()
+            assert isinstance(found, Failure)
+            assert "bob has other weights here" in found.cause
+            assert "ann" not in found.cause
+        assert elsewhere(**hashes).check() is None
+
+    def test_that_are_missing_are_told(self, elsewhere: Any, tmp_path: Path) -> None:
+        worker = elsewhere()
+        missing = Worker(replace(worker._setup, models={str(tmp_path / "none"): "0"})).check()
+        assert isinstance(missing, Failure)
+        assert "no such model folder" in missing.cause

@@ -1,0 +1,124 @@
+"""Real Ray, and what can happen to its workers and nodes."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+from ray.cluster_utils import Cluster
+
+from heterosis.evolve import cluster
+from heterosis.evolve.cluster import RayPool
+from heterosis.evolve.config import EvolveConfig
+from heterosis.evolve.faults import RunStopped
+from heterosis.evolve.preflight import preflight
+from heterosis.evolve.worker import Evaluation, Failure, Setup
+
+pytestmark = pytest.mark.slow
+
+Documents = dict[str, list[int]]
+
+
+@pytest.fixture(autouse=True)
+def no_ray_stays() -> Iterator[None]:
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def setup(toy_config: Callable[..., dict[str, Any]]) -> Setup:
+    checked = preflight(EvolveConfig.parse(yaml.safe_dump(toy_config(tasks=["toy_deadly"]))))
+    return Setup(checked.config, checked.split)
+
+
+@pytest.fixture
+def recipe(toy_models: dict[str, Path]) -> str:
+    return f"merge_method: passthrough\nmodels: [{{model: {toy_models['ann']}}}]\n"
+
+
+@pytest.fixture
+def documents(setup: Setup) -> Documents:
+    return {"toy_deadly": setup.split.search["toy_deadly"][:2]}
+
+
+def started(pool: RayPool) -> RayPool:
+    while not pool.free:
+        assert pool.wait(timeout=1.0) == []
+    return pool
+
+
+def outcome(pool: RayPool) -> Evaluation | Failure:
+    while True:
+        for _, found in pool.wait(timeout=1.0):
+            return found
+
+
+def test_a_lost_node_is_survived_and_a_new_one_used(
+    setup: Setup, recipe: str, documents: dict[str, list[int]]
+) -> None:
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        node = nodes.add_node(num_cpus=1)
+        ray.init(address=nodes.address, logging_level="error", log_to_driver=False)
+        pool = started(RayPool(setup, 1))
+        pool.submit("a", recipe, documents)
+        nodes.remove_node(node, allow_graceful=False)
+        lost = outcome(pool)
+        assert isinstance(lost, Failure)
+        assert lost.retry
+        assert lost.blameless, lost.cause
+        assert "was lost" in lost.cause
+        assert pool.wait(timeout=0.1) == []
+        assert pool.free == 0
+        nodes.add_node(num_cpus=1)
+        started(pool).submit("a", recipe, documents)
+        assert isinstance(outcome(pool), Evaluation)
+        pool.close()
+    finally:
+        ray.shutdown()
+        nodes.shutdown()
+
+
+def test_a_worker_that_hangs_ends_itself(
+    setup: Setup, recipe: str, documents: dict[str, list[int]], toy_tasks: Path
+) -> None:
+    pool = started(RayPool(replace(setup, silence=3.0), 1))
+    hang = toy_tasks / "hang"
+    try:
+        hang.touch()
+        pool.submit("a", recipe, documents)
+        hung = outcome(pool)
+        assert isinstance(hung, Failure)
+        assert hung.retry
+        assert hung.cause.startswith("the worker died: ")
+        hang.unlink()
+        started(pool).submit("a", recipe, documents)
+        assert isinstance(outcome(pool), Evaluation)
+    finally:
+        hang.unlink(missing_ok=True)
+        pool.close()
+
+
+def test_a_machine_with_other_models_is_left_out(setup: Setup, toy_models: dict[str, Path]) -> None:
+    elsewhere = replace(setup, machine="another", models={str(toy_models["ann"]): 64 * "0"})
+    pool = RayPool(elsewhere, 2)
+    try:
+        with pytest.raises(RunStopped, match=r"none can be used: .*ann has other weights here.*copy it again"):
+            started(pool)
+    finally:
+        pool.close()
+
+
+def test_rays_memory_monitor(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_memory_usage_threshold", "0.01")
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "50")
+    monkeypatch.setattr(cluster, "START_ATTEMPTS", 0)
+    pool = RayPool(setup, 1)
+    try:
+        with pytest.raises(RunStopped, match="none can be started: out of memory: Ray ended the worker"):
+            started(pool)
+    finally:
+        pool.close()
