@@ -21,7 +21,7 @@ cluster.py     workers as Ray actors; timeouts.py: how long their work may take;
 record.py      asks, scores and trials, durably; storage.py: the Optuna study, also where it is away for a while
 dispatch.py    keeps the workers busy; who is tried again, and who is given up
 faults.py      what ends a session from outside, in one line
-folder.py      the run folder and its lock
+folder.py      the run folder and its lock; lease.py: a claim that other machines see
 driver.py      hands out, records, goes through the stages; session.py: its log file and signals
 stages.py      where stages end, who proposes in them; proposals.py: asking an optimizer, and again from the record
 warm_start.py  recipes of earlier searches

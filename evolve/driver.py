@@ -126,7 +126,7 @@ def search(
         raise InputError(*(f"{origin}: {fault}" for fault in error.faults)) from error
     for text in (*checked.warnings, *takes.warnings):
         warnings.warn(text, stacklevel=2)
-    folder = RunFolder(Path(run_dir))
+    folder = RunFolder(Path(run_dir), storage)
     try:
         with disk_faults(folder.path), logging_to(folder.path / "run.log"):
             driver = _Driver(checked, folder, storage, device, progress)
@@ -196,7 +196,7 @@ class _Driver:
         self._held: list[Ask] = []  # scored, but meaningless before the parents are
         self._attempts = Attempts(self._record)
         self._first_trial = len(self._record.trials)
-        self._record.study.go_on = self._without_storage
+        self._record.study.go_on, self._record.guard = self._without_storage, folder.check
 
     # ------------------------------------------------------------------ the run
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from heterosis.errors import InputError
 from heterosis.evolve.config import EvolveConfig
+from heterosis.evolve.lease import Lease
+from heterosis.evolve.machine import shared_file_system
 
 ASKS = "asks.jsonl"
 STATE = "run.json"
@@ -20,32 +22,63 @@ SUMMARY = "summary.json"
 class RunFolder:
     """A run's folder, held by one driver at a time.
 
-    The lock is the operating system's, so it goes with the process that holds it, however that ends.
+    The lock is the operating system's, so it goes with the process that holds it, however that ends. Where other
+    machines have the folder too, there is a claim beside it that they can see (lease.py).
 
     Args:
         path: The folder; created when missing.
+        storage: Where the study is; None for a database in the folder.
 
     Raises:
-        InputError: If another driver holds it, or it cannot be created.
+        InputError: If another driver holds it, it cannot be created, or a database is not safe there.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, storage: str | None = None) -> None:
         self.path = path
         self._new = not path.exists() or not any(path.iterdir())
+        self._lease: Lease | None = None
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise InputError(f"{path}: cannot be used as a run folder: {error.strerror}") from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            self._claim(storage)
+        except BaseException:
             os.close(self._lock)
+            raise
+
+    def _claim(self, storage: str | None) -> None:
+        shared, locks = shared_file_system(self.path), True
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             raise InputError(
-                f"{path}: another search is running in this folder; wait for it, or choose another --run-dir"
+                f"{self.path}: another search is running in this folder; wait for it, or choose another --run-dir"
             ) from None
+        except OSError:
+            locks = False
+        if storage is None and (not locks or (shared is not None and not shared[1])):
+            kind = f" ({shared[0]})" if shared else ""
+            raise InputError(
+                f"{self.path}: its file system{kind} has no locks that reach other machines, and could damage a "
+                "database in it; give --storage a PostgreSQL URL, or choose a --run-dir on a disk of this machine"
+            )
+        if shared is not None or not locks:
+            self._lease = Lease(self.path, alone=locks)
+
+    def check(self) -> None:
+        """Make sure that this is still the one driver, before something is written.
+
+        Raises:
+            RunStopped: If a driver on another machine has taken the folder.
+        """
+        if self._lease is not None:
+            self._lease.check()
 
     def close(self) -> None:
+        if self._lease is not None:
+            self._lease.close()
         os.close(self._lock)
 
     def discard_if_new(self) -> None:

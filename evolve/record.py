@@ -14,7 +14,7 @@ Repeating the asks and tells in their recorded order rebuilds an optimizer.
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -123,6 +123,9 @@ class Record:
         dimensions: Of all stages of the search.
         objectives: How many losses a result has.
 
+    Attributes:
+        guard: Called before anything is written; raises if this is not the one driver any more.
+
     Raises:
         InputError: If the storage cannot be used.
     """
@@ -134,6 +137,7 @@ class Record:
         self.add_dimensions(dimensions)
         self.study = StudyWriter(folder, storage, study_name, objectives)
         self._folder = folder
+        self.guard: Callable[[], None] = lambda: None
         self.asks = {ask.number: ask for ask in read_asks(folder)}
         self._scores = read_scores(folder)
         self.attempts = [Attempt(**line) for line in _read_lines(folder / ATTEMPTS)]
@@ -252,12 +256,14 @@ class Record:
             user_attrs=attributes,
         )
         trial.datetime_start = datetime.now() - timedelta(seconds=sum(times.values()))
+        self.guard()
         self.study.add(trial)
         told = Trial(len(self.trials), ask, score, cause, times, losses, pruned, documents)
         self.trials.append(told)
         return told
 
     def _append(self, name: str, line: Mapping[str, Any]) -> None:
+        self.guard()
         with disk_faults(self._folder):
             _append(self._folder / name, line)
 
