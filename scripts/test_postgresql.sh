@@ -31,8 +31,12 @@ cd "$folder"
 # The password is there to be looked for in logs and files.
 "${as[@]}" bash -c "echo s3cret > '$folder/password'"
 "${as[@]}" "$server/initdb" -D "$folder/data" -U heterosis -A scram-sha-256 --pwfile="$folder/password" >/dev/null
-options="-c listen_addresses=127.0.0.1 -c port=$port -c unix_socket_directories=$folder"
-"${control[@]}" -l "$folder/log" -o "$options" start >/dev/null
+"${as[@]}" bash -c "cat >> '$folder/data/postgresql.conf'" <<SETTINGS
+listen_addresses = '127.0.0.1'
+port = $port
+unix_socket_directories = '$folder'
+SETTINGS
+"${control[@]}" -l "$folder/log" start >/dev/null
 cd - >/dev/null
 
 export HF_HUB_OFFLINE=1

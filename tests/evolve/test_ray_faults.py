@@ -1,5 +1,11 @@
 """Real Ray, and what can happen to its workers and nodes."""
 
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +20,9 @@ from heterosis.evolve import cluster
 from heterosis.evolve.cluster import RayPool
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.faults import RunStopped
+from heterosis.evolve.folder import read_summary
 from heterosis.evolve.preflight import preflight
+from heterosis.evolve.record import read_asks
 from heterosis.evolve.worker import Evaluation, Failure, Setup
 
 pytestmark = pytest.mark.slow
@@ -122,3 +130,43 @@ def test_rays_memory_monitor(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> N
             started(pool)
     finally:
         pool.close()
+
+
+def test_a_head_node_that_restarts_ends_the_session_and_loses_nothing(
+    toy_config: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    config, run = tmp_path / "config.yaml", tmp_path / "run"
+    config.write_text(yaml.safe_dump(toy_config(trials=12, workers=1, cpus_per_worker=1, tasks=["toy_choice"])))
+    # What Ray waits for its head node by default, a minute, would be most of the test.
+    environment = os.environ | {"RAY_gcs_rpc_server_reconnect_timeout_s": "3"}
+    codes, scores = [], run / "scores.jsonl"
+    for session in range(2):
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        try:
+            command = [sys.executable, "-m", "heterosis.cli", "evolve", config, "--run-dir", run]
+            process = subprocess.Popen(
+                [*map(str, command), "--ray-address", nodes.address],
+                cwd=tmp_path,
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            while not session and (not scores.exists() or scores.read_bytes().count(b"\n") < 4):
+                assert process.poll() is None
+                time.sleep(0.05)
+            if not session:
+                nodes.shutdown()
+            errors = process.communicate(timeout=90)[1]
+            codes.append(process.returncode)
+        finally:
+            nodes.shutdown()
+    assert codes[0] != 0
+    assert codes[1] == 0, errors
+    assert [ask.number for ask in read_asks(run)] == list(range(12))
+    lines = [json.loads(line) for line in scores.read_text().splitlines()]
+    scored = Counter(
+        (line["ask"], line["part"], d) for line in lines for d in line["scores"]["documents"]["toy_choice"]
+    )
+    assert set(scored.values()) == {1}
+    assert read_summary(run)["trials"]["failed"] == 0
