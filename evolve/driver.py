@@ -321,11 +321,13 @@ class _Driver:
                 return
 
     def _baseline_groups(self) -> list[list[Baseline]]:
-        """The parents and the uniform merge, the first alone unless all are needed whole; then other recipes."""
-        plain = [b for b in self._known_recipes if b.kind == "parent" or b.name == UNIFORM]
-        others = [b for b in self._known_recipes if b not in plain]
-        first = len(plain) if self._referee.needs_parents else 1
-        return [plain[:first], plain[first:], others]
+        """The uniform merge, the parents, other recipes; the first two together where parents are needed whole."""
+        uniform = [b for b in self._known_recipes if b.name == UNIFORM]
+        parents = [b for b in self._known_recipes if b.kind == "parent"]
+        others = [b for b in self._known_recipes if b not in uniform and b not in parents]
+        if self._referee.needs_parents:
+            return [[*parents, *uniform], others]
+        return [group for group in (uniform, parents, others) if group]
 
     def _open_jobs(self, *kinds: str) -> list[Job]:
         """What was asked and is not finished, of some kinds."""

@@ -58,9 +58,9 @@ def shortlist(record: Record, size: int, judge: Judge) -> list[Trial]:
     over it where there are more than twice ``size``; and all baselines stay then, and where the objective compares
     with all the parents.
     """
-    complete = [t for t in record.trials if t.complete]
-    ranked = sorted(complete, key=lambda t: (-(t.score or 0.0), t.number))
-    parents = [t for t in ranked if t.ask.kind == "parent"]
+    scored = sorted((t for t in record.trials if t.score is not None), key=lambda t: (-(t.score or 0.0), t.number))
+    parents = [t for t in scored if t.ask.kind == "parent"]
+    ranked = [t for t in scored if t.complete]
     uniform = [t for t in ranked if t.ask.name == UNIFORM]
     others = [t for t in ranked if t.ask.kind == "baseline" and t.ask.name != UNIFORM]
     found = [t for t in ranked if t.ask.kind in ("search", "mean")]
@@ -73,11 +73,16 @@ def shortlist(record: Record, size: int, judge: Judge) -> list[Trial]:
     return [t for of in (chosen, parents) for t in _unbeaten(of, record, "search", judge, ALPHA)]
 
 
-def _unbeaten(trials: Sequence[Trial], record: Record, part: str, judge: Judge, alpha: float) -> list[Trial]:
-    """Those that the best of them does not beat beyond doubt on a part of the documents, best first."""
-    scored = [(t, scores) for t in trials if (scores := record.scores(t.ask, part))]
-    ranked = sorted(scored, key=lambda pair: (-judge.score(pair[1]), -(pair[0].score or 0.0), pair[0].number))
-    return [t for t, scores in ranked if not judge.beaten(scores, ranked[0][1], alpha)]
+def _unbeaten(ranked: Sequence[Trial], record: Record, part: str, judge: Judge, alpha: float) -> list[Trial]:
+    """Those that the first does not beat beyond doubt on the documents of a part that both have met."""
+    scored = [(t, scores) for t in ranked if (scores := record.scores(t.ask, part))]
+    return [t for t, scores in scored if not judge.beaten(scores, scored[0][1], alpha)]
+
+
+def _by_score(trials: Sequence[Trial], record: Record, part: str, judge: Judge) -> list[Trial]:
+    """Trials that were scored on the same documents of a part, best first."""
+    scored = [(judge.score(scores), t) for t in trials if (scores := record.scores(t.ask, part))]
+    return [t for _, t in sorted(scored, key=lambda pair: (-pair[0], -(pair[1].score or 0.0), pair[1].number))]
 
 
 def front(trials: Sequence[Trial]) -> list[Trial]:
@@ -169,8 +174,11 @@ def _select(
         failed = [t for t in racing.values() if missing(documents, record.scores(t.ask, "selection"))]
         _require([t for t in failed if t.ask.kind in ("parent", "baseline")], "selection")
         accepted = 0.0 if look is race.looks[-1] else alpha
-        open_ = _unbeaten([t for t in open_ if t not in failed], record, "selection", judge("selection"), accepted)
-        parents = _unbeaten(parents, record, "selection", judge("selection"), accepted)
+        judged = judge("selection")
+        open_, parents = (
+            _unbeaten(_by_score(of, record, "selection", judged), record, "selection", judged, accepted)
+            for of in ([t for t in open_ if t not in failed], parents)
+        )
         best_parent = parents[0] if parents else best_parent
         if len(open_) <= 1 and len(parents) <= 1:
             break
