@@ -91,6 +91,20 @@ def test_the_study_is_an_ordinary_one(tmp_path: Path) -> None:
     assert [t.user_attrs["name"] for t in study.trials] == ["one", "two", "three"]
 
 
+def test_attempts_and_checksums_are_kept(tmp_path: Path) -> None:
+    record = open_record(tmp_path)
+    ask = record.ask("search", "one", "r", VALUES)
+    record.add_attempt(ask, "search", "the worker died", blamed=True)
+    record.add_scores(ask, "search", SCORES, "0123")
+    record.add_attempt(ask, "search", "its node was lost", blamed=False)
+    again = open_record(tmp_path)
+    assert again.attempts == record.attempts
+    assert [(a.ask, a.met, a.blamed) for a in again.attempts] == [(0, 0, True), (0, 2, False)]
+    assert again.scores(ask, "search") == SCORES
+    (line,) = (tmp_path / "scores.jsonl").read_text().splitlines()
+    assert json.loads(line)["checksum"] == "0123"
+
+
 @pytest.mark.parametrize("torn", ["{", '{"number": 1, "name": "caf\xc3', '{"number": 9, "kind": "search"}'])
 def test_a_torn_line_is_cut_off(tmp_path: Path, torn: str) -> None:
     record = open_record(tmp_path)
