@@ -23,6 +23,7 @@ from heterosis.evolve.statistics import Interval
 from heterosis.merge import Recipe
 
 FRONT = "front"  # folder of the front's recipes
+PARTS = ("search", "selection", "holdout")
 
 # What a run can come to.
 Verdict: TypeAlias = Literal["empty", "unfinished", "parent", "baseline", "better", "unclear", "worse"]
@@ -107,8 +108,12 @@ def write_outcome(
             found = judge(part).score(scores) if scores and referee.can_judge(part) else None
         return None if found is None else round(found, 6)
 
-    def results(ask: Ask) -> dict[str, float | None]:
-        return {part: score(ask, part) for part in ("search", "selection", "holdout")}
+    sizes = {part: sum(map(len, getattr(split, part).values())) for part in PARTS}
+
+    def results(ask: Ask) -> dict[str, Any]:
+        found = {part: score(ask, part) for part in PARTS}
+        early = [part for part in PARTS if found[part] is not None and record.met(ask, part) < sizes[part]]
+        return {**found, "estimated": early}
 
     def gain(other: Ask | None) -> dict[str, Any] | None:
         mine = record.scores(champion.ask, "holdout") if champion else None
@@ -155,7 +160,7 @@ def write_outcome(
         else [],
         "front": _front(finals.front, record, judge) if finals else [],
         "documents": {
-            **{part: sum(map(len, getattr(split, part).values())) for part in ("search", "selection", "holdout")},
+            **sizes,
             "scored": record.documents_scored(),
             "holdout_reused": holdout_reused,
         },
@@ -264,12 +269,16 @@ def outcome_sentence(summary: Mapping[str, Any]) -> str:
 
 
 def closing_table(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Rows of name, search, selection and held-out score: parents, baselines, champion."""
+    """Rows of name, search, selection and held-out score: parents, baselines, champion.
+
+    A score with a ``~`` is that of some of the documents, as a race was decided by these.
+    """
 
     def cells(name: str, results: Mapping[str, Any]) -> tuple[str, str, str, str]:
+        early = results.get("estimated", ())
         search, selection, holdout = (
-            "" if results.get(part) is None else f"{results[part]:.4f}"
-            for part in ("search", "selection", "holdout")
+            "" if results.get(part) is None else f"{'~' if part in early else ''}{results[part]:.4f}"
+            for part in PARTS
         )
         return name, search, selection, holdout
 

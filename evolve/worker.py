@@ -245,7 +245,7 @@ class Worker:
             nonlocal last
             if time.monotonic() - last > min(1.0, self._setup.silence / 10):  # a timer costs a thread
                 last = time.monotonic()
-                faulthandler.dump_traceback_later(self._setup.silence, exit=True)
+                faulthandler.dump_traceback_later(self._setup.silence, exit=True, file=2)  # not every stderr is a file
 
         beat()
         hook = model.register_forward_pre_hook(beat)

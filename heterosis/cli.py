@@ -384,7 +384,10 @@ def _print_summary(summary: Mapping[str, Any], run_dir: Path) -> None:
     noted = "".join(f", {count} {what}" for what, count in others.items() if count)
     done = trials["complete"] + trials["pruned"]
     print(f"{summary['status']}: {done} of {trials['budget']} trials{noted}, {seconds['total']:.0f} s")
-    _print_table(("", "search", "selection", "held out"), closing_table(summary))
+    rows = closing_table(summary)
+    _print_table(("", "search", "selection", "held out"), rows)
+    if any(cell.startswith("~") for row in rows for cell in row[1:]):
+        print("~: on some of the documents, by which a race was decided")
     counts = f"{documents['search']}, {documents['selection']} and {documents['holdout']} documents"
     print(f"on {counts}; {documents['scored']} scored in all")
     for cause, count in summary["failures"].items():

@@ -20,7 +20,7 @@ from heterosis.evolve import driver
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.driver import SearchFailed, search
 from heterosis.evolve.folder import RunFolder
-from heterosis.evolve.outcome import export_trial
+from heterosis.evolve.outcome import closing_table, export_trial
 from heterosis.evolve.record import Ask, Record, read_asks
 from heterosis.evolve.statistics import paired_difference
 from heterosis.evolve.worker import Failure
@@ -440,7 +440,9 @@ class TestRacing:
             assert (int(row["documents"]) < 20) == (row["pruned"] == "1")
         # The uniform merge comes first; the parents, clearly worse, race against it, and among themselves later.
         assert [(row["name"], row["pruned"]) for row in rows[:3]] == [("uniform", "0"), ("ann", "1"), ("bob", "1")]
-        assert all(result["search"] is not None for result in summary["parents"].values())
+        assert all(result["estimated"][:1] == ["search"] for result in summary["parents"].values())
+        (row, *_) = closing_table(summary)
+        assert (row[0], row[1][0], row[3][0]) == ("ann", "~", "0")
         pruned = {int(row["trial"]) for row in rows if row["pruned"] == "1"}
         assert summary["champion"]["trial"] not in pruned
         assert pruned & {f["trial"] for f in summary["finalists"]} <= {1, 2}
