@@ -245,7 +245,8 @@ class Worker:
             nonlocal last
             if time.monotonic() - last > min(1.0, self._setup.silence / 10):  # a timer costs a thread
                 last = time.monotonic()
-                faulthandler.dump_traceback_later(self._setup.silence, exit=True, file=2)  # not every stderr is a file
+                # To the descriptor: not every stderr is a file.
+                faulthandler.dump_traceback_later(self._setup.silence, exit=True, file=2)
 
         beat()
         hook = model.register_forward_pre_hook(beat)
