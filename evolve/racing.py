@@ -1,4 +1,4 @@
-"""Racing: candidates meet the search documents in chunks, and stop when they are beaten beyond doubt.
+"""Racing: candidates meet the search documents in chunks, and stop when they are probably beaten.
 
 The documents of every task come in the order of the split's shuffle, so those that a candidate has met are a
 random sample, and the same for all candidates: differences are paired. After each chunk but the last a candidate

@@ -10,7 +10,7 @@ import json
 import math
 import random
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
@@ -21,13 +21,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from heterosis.evaluate import Scores
 from heterosis.evolve import search
-from heterosis.evolve.cluster import Outcome
 from heterosis.evolve.config import EvolveConfig
-from heterosis.evolve.worker import Evaluation
 
-from .scoring import METRIC
+from .scoring import InProcessPool, PerTask
 from .skills import skills
 from .zoos import ZOOS, Course, Home, home
 
@@ -108,35 +105,20 @@ def _mean(setting: Any) -> float:
     return _mean(setting["value"]) if isinstance(setting, dict) else float(setting)
 
 
-class FormulaPool:
-    """A pool with one worker, who knows a world's formulas."""
+class FormulaScorer:
+    """Scores recipes by a world's formulas, as `scoring.Scorer` does by models."""
 
-    size = 1
+    checksum = ""
 
     def __init__(self, world: World, tasks: list[str], count: int) -> None:
         self._world, self._tasks, self._count = world, tasks, count
-        self._running: list[tuple[object, str, Mapping[str, list[int]]]] = []
 
-    @property
-    def free(self) -> int:
-        return self.size - len(self._running)
-
-    def submit(self, key: object, recipe: str, documents: Mapping[str, list[int]]) -> None:
-        self._running.append((key, recipe, documents))
-
-    def wait(self, timeout: float) -> list[tuple[object, Outcome]]:
-        running, self._running = self._running, []
-        return [(key, self._evaluate(recipe, documents)) for key, recipe, documents in running]
-
-    def _evaluate(self, recipe: str, documents: Mapping[str, list[int]]) -> Evaluation:
+    def score(self, recipe: str, documents: Mapping[str, Sequence[int]]) -> PerTask:
         scored = {}
         for task, ids in documents.items():
             right = self._world.right(recipe, self._tasks.index(task), self._count)
-            scored[task] = {document: {METRIC: float(right[document])} for document in ids}
-        return Evaluation(Scores(scored, 0.001), {"merge": 0.0, "forward": 0.001, "other": 0.0}, "")
-
-    def close(self) -> None:
-        self._running.clear()
+            scored[task] = {document: float(right[document]) for document in ids}
+        return scored
 
 
 def read_coverage(path: Path | None) -> dict[int, Compared]:
@@ -163,7 +145,9 @@ def _repetitions(seeds: Iterable[int], folder: Path, changes: Mapping[str, Any])
             summary = search(
                 _config(place, seed, changes),
                 run,
-                make_pool=lambda setup, workers, world=world: FormulaPool(world, place.task_names, documents),
+                make_pool=lambda setup, workers, world=world: InProcessPool(
+                    FormulaScorer(world, place.task_names, documents)
+                ),
             )
             yield {"seed": seed, **_compared(summary, run, world)}
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -109,6 +110,15 @@ def _right(model: torch.nn.Module, ids: torch.Tensor) -> np.ndarray:
     return torch.cat(right).double().numpy()
 
 
+class Scoring(Protocol):
+    """What scores recipes: 1 or 0 for each document, and a checksum of the model that did it."""
+
+    @property
+    def checksum(self) -> str: ...
+
+    def score(self, recipe: str, documents: Mapping[str, Sequence[int]]) -> PerTask: ...
+
+
 class InProcessPool:
     """One worker, in this process; heterosis' searches run on it as on Ray's.
 
@@ -118,7 +128,7 @@ class InProcessPool:
 
     size = 1
 
-    def __init__(self, scorer: Scorer) -> None:
+    def __init__(self, scorer: Scoring) -> None:
         self._scorer = scorer
         self._running: list[tuple[object, str, Mapping[str, list[int]]]] = []
         self.scored = 0
