@@ -316,11 +316,8 @@ class Computation:
             elif row.dtype != torch.bfloat16:
                 self._read_task_vector(source, start, base, row)
             elif self._subtracts:
-                bits = source.view(start, start + len(row)) if source.dtype == row.dtype else None
-                if bits is None:
-                    bits = self._workspace.buffer("read", len(row), row.dtype)
-                    self._read_bits(source, start, base, bits)
-                subtract_base(_array(bits), _array(base), _array(row))
+                self._read_bits(source, start, base, row)
+                subtract_base(_array(row), _array(base))
             else:
                 self._read_bits(source, start, base, row)
 

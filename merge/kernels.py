@@ -501,10 +501,10 @@ def widen_row(row, base, out):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def subtract_base(bits, base, out):  # type: ignore[no-untyped-def]
-    """The bits of a model's task vector, rounded to bfloat16."""
-    for i in range(out.shape[0]):
-        out[i] = np.uint16(_rounded_bits(_wide(bits[i]) - _wide(base[i])) >> np.uint32(16))
+def subtract_base(bits, base):  # type: ignore[no-untyped-def]
+    """Make the bits of a model those of its task vector, rounded to bfloat16."""
+    for i in range(bits.shape[0]):
+        bits[i] = np.uint16(_rounded_bits(_wide(bits[i]) - _wide(base[i])) >> np.uint32(16))
 
 
 @compiled

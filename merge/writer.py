@@ -10,7 +10,9 @@ import os
 import re
 import shutil
 import threading
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,9 @@ from heterosis.merge.plan import TensorOp
 from heterosis.merge.safetensors_file import DTYPES
 
 DEFAULT_SHARD_SIZE = 5_000_000_000
+
+# After as many bytes of a file the disk begins to write them, while the merge goes on.
+FLUSH_EVERY = 128 * 1024**2
 
 _NO_ROOM = "make room or choose another disk"
 # What to do when the system refuses to write; none of these comes from reading.
@@ -63,6 +68,9 @@ class SafetensorsSink:
         self._descriptors: list[int] = []
         self._missing = {op.name for op in ops}
         self._lock = threading.Lock()
+        self._unflushed: dict[int, int] = defaultdict(int)
+        self._flusher = ThreadPoolExecutor(1, thread_name_prefix="flush")
+        self._flushes: list[Future[None]] = []
         shards = list(_shards(ops, shard_size))
         weight_map = {}
         for i, shard in enumerate(shards):
@@ -106,6 +114,15 @@ class SafetensorsSink:
         if block.numel():
             data = memoryview(block.view(torch.uint8).numpy())  # type: ignore[arg-type]
             _write_all(slot.descriptor, data, slot.offset + start * slot.itemsize)
+            self._written(slot.descriptor, len(data))
+
+    def _written(self, descriptor: int, size: int) -> None:
+        with self._lock:
+            self._unflushed[descriptor] += size
+            if self._unflushed[descriptor] < FLUSH_EVERY:
+                return
+            self._unflushed[descriptor] = 0
+        self._flushes.append(self._flusher.submit(os.fsync, descriptor))
 
     def done(self, op: TensorOp) -> None:
         with self._lock:
@@ -114,11 +131,14 @@ class SafetensorsSink:
     def finish(self) -> None:
         """Flush to the disk. Call it when all tensors are done."""
         assert not self._missing, f"tensors were planned but not written: {sorted(self._missing)[:3]}"
+        for flush in self._flushes:
+            flush.result()  # the system tells of an error only once
         for descriptor in self._descriptors:
             os.fsync(descriptor)
 
     def close(self) -> None:
         """Close the files."""
+        self._flusher.shutdown(cancel_futures=True)
         while self._descriptors:
             os.close(self._descriptors.pop())
 
