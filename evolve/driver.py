@@ -350,6 +350,9 @@ class _Driver:
             incumbent=self._incumbent(proposer),
         )
         proposer.adopt(ask, point)
+        twin = self._record.result_of(ask.recipe)
+        if twin is not None and self._may_count_on(twin, proposer):
+            self._record.copy_scores(twin.ask, ask, "search")
         return Job(ask, "search", self._referee.next_documents(ask))
 
     def _score_mean(self, pool: Pool, proposer: Proposer) -> None:
@@ -365,14 +368,16 @@ class _Driver:
 
     def _incumbent(self, proposer: Proposer | None = None) -> int | None:
         """The best candidate that has met all search documents, of those that a proposal may depend on."""
-        known = [
-            t
-            for t in self._record.trials
-            if t.complete
-            and (t.ask.kind != "search" or proposer is None or t.ask.stage < proposer.stage or proposer.known(t))
-        ]
+        known = [t for t in self._record.trials if t.complete and self._may_count_on(t, proposer)]
         best = max(known, key=lambda t: (t.score or 0.0, -t.ask.number), default=None)
         return best.ask.number if best else None
+
+    @staticmethod
+    def _may_count_on(trial: Trial, proposer: Proposer | None) -> bool:
+        """Whether what comes next may depend on a result; in the ordered mode not on any that happens to be there."""
+        if trial.ask.kind != "search" or proposer is None or trial.ask.stage < proposer.stage:
+            return True
+        return proposer.known(trial)
 
     @staticmethod
     def _no_more() -> None:
@@ -388,6 +393,11 @@ class _Driver:
         """Keep the workers busy with a queue, then with what ``next_job`` gives, until both run dry."""
         queue = [job for job in queue if not self._told_from_scores(job, on_trial)]
 
+        def unscored() -> Job | None:
+            while (job := next_job()) and self._told_from_scores(job, on_trial):
+                pass
+            return job
+
         def done(job: Job, outcome: Outcome) -> None:
             if isinstance(outcome, Failure):
                 trials = self._failed(job, outcome)
@@ -401,10 +411,10 @@ class _Driver:
             self._save_when_due()
 
         attempts, stopping = self._attempts, self._stopping
-        dispatch(pool, queue, next_job, done, attempts=attempts, stopping=stopping, beat=beat)
+        dispatch(pool, queue, unscored, done, attempts=attempts, stopping=stopping, beat=beat)
 
     def _told_from_scores(self, job: Job, on_trial: Callable[[Trial], None]) -> bool:
-        """Finish a trial whose scores were on the disk when an earlier session ended."""
+        """Finish a trial whose scores are there: from an earlier session, or of the same recipe asked before."""
         if job.part != "search" or job.documents:
             return False
         for trial in self._finish(job.ask):

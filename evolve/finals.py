@@ -63,7 +63,7 @@ def shortlist(record: Record, size: int, judge: Judge) -> list[Trial]:
     ranked = [t for t in scored if t.complete]
     uniform = [t for t in ranked if t.ask.name == UNIFORM]
     others = [t for t in ranked if t.ask.kind == "baseline" and t.ask.name != UNIFORM]
-    found = [t for t in ranked if t.ask.kind in ("search", "mean")]
+    found = _distinct([t for t in ranked if t.ask.kind in ("search", "mean")])
     if ranked and len(ranked[0].losses) > 1:
         return [*_spread(front(found), 2 * size), *others[:1], *uniform, *parents]
     means = [t for t in found[size:] if t.ask.kind == "mean"]
@@ -71,6 +71,14 @@ def shortlist(record: Record, size: int, judge: Judge) -> list[Trial]:
     if judge.objective.needs_parents:
         return [*chosen, *parents]
     return [t for of in (chosen, parents) for t in _unbeaten(of, record, "search", judge, ALPHA)]
+
+
+def _distinct(ranked: Sequence[Trial]) -> list[Trial]:
+    """The first of each recipe."""
+    first: dict[str, Trial] = {}
+    for trial in ranked:
+        first.setdefault(trial.ask.recipe, trial)
+    return list(first.values())
 
 
 def _unbeaten(ranked: Sequence[Trial], record: Record, part: str, judge: Judge, alpha: float) -> list[Trial]:

@@ -142,6 +142,7 @@ class Record:
         self._scores = read_scores(folder)
         self.attempts = [Attempt(**line) for line in _read_lines(folder / ATTEMPTS)]
         self.trials = [self._trial(t) for t in self.study.trials]
+        self._by_recipe = {t.ask.recipe: t for t in self.trials if t.score is not None}
 
     def _trial(self, frozen: FrozenTrial) -> Trial:
         known = frozen.user_attrs
@@ -200,6 +201,17 @@ class Record:
         self._append(ATTEMPTS, asdict(attempt))
         self.attempts.append(attempt)
 
+    def result_of(self, recipe: str) -> Trial | None:
+        """The last result of a recipe, if it was asked and scored before."""
+        return self._by_recipe.get(recipe)
+
+    def copy_scores(self, source: Ask, ask: Ask, part: str) -> None:
+        """Take over the scores that the same recipe was given when it was asked before."""
+        assert source.recipe == ask.recipe
+        scores = self.scores(source, part)
+        assert scores is not None
+        self._add_scores(ask, part, scores, same_as=source.number)
+
     def add_scores(self, ask: Ask, part: str, scores: Scores, checksum: str | None = None) -> None:
         """Keep the scores of some of a candidate's documents of one part of the split.
 
@@ -212,9 +224,12 @@ class Record:
         Raises:
             ValueError: If a document is scored already.
         """
+        self._add_scores(ask, part, scores, **({"checksum": checksum} if checksum else {}))
+
+    def _add_scores(self, ask: Ask, part: str, scores: Scores, **more: object) -> None:
         _keep(self._scores, (ask.number, part), scores)
         line = {"ask": ask.number, "part": part, "scores": json.loads(scores.to_json())}
-        self._append(SCORES, line | ({"checksum": checksum} if checksum else {}))
+        self._append(SCORES, line | more)
 
     def scores(self, ask: Ask, part: str) -> Scores | None:
         """What :meth:`add_scores` kept, of all chunks together."""
@@ -226,8 +241,12 @@ class Record:
         return sum(map(len, scores.documents.values())) if scores else 0
 
     def documents_scored(self) -> int:
-        """Documents of all parts, counted once for every candidate."""
-        return sum(len(d) for s in self._scores.values() for d in s.documents.values())
+        """Documents of all parts, counted once for every recipe."""
+        met: dict[tuple[str, str], int] = {}
+        for number, part in self._scores:
+            ask = self.asks[number]
+            met[ask.recipe, part] = max(met.get((ask.recipe, part), 0), self.met(ask, part))
+        return sum(met.values())
 
     def tell(
         self,
@@ -260,6 +279,8 @@ class Record:
         self.study.add(trial)
         told = Trial(len(self.trials), ask, score, cause, times, losses, pruned, documents)
         self.trials.append(told)
+        if score is not None:
+            self._by_recipe[ask.recipe] = told
         return told
 
     def _append(self, name: str, line: Mapping[str, Any]) -> None:

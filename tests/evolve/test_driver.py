@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import types
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -499,6 +500,43 @@ class TestOrdered:
             run(**options, pool={"crash_after": 13})
         run(**options)
         assert proposals(tmp_path / "run") == proposals(tmp_path / "whole")
+
+
+class TestTheSameRecipe:
+    GENOME: dict[str, Any] = {
+        "merge_method": "karcher",
+        "base_model": None,
+        "layer_granularity": 0,
+        "ranges": {"max_iter": [2, 4]},
+    }
+
+    def test_is_scored_once(self, run: Any, pools: Any, tmp_path: Path) -> None:
+        summary = run(genome=self.GENOME, trials=15, optimizer="random")
+        recipes = [ask.recipe for ask in read_asks(tmp_path / "run") if ask.kind == "search"]
+        assert len(recipes) == 15 - len(BASELINES)
+        assert len(set(recipes)) <= 3
+        (pool,) = pools.made
+        scored = Counter((recipe, part) for _, part, recipe in pool.asked)
+        assert set(scored.values()) == {1}
+        with (tmp_path / "run" / "trials.csv").open() as file:
+            scores = {(recipes_of(tmp_path / "run")[int(r["ask"])], r["score"]) for r in csv.DictReader(file)}
+        assert len(scores) == len(set(recipes)) + len(BASELINES)
+        assert summary["documents"]["scored"] == sum(PARTS[part] for _, part in scored)
+
+    def test_counts_when_a_run_goes_on(self, run: Any, pools: Any, tmp_path: Path) -> None:
+        options: dict[str, Any] = {"genome": self.GENOME, "trials": 15, "optimizer": "random"}
+        run("whole", **options)
+        with pytest.raises(pools.crash):
+            run(**options, pool={"crash_after": 5})
+        run(**options)
+        assert proposals(tmp_path / "run") == proposals(tmp_path / "whole")
+        assert len(read_lines(tmp_path / "run" / "scores.jsonl")) == len(
+            read_lines(tmp_path / "whole" / "scores.jsonl")
+        )
+
+
+def recipes_of(folder: Path) -> dict[int, str]:
+    return {ask.number: ask.recipe for ask in read_asks(folder)}
 
 
 class TestObjectives:
