@@ -374,7 +374,7 @@ class _Driver:
 
     @staticmethod
     def _may_count_on(trial: Trial, proposer: Proposer | None) -> bool:
-        """Whether what comes next may depend on a result; in the ordered mode not on any that happens to be there."""
+        """Whether what comes next may depend on a result, which may have come by chance before another."""
         if trial.ask.kind != "search" or proposer is None or trial.ask.stage < proposer.stage:
             return True
         return proposer.known(trial)

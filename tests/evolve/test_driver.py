@@ -9,7 +9,7 @@ import types
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import optuna
 import pytest
@@ -503,7 +503,7 @@ class TestOrdered:
 
 
 class TestTheSameRecipe:
-    GENOME: dict[str, Any] = {
+    GENOME: ClassVar[dict[str, Any]] = {
         "merge_method": "karcher",
         "base_model": None,
         "layer_granularity": 0,
