@@ -1,6 +1,7 @@
 """Score models with lm-eval tasks, document by document.
 
     scores.py     what is asked and what was scored: TaskSpec, Metric, Scores (plain data)
+    answers.py    what a model answered, for people to read
     splits.py     which documents are for searching, selecting and the final report
     harness.py    TaskSet: lm-eval tasks built once, scored often (the only file that imports lm_eval)
     resident.py   ResidentModel: a live model whose parameters a merge overwrites in place
@@ -15,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from heterosis.evaluate.answers import Answer
 from heterosis.evaluate.scores import Metric, NonFiniteScore, Scores, TaskSpec
 from heterosis.evaluate.splits import Sizes, Split, split_documents
 
@@ -35,6 +37,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "Answer",
     "CandidateLoader",
     "Documents",
     "Metric",

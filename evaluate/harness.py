@@ -13,12 +13,13 @@ import math
 import random
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from hashlib import blake2b
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from lm_eval.tasks import TaskManager
 
 from heterosis.errors import InputError, did_you_mean
 
+from .answers import Answer, chosen
 from .scores import Metric, NonFiniteScore, Scores, TaskSpec
 from .splits import Split
 
@@ -273,8 +275,18 @@ class TaskSet:
                     )
                     built[index] = requests if isinstance(requests, list) else [requests]
 
-    def score(self, lm: LM, documents: Mapping[str, Iterable[int]]) -> Scores:
+    def score(
+        self,
+        lm: LM,
+        documents: Mapping[str, Iterable[int]],
+        keep_answers: Mapping[str, Collection[int]] = MappingProxyType({}),
+    ) -> Scores:
         """Score a model on documents whose requests were built.
+
+        Args:
+            lm: The model.
+            documents: Of each task.
+            keep_answers: Documents of each task of which the answers are kept, where the model writes or chooses.
 
         Raises:
             NonFiniteScore: If the model gives a likelihood, or a document a metric, that is not finite.
@@ -287,7 +299,12 @@ class TaskSet:
         seconds = _run(lm, [r for built in asked.values() for requests in built.values() for r in requests])
         with _quiet():
             scored = {name: self._process(name, built) for name, built in asked.items()}
-        return Scores(scored, seconds)
+            answers = {
+                name: self._answers(name, {index: built[index] for index in built if index in keep_answers[name]})
+                for name, built in asked.items()
+                if name in keep_answers
+            }
+        return Scores(scored, seconds, {name: own for name, own in answers.items() if own})
 
     def _process(self, name: str, asked: dict[int, list[Instance]]) -> dict[int, dict[str, float]]:
         """Filter the answers and compute every usable metric of each document."""
@@ -307,6 +324,24 @@ class TaskSet:
                         raise NonFiniteScore(name, index, float(value))
                     scored[index][key] = float(value)
         return scored
+
+    def _answers(self, name: str, asked: Mapping[int, list[Instance]]) -> dict[int, Answer]:
+        """What the model wrote or chose, as the task's metric takes it; after `_process`."""
+        task, metric = self._tasks[name], self.metric(name)
+        chooses = str(task.config.output_type) == "multiple_choice"
+        answers = {}
+        for index, requests in asked.items():
+            first, *_ = requests = sorted(requests, key=lambda r: r.idx)
+            if first.request_type == "generate_until":
+                answers[index] = Answer.of(str(first.resps[0]), first.filtered_resps[metric.filter])
+            elif chooses:
+                try:
+                    choices = list(map(str, task.doc_to_choice(copy.copy(self._data[name][index]))))
+                    choice = chosen(choices, [r.resps[0][0] for r in requests], metric.name)
+                except Exception:  # a task's functions may do anything, and the scores do not need this
+                    continue
+                answers[index] = Answer.of(choice, choice)
+        return answers
 
 
 def _run(lm: LM, requests: Iterable[Instance]) -> float:

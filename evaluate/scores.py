@@ -2,13 +2,15 @@
 
 A score is kept for every document: ``{task: {document: {metric key: value}}}``. Means, standard errors and
 paired differences are all computed from that. A metric key is lm-eval's, the metric's name and the filter
-that prepared the answer: "exact_match,none".
+that prepared the answer: "exact_match,none". Of some documents the answers are kept too, for people to read.
 """
 
 import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+
+from .answers import Answer
 
 PerDocument = dict[str, dict[int, dict[str, float]]]
 
@@ -66,10 +68,12 @@ class Scores:
     Attributes:
         documents: ``{task: {document: {metric key: value}}}``; documents are numbered as in the data set.
         forward_seconds: Time spent inside the model's calls, tokenizing included.
+        answers: ``{task: {document: answer}}``, of the documents whose answers are kept.
     """
 
     documents: PerDocument = field(default_factory=dict)
     forward_seconds: float = field(default=0.0, compare=False)
+    answers: dict[str, dict[int, Answer]] = field(default_factory=dict)
 
     def values(self, task: str, key: str) -> dict[int, float]:
         """The documents' values of one metric; without those for which the task did not give it."""
@@ -100,10 +104,20 @@ class Scores:
             if twice := sorted(mine.keys() & scored.keys()):
                 raise ValueError(f"{task}: documents {twice[:5]} are scored in both; merge disjoint scores only")
             mine.update(scored)
-        return replace(self, documents=merged, forward_seconds=self.forward_seconds + other.forward_seconds)
+        answers = {
+            task: self.answers.get(task, {}) | other.answers.get(task, {}) for task in self.answers | other.answers
+        }
+        seconds = self.forward_seconds + other.forward_seconds
+        return replace(self, documents=merged, forward_seconds=seconds, answers=answers)
 
     def to_json(self) -> str:
-        return json.dumps({"documents": self.documents, "forward_seconds": self.forward_seconds}, allow_nan=False)
+        written: dict[str, object] = {"documents": self.documents, "forward_seconds": self.forward_seconds}
+        if self.answers:
+            written["answers"] = {
+                task: {document: answer.to_list() for document, answer in own.items()}
+                for task, own in self.answers.items()
+            }
+        return json.dumps(written, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> "Scores":
@@ -112,7 +126,11 @@ class Scores:
             task: {int(document): values for document, values in scored.items()}  # JSON's keys are strings
             for task, scored in read["documents"].items()
         }
-        return cls(documents, read["forward_seconds"])
+        answers = {
+            task: {int(document): Answer(*answer) for document, answer in own.items()}
+            for task, own in read.get("answers", {}).items()
+        }
+        return cls(documents, read["forward_seconds"], answers)
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -5,7 +5,8 @@ Four places, in the order of writing:
 * ``asks.jsonl``: every candidate before it is handed to a worker, with its recipe and the number of results
   known at that moment;
 * ``attempts.jsonl``: attempts to score a candidate that came to nothing through no failure of its merge;
-* ``scores.jsonl``: the scores of every document of a candidate, chunk by chunk, before they are used;
+* ``scores.jsonl``: the scores of every document of a candidate, chunk by chunk, before they are used, and its
+  answers to held-out documents;
 * an Optuna study: one finished trial for each result, in the order of their coming, written in one
   transaction. A trial exists there completely or not at all, so a crash leaves nothing half-told.
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from heterosis.evaluate.resident import ResidentModel
     from heterosis.merge import Reductions
 
+KEPT_ANSWERS = 500  # held-out documents of each task of which the answers are kept, for the report
 SILENCE = 1800.0  # seconds without a forward pass while a model is scored, after which its worker ends itself
 
 DocumentIds = Mapping[str, list[int]]
@@ -101,6 +102,7 @@ class Worker:
     def __init__(self, setup: Setup, tasks: "TaskSet | None" = None) -> None:
         self._setup = setup
         self._tasks = tasks
+        self._kept = {task: frozenset(own[:KEPT_ANSWERS]) for task, own in setup.split.holdout.items()}
         self._built = False  # the requests, for a chat template
         self._chat_template: str | dict[str, str] | None = None
         self._loader: CandidateLoader | None = None
@@ -203,7 +205,7 @@ class Worker:
         with self._watched(resident.model):
             if not resident.logits_finite():
                 raise NonFiniteScore("a short prompt", 0, float("nan"))
-            scores = self._tasks.score(lm, documents)
+            scores = self._tasks.score(lm, documents, self._kept)
         total = time.perf_counter() - begun
         seconds = {"merge": merged - begun, "forward": scores.forward_seconds}
         seconds["other"] = total - sum(seconds.values())

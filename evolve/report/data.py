@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from heterosis.errors import InputError
+from heterosis.evaluate.answers import Answer
 from heterosis.evaluate.scores import Scores
 from heterosis.evaluate.splits import PARTS, Split
 from heterosis.evolve.config import EvolveConfig
@@ -82,12 +83,16 @@ class Example:
         mine: The champion's score.
         theirs: The best parent's score.
         text: What it asks, if that is known.
+        my_answer: What the champion answered, if that was kept.
+        their_answer: What the best parent answered.
     """
 
     document: int
     mine: float
     theirs: float
     text: Text | None
+    my_answer: Answer | None = None
+    their_answer: Answer | None = None
 
 
 @dataclass(frozen=True)
@@ -346,10 +351,15 @@ def _duels(
         a, b = {d: a[d] for d in both}, {d: b[d] for d in both}
         sign = -1.0 if objective.weights[task] < 0 else 1.0
         texts = known.texts.get(task, {})
+        said = [own.scores[part].answers.get(task, {}) for own in (champion, parent)]
 
-        def examples(documents: Sequence[int], a: Any = a, b: Any = b, s: float = sign, texts: Any = texts) -> Any:
+        def examples(
+            documents: Sequence[int], a: Any = a, b: Any = b, s: float = sign, texts: Any = texts, said: Any = said
+        ) -> Any:
             clearest = sorted(documents, key=lambda d: -abs(a[d] - b[d]))[:shown]
-            return tuple(Example(d, s * a[d], s * b[d], texts.get(d)) for d in clearest)
+            return tuple(
+                Example(d, s * a[d], s * b[d], texts.get(d), *(own.get(d) for own in said)) for d in clearest
+            )
 
         won, lost = [d for d in both if a[d] > b[d]], [d for d in both if a[d] < b[d]]
         gain = paired_difference(a, b, objective.groups.get(task))

@@ -12,7 +12,7 @@ from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
 from heterosis.errors import InputError
-from heterosis.evaluate import NonFiniteScore, ResidentModel, Sizes, TaskSet, TaskSpec, split_documents
+from heterosis.evaluate import Answer, NonFiniteScore, ResidentModel, Sizes, TaskSet, TaskSpec, split_documents
 
 
 class FakeLM(LM):  # type: ignore[misc]
@@ -104,6 +104,41 @@ def test_repeats_and_filters(toys: Path) -> None:
         5: {"exact_match,first": 0.0, "exact_match,vote": 1.0},
     }
     assert len(lm.asked) == 6
+
+
+def test_answers_are_kept_of_the_documents_that_are_named(toys: Path) -> None:
+    """What a model wrote, what the metric's filter made of it, or which choice the metric counts."""
+    specs = [TaskSpec("toy_filters", metric="exact_match,vote"), TaskSpec("toy_choice", metric="acc_norm")]
+    tasks = TaskSet([*specs, TaskSpec("toy_generate")], include_path=[toys])
+    documents = {"toy_filters": [5], "toy_choice": [4, 11], "toy_generate": [2, 3]}
+    tasks.build(documents)
+    texts = iter(["0", "5", "5", "two", "three"])
+
+    def answer(text: str, wanted: Any) -> Any:
+        # 4: of "4", "5" and "16" the last is likeliest by its length only
+        return next(texts) if isinstance(wanted, dict) else (-3.0 if len(wanted) > 2 else -2.0, False)
+
+    keep = {"toy_filters": {5}, "toy_choice": {4}, "toy_generate": {3, 99}}
+    scores = tasks.score(FakeLM(answer), documents, keep)
+    assert scores.answers == {
+        "toy_filters": {5: Answer("0", "5")},
+        "toy_choice": {4: Answer("16")},
+        "toy_generate": {3: Answer("three")},
+    }
+    assert scores.documents["toy_choice"][4]["acc_norm,none"] == 0.0  # "5" would be right
+    texts = iter(["0", "5", "5", "two", "three"])
+    without = tasks.score(FakeLM(answer), documents)
+    assert without.answers == {}
+    assert without.documents == scores.documents
+
+
+def test_answers_that_cannot_be_told_cost_nothing(toys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = TaskSet([TaskSpec("toy_choice")], include_path=[toys])
+    tasks.build({"toy_choice": [4]})
+    monkeypatch.setattr("heterosis.evaluate.harness.chosen", lambda *_: [][0])
+    scores = tasks.score(FakeLM(lambda *_: (-1.0, False)), {"toy_choice": [4]}, {"toy_choice": [4]})
+    assert scores.answers == {}
+    assert scores.documents["toy_choice"].keys() == {4}
 
 
 def test_scoring_twice_asks_the_same(toys: Path) -> None:

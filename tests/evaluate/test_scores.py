@@ -4,7 +4,8 @@ import statistics
 
 import pytest
 
-from heterosis.evaluate import Metric, NonFiniteScore, Scores
+from heterosis.evaluate import Answer, Metric, NonFiniteScore, Scores
+from heterosis.evaluate.answers import chosen
 
 KEY = "acc,none"
 
@@ -63,3 +64,39 @@ def test_non_finite_score_survives_pickling() -> None:
     error = pickle.loads(pickle.dumps(NonFiniteScore("arc", 12, math.nan)))
     assert (error.task, error.document) == ("arc", 12)
     assert str(error) == "arc: document 12 scored nan; the model's outputs are not finite"
+
+
+def test_answers_survive_json_and_merging() -> None:
+    one = Scores({"a": {7: {KEY: 1.0}}}, answers={"a": {7: Answer("It is 3.", "3")}})
+    others = {"a": {8: Answer("4")}, "b": {7: Answer("")}}
+    both = one.merged(Scores({"a": {8: {KEY: 0.0}}, "b": {7: {KEY: 0.0}}}, answers=others))
+    assert both.answers == {"a": {7: Answer("It is 3.", "3"), 8: Answer("4")}, "b": {7: Answer("")}}
+    assert Scores.from_json(both.to_json()) == both
+    assert "answers" not in scores("a", {0: 1.0}).to_json()
+
+
+def test_scores_of_before_there_were_answers_can_be_read() -> None:
+    written = '{"documents": {"a": {"7": {"acc,none": 1.0}}}, "forward_seconds": 1.5}'
+    assert Scores.from_json(written) == scores("a", {7: 1.0})
+
+
+def test_answers_are_bounded_and_can_be_written() -> None:
+    answer = Answer.of(f" Let me think. {5000 * 'x'} So it is 42.\n", "42")
+    assert len(answer.said) < 700
+    assert answer.said.startswith("Let me think. x")
+    assert answer.said.endswith("x So it is 42.")
+    assert answer.taken == "42"
+    assert Answer.of(" 42\n", "42") == Answer("42")
+    assert Answer.of("x", ["a", "list"]) == Answer("x")
+    Answer.of("half \ud800", "of a \udc00 pair").said.encode()
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"),
+    [("acc", "no"), ("acc_norm", "perhaps"), ("acc_bytes", "ééééé"), ("acc_mutual_info", "yes"), ("mc2", "no")],
+)
+def test_the_choice_is_the_one_that_the_metric_counts(metric: str, expected: str) -> None:
+    choices = ["yes", "no", "perhaps", "ééééé"]
+    likelihoods = [-4.0, -2.0, -2.5, -2.2]  # by characters -1.33, -1, -0.36, -0.44; by bytes the last is -0.22
+    without = [-9.0, -3.0, -3.0, -3.0] if metric == "acc_mutual_info" else []
+    assert chosen(choices, [*likelihoods, *without], metric) == expected

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from heterosis.evaluate.answers import Answer
 from heterosis.evaluate.scores import Scores
 from heterosis.evolve.record import Ask
 from heterosis.evolve.worker import Evaluation, Failure, Setup
@@ -82,7 +83,10 @@ class FakePool:
             for task, indices in documents.items()
         }
         seconds = {"merge": 0.1 * self._seconds, "forward": 0.8 * self._seconds, "other": 0.1 * self._seconds}
-        return [(key, Evaluation(Scores(scored, seconds["forward"]), seconds, "checksum"))]
+        # As a real worker: to held-out documents only.
+        held_out = documents if key.part == "holdout" else {}
+        answers = {task: {d: Answer(f"{key.ask.name} on {d}") for d in own} for task, own in held_out.items()}
+        return [(key, Evaluation(Scores(scored, seconds["forward"], answers), seconds, "checksum"))]
 
     def close(self) -> None:
         self.closed = True

@@ -1,6 +1,7 @@
 """The record: what is durable when, and what other programs find in the Optuna study."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+from heterosis.evaluate.answers import Answer
 from heterosis.evaluate.scores import Scores
 from heterosis.evolve.record import Record, read_asks
 from heterosis.evolve.space import Dimension
@@ -18,6 +20,7 @@ DIMENSIONS = [
     Dimension("weight/b/layers.0-9", -1.5, 1.5, 0.5, "weight", "b"),
 ]
 VALUES = {"weight/a/layers.0-9": AWKWARD, "weight/b/layers.0-9": -1e-17}
+ANSWERS = {"toy": {3: Answer("it is\u2028x", "x"), 7: Answer("é")}}
 SCORES = Scores({"toy": {3: {"acc,none": 1 / 3}, 7: {"acc,none": AWKWARD}}}, 0.5)
 
 
@@ -47,6 +50,18 @@ def test_survives_to_the_last_bit(tmp_path: Path) -> None:
     assert again.scores(candidate, "search") == SCORES
     assert again.scores(candidate, "holdout") is None
     assert again.documents_scored() == 2
+
+
+def test_answers_are_kept_with_the_scores(tmp_path: Path) -> None:
+    record = open_record(tmp_path)
+    ask = record.ask("search", "one", "r", VALUES)
+    record.add_scores(ask, "search", SCORES)
+    record.add_scores(ask, "holdout", replace(SCORES, answers=ANSWERS))
+    again = open_record(tmp_path)
+    found = again.scores(ask, "holdout")
+    assert found is not None
+    assert found.answers == ANSWERS
+    assert again.scores(ask, "search") == SCORES
 
 
 def test_chunks_are_joined_and_none_is_kept_twice(tmp_path: Path) -> None:

@@ -80,6 +80,11 @@ def hostile(go: Go, toy_models: dict[str, Path], tmp_path_factory: pytest.TempPa
         text["choices"] = [HOSTILE, "</li></ul><iframe src=//evil>"]
         text["answer"] = HOSTILE
     (folder / "documents.json").write_text(json.dumps(kept))
+    lines = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
+    for line in lines:
+        for answers in line["scores"].get("answers", {}).values():
+            answers.update({d: [f"</dd><script>alert(3)</script>{HOSTILE}", HOSTILE] for d in answers})
+    (folder / "scores.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     write_report(folder)
     return folder
 
@@ -189,6 +194,35 @@ def test_examples_can_be_read(finished: Path, toy_tasks: Path) -> None:
                 assert example.text.answer == row["choices"][row["label"]]
             shown += 1
     assert shown >= 4
+
+
+def test_examples_show_what_both_models_answered(finished: Path, go: Go) -> None:
+    report, page = gather(finished), page_of(finished)
+    assert report.duels is not None
+    champion = report.summary["champion"]["name"]
+    for duel in report.duels.tasks:
+        for example in (*duel.wins, *duel.losses):
+            for name, answer in ((champion, example.my_answer), (report.duels.parent, example.their_answer)):
+                assert answer is not None
+                assert answer.said == f"{name} on {example.document}"
+                assert answer.said in page.text
+    unfinished = go(stop=8)
+    write_report(unfinished)
+    assert "Champion answers" in page.text
+    assert (
+        "Champion answers" not in page_of(unfinished).text
+    )  # compared on search documents, of which none are kept
+
+
+def test_runs_of_before_answers_were_kept(copied: Path) -> None:
+    lines = [json.loads(line) for line in (copied / "scores.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["scores"].pop("answers", None)
+    (copied / "scores.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    write_report(copied)
+    page = page_of(copied)
+    assert "Document by document" in page.text
+    assert "Champion answers" not in page.text
 
 
 def test_texts_that_were_not_kept_can_be_asked_of_the_tasks(copied: Path) -> None:
@@ -325,6 +359,7 @@ def test_names_and_documents_are_text_only(hostile: Path) -> None:
     page = page_of(hostile)
     assert HOSTILE in page.text
     assert "</script><script>alert(2)</script>" in page.text
+    assert "</dd><script>alert(3)</script>" in page.text
     tags = {tag for tag, _ in page.elements}
     assert not tags & {"img", "iframe", "object", "embed", "link", "base", "form"}
     assert len(page.named("script")) == 1
@@ -545,7 +580,13 @@ document.body.textContent = JSON.stringify({
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed: apt-get install chromium")
 @pytest.mark.parametrize(
     ("run", "scheme", "width"),
-    [("finished", "light", 390), ("finished", "dark", 390), ("finished", "light", 1280), ("hostile", "dark", 390)],
+    [
+        ("finished", "light", 390),
+        ("finished", "dark", 390),
+        ("finished", "light", 1280),
+        ("finished", "dark", 1280),
+        ("hostile", "dark", 390),
+    ],
 )
 def test_in_a_browser(request: pytest.FixtureRequest, tmp_path: Path, run: str, scheme: str, width: int) -> None:
     """No message on the console, nothing wider than the screen, and colours as the reader wants them."""

@@ -1,5 +1,6 @@
 """A worker, without Ray: it scores what `heterosis merge` would write, and nothing it did before matters."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -88,6 +89,23 @@ def test_scores_equal_those_of_the_merge_on_the_disk(
     assert result.scores.documents == plain_lm_eval(folder, toy_tasks)
     assert result.seconds.keys() == {"merge", "forward", "other"}
     assert all(seconds >= 0 for seconds in result.seconds.values())
+
+
+def test_answers_to_held_out_documents_are_kept(
+    toy_config: Any, recipe: Any, toy_tasks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And to no others; of each task so many at most."""
+    monkeypatch.setattr("heterosis.evolve.worker.KEPT_ANSWERS", 3)
+    tasks = [{"name": "toy_choice"}, {"name": "toy_generate"}]
+    config = EvolveConfig.parse(yaml.safe_dump(toy_config(tasks=tasks, batch_size=4)))
+    parts = {"toy_choice": [9, 8, 7, 6, 5], "toy_generate": [4]}
+    worker = Worker(Setup(config, Split(DOCUMENTS, {task: [] for task in parts}, parts)))
+    assert scored(worker, recipe(), {"toy_choice": [20, 21], "toy_generate": [12]}).scores.answers == {}
+    kept = scored(worker, recipe(), parts).scores.answers
+    assert {task: sorted(own) for task, own in kept.items()} == {"toy_choice": [7, 8, 9], "toy_generate": [4]}
+    rows = json.loads((toy_tasks / "rows.json").read_text())
+    for document, answer in kept["toy_choice"].items():
+        assert answer.said in rows[document]["choices"]
 
 
 def test_recipes_share_nothing(make_worker: Any, recipe: Any) -> None:
