@@ -21,6 +21,7 @@ from heterosis.evolve.referee import Referee
 from heterosis.evolve.standing import read_trials
 from heterosis.evolve.statistics import Interval
 from heterosis.merge import Recipe
+from heterosis.merge.discovery import Discovery, HeldOut
 
 FRONT = "front"  # folder of the front's recipes
 PARTS = ("search", "selection", "holdout")
@@ -43,14 +44,40 @@ def environment(config: EvolveConfig, device: str, provenance: Mapping[str, Any]
     }
 
 
-def export_recipe(trial: Trial, provenance: Mapping[str, Any], note: str = "") -> str:
-    """A trial's recipe with all that it takes to run it again, and comments on where it came from."""
+def export_recipe(trial: Trial, provenance: Mapping[str, Any], found: Discovery, note: str = "") -> str:
+    """A trial's recipe with all that it takes to run it again, how it was found, and comments for its reader."""
     recipe = Recipe.parse(trial.ask.recipe, "record")
-    recipe = recipe.model_copy(update={"heterosis": {**recipe.heterosis, **provenance}})
+    own = {**recipe.heterosis, **provenance, "search": found.to_note()}
+    recipe = recipe.model_copy(update={"heterosis": own})
     score = "not scored" if trial.score is None else f"{trial.score:.6g} on the search documents"
     lines = [f"heterosis trial {trial.number}: {trial.ask.name}, {score}.", *note.splitlines()]
     lines.append("Run it with: heterosis merge THIS_FILE OUT")
     return "".join(f"# {line}\n" for line in lines) + recipe.to_yaml()
+
+
+def discovery(summary: Mapping[str, Any], trial: Trial, config: EvolveConfig) -> Discovery:
+    """How a trial's recipe was found; of the champion of a finished run also how it was validated."""
+    trials, champion = summary["trials"], summary["champion"]
+    fixed = {**summary["parents"], **summary["baselines"]}
+    validated = summary["status"] == "finished" and champion["trial"] == trial.number
+    mine = champion["holdout"] if validated else None
+    held_out = {name: r["holdout"] for name, r in fixed.items() if r["holdout"] is not None}
+    held_out.pop(trial.ask.name, None)
+    packages = ("heterosis", "torch", "transformers", "lm_eval")
+    return Discovery(
+        trial=trial.number,
+        numbers=len(trial.ask.values),
+        candidates=trials["complete"] + trials["pruned"],
+        stopped_early=trials["pruned"],
+        optimizers=tuple(dict.fromkeys(chosen["name"] for chosen in summary["optimizers"].values())),
+        objective=summary["maximised"]["kind"],
+        tasks={task: entry["metric"] for task, entry in summary["objective"].items()},
+        documents={part: summary["documents"][part] for part in PARTS},
+        held_out=None if mine is None else HeldOut(merge=mine, others=held_out),
+        outcome=summary["outcome"] if validated else "",
+        versions={name: summary["environment"][name] for name in packages},
+        config=config.fingerprint(),
+    )
 
 
 def export_trial(folder: Path, number: int | None) -> str:
@@ -59,7 +86,7 @@ def export_trial(folder: Path, number: int | None) -> str:
     Raises:
         InputError: If the folder is no run folder, or has no such trial.
     """
-    read_summary(folder)
+    summary = read_summary(folder)
     if number is None:
         best = folder / "best.yaml"
         if not best.exists():
@@ -68,7 +95,8 @@ def export_trial(folder: Path, number: int | None) -> str:
     trials = whole_trials(folder)
     if number >= len(trials):
         raise InputError(f"--trial: {folder} has trials 0 to {len(trials) - 1}, but got {number}")
-    return export_recipe(trials[number], read_state(folder)["provenance"])
+    found = discovery(summary, trials[number], EvolveConfig.load(folder / "config.yaml"))
+    return export_recipe(trials[number], read_state(folder)["provenance"], found)
 
 
 def whole_trials(folder: Path) -> list[Trial]:
@@ -171,11 +199,13 @@ def write_outcome(
     summary["outcome"] = outcome_sentence(summary)
     if champion:
         note = f"The champion. {summary['outcome']}" if finals else "Best so far on the search documents."
-        write_text(folder / "best.yaml", export_recipe(champion, provenance, note))
+        found = discovery(summary, champion, config)
+        write_text(folder / "best.yaml", export_recipe(champion, provenance, found, note))
     if finals and finals.front:
         (folder / FRONT).mkdir(exist_ok=True)
         for trial in finals.front:
-            text = export_recipe(trial, provenance, "On the front: no other finalist is better in everything.")
+            note = "On the front: no other finalist is better in everything."
+            text = export_recipe(trial, provenance, discovery(summary, trial, config), note)
             write_text(folder / FRONT / f"trial-{trial.number}.yaml", text)
     write_text(folder / "trials.csv", _table_of(record))
     write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")

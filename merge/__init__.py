@@ -32,7 +32,7 @@ computation.py       the arithmetic of one operation: rows, program, merged bloc
 executor.py          plan -> blocks, within a memory budget, on several threads
 sinks.py, writer.py  where blocks go: a live model, or safetensors shards
 companions.py        config, tokenizer
-card.py              the model card
+card.py              the model card; discovery.py: of a recipe that a search found, how
 quantised.py         quantised weights, recognised and refused
 verification.py      a written model loaded, run and made to generate
 inspection.py        a recipe's plan as a table, and what it takes

@@ -1,4 +1,4 @@
-"""The model card: what was merged and how, under which licences, how to use it and how to make it again.
+"""The model card: what was merged, under which licences, how it was found, how to use it and how to make it again.
 
 A model of the Hub is named by its id and commit. A folder of this machine is named by its last part alone: its
 path means nothing to others, and may tell what is not theirs to know. ``recipe.yaml`` beside the card has it.
@@ -16,6 +16,7 @@ import yaml
 
 from heterosis.errors import InputError
 from heterosis.merge.checkpoint import Checkpoint
+from heterosis.merge.discovery import found_by
 from heterosis.merge.files import open_ordinary
 from heterosis.merge.hub import HUB_ID
 from heterosis.merge.methods import get_method
@@ -126,6 +127,7 @@ def model_card(plan: MergePlan, recipe: Recipe, checkpoints: Iterable[Checkpoint
             *_table(entries),
             "",
             *_licences(parents),
+            *found_by(recipe.heterosis),
             *(_usage(plan) if plan.config else ()),
             *_again(recipe, entries),
         ]

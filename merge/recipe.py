@@ -33,8 +33,9 @@ __all__ += ["Slice", "Source", "TokenRow", "Tokenizer", "ZeroRow"]
 DTYPE_NAMES = ("bfloat16", "float16", "float32", "float64")
 # Chat templates that a recipe may name; `heterosis.merge.chat_template` has them.
 CHAT_TEMPLATES = ("alpaca", "chatml", "exaone", "llama3", "mistral")
-# What stands under `heterosis`: the random seed, and the hashes and commits of the models a search merged.
-_OWN_KEYS = ("seed", "models")
+# What stands under `heterosis`: the random seed, the hashes and commits of the models a search merged, and how it
+# found the recipe (`heterosis.merge.discovery`).
+_OWN_KEYS = ("seed", "models", "search")
 
 
 # --- values -----------------------------------------------------------------------------------------------------

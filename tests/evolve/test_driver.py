@@ -25,6 +25,7 @@ from heterosis.evolve.outcome import closing_table, export_trial
 from heterosis.evolve.record import Ask, Record, read_asks
 from heterosis.evolve.statistics import paired_difference
 from heterosis.evolve.worker import Failure
+from heterosis.merge import merge_models
 
 PARTS = {"search": 20, "selection": 20, "holdout": 30}
 BASELINES = ["ann", "bob", "uniform"]
@@ -426,6 +427,51 @@ class TestFinals:
         asks = [a for a in read_lines(tmp_path / "run/asks.jsonl") if a["number"] in scored]
         best = max(asks, key=lambda a: pools.hill(Ask(**a), "search"))
         assert f": {best['name']}," in (tmp_path / "run/best.yaml").read_text()
+
+
+class TestRecipesThatTravel:
+    """A recipe says how it was found, and so does the card of the model that it gives."""
+
+    def test_the_champions_card_tells_how_it_was_validated(self, run: Any, tmp_path: Path) -> None:
+        summary = run(trials=24, racing=True)
+        best = tmp_path / "run/best.yaml"
+        search = yaml.safe_load(best.read_text())["heterosis"]["search"]
+        assert search["trial"] == summary["champion"]["trial"]
+        assert search["candidates"] == 24
+        assert search["stopped_early"] == summary["trials"]["pruned"] > 0
+        assert search["tasks"] == {"toy_choice": "acc,none"}
+        assert search["documents"] == PARTS
+        assert search["held_out"]["merge"] == summary["champion"]["holdout"]
+        assert search["held_out"]["others"].keys() == {"ann", "bob", "uniform"}
+        assert search["outcome"] == summary["outcome"]
+        assert search["versions"].keys() == {"heterosis", "torch", "transformers", "lm_eval"}
+        assert search["config"] == EvolveConfig.load(tmp_path / "run/config.yaml").fingerprint()
+
+        merged = merge_models(best, tmp_path / "merged")
+        card = (merged / "README.md").read_text()
+        assert "- Searched on 20 documents of `toy_choice` (`acc,none`)." in card
+        assert "- Validated once on 30 documents" in card
+        assert f"| **This merge** | {summary['champion']['holdout']:.4f} |" in card
+        assert f"| ann | {summary['parents']['ann']['holdout']:.4f} |" in card
+        assert " ".join(summary["outcome"].split()) in card.replace("\\", "")
+        # The folder's own recipe gives the same model again, and says the same of the search.
+        again = merge_models(merged / "recipe.yaml", tmp_path / "again")
+        weights = "model.safetensors"
+        assert (again / weights).read_bytes() == (merged / weights).read_bytes()
+        assert yaml.safe_load((again / "recipe.yaml").read_text())["heterosis"]["search"] == search
+
+    def test_nothing_is_said_of_what_was_not_validated(self, run: Any, pools: Any, tmp_path: Path) -> None:
+        with pytest.raises(pools.crash):
+            run(pool={"crash_after": 8})
+        unfinished = yaml.safe_load((tmp_path / "run/best.yaml").read_text())["heterosis"]["search"]
+        assert not {"held_out", "outcome"} & unfinished.keys()
+        summary = run()
+        trial = next(n for n in (3, 4) if n != summary["champion"]["trial"])
+        other = yaml.safe_load(export_trial(tmp_path / "run", trial))["heterosis"]["search"]
+        assert other["trial"] == trial
+        assert not {"held_out", "outcome"} & other.keys()
+        champion = export_trial(tmp_path / "run", summary["champion"]["trial"])
+        assert yaml.safe_load(champion)["heterosis"]["search"]["outcome"] == summary["outcome"]
 
 
 class TestRacing:

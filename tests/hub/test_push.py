@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from fake_hub import READER, WRITER, FakeHub, Files
 
 Run = Callable[..., tuple[int, str, list[str]]]
@@ -66,6 +67,39 @@ def test_a_folder_is_published(hub: FakeHub, run: Run, merged: Path, make_llama:
     assert run("push", merged, "me/secret", "--private", **writer)[0] == 0
     assert hub.repos["me/secret"].private
     assert held(hub, "me/secret") == files
+
+
+def test_what_a_search_found_is_published_with_its_recipe(
+    hub: FakeHub, run: Run, make_llama: MakeLlama, tmp_path: Path
+) -> None:
+    """The model, the recipe that gives it again, and a card that says how it was found."""
+    base = make_llama("push-base", seed=0)
+    children = [make_llama(f"push-{i}", seed=i, noise_from=base, noise=0.1) for i in (1, 2)]
+    search = {
+        "trial": 7,
+        "candidates": 9,
+        "objective": "weighted",
+        "tasks": {"sums": "acc"},
+        "documents": {"search": 20, "selection": 20, "holdout": 30},
+        "held_out": {"merge": 0.75, "others": {"ann": 0.5}},
+    }
+    best = tmp_path / "best.yaml"
+    models = [{"model": str(child), "parameters": {"weight": [0.2, 0.8]}} for child in children]
+    recipe = {"merge_method": "task_arithmetic", "base_model": str(base), "models": models}
+    best.write_text(yaml.safe_dump(recipe | {"heterosis": {"seed": 3, "search": search}}))
+    assert run("merge", best, tmp_path / "found")[0] == 0
+    assert run("push", tmp_path / "found", "me/found", HF_TOKEN=WRITER)[0] == 0
+    published = held(hub, "me/found")
+    assert {"config.json", "model.safetensors", "recipe.yaml", "README.md", "tokenizer.json"} <= published.keys()
+    card = published["README.md"].decode()
+    assert "- Validated once on 30 documents that played no part before:" in card
+    assert "| **This merge** | 0.7500 |" in card
+    assert "heterosis merge recipe.yaml OUT" in card
+    assert str(base.parent) not in card
+
+    (tmp_path / "recipe.yaml").write_bytes(published["recipe.yaml"])
+    assert run("merge", tmp_path / "recipe.yaml", tmp_path / "again")[0] == 0
+    assert (tmp_path / "again/model.safetensors").read_bytes() == published["model.safetensors"]
 
 
 def test_what_is_refused_is_one_line(hub: FakeHub, run: Run, merged: Path, tmp_path: Path) -> None:

@@ -196,6 +196,56 @@ def test_hashes_that_the_recipe_states_are_told(parents: list[Path]) -> None:
         assert "SHA-256" not in card_of(recipe_of(parents, heterosis={"models": odd}))
 
 
+SEARCH: dict[str, Any] = {
+    "trial": 31,
+    "numbers": 6,
+    "candidates": 36,
+    "stopped_early": 16,
+    "optimizers": ["cma"],
+    "objective": "worst",
+    "tasks": {"sums_fr": "exact_match,sum", "a|b`c\n# d": "acc"},
+    "documents": {"search": 64, "selection": 120, "holdout": 240},
+    "held_out": {"merge": 0.73751, "others": {"ann": 0.0, "<img src=x> | [b](http://x)": 0.3875}},
+    "outcome": "Trial 31 beats the best parent: +0.35 against <script>.",
+    "versions": {"heterosis": "0.1.0", "lm_eval": "0.4.13"},
+    "config": "ab" * 32,
+}
+
+
+def test_how_a_search_found_it_is_told(parents: list[Path]) -> None:
+    lines = card_of(recipe_of(parents, heterosis={"seed": 3, "search": SEARCH})).splitlines()
+    at = lines.index("## How it was found")
+    assert at < lines.index("## How to make it again")
+    text = "\n".join(lines[at:])
+    assert "scored 36 candidates, 16 of them on some of the documents only. This is number 31: " in text
+    assert "a point of a space of 6 numbers, proposed by `cma`." in text
+    assert "- Searched on 64 documents of `sums_fr` (`exact_match,sum`) and `a|b'c # d` (`acc`)." in text
+    assert "- Maximised: the smallest gain over the parents." in text
+    assert "- Chosen among the best candidates on 120 other documents." in text
+    assert "- Validated once on 240 documents that played no part before:" in text
+    assert "| **This merge** | 0.7375 |\n| ann | 0.0000 |\n" in text
+    assert r"| \<img src=x\> \| \[b\](http://x) | 0.3875 |" in text
+    assert r"+0.35 against \<script\>." in text
+    assert f"heterosis 0.1.0, lm\\_eval 0.4.13; its config has the SHA-256 `{'ab' * 32}`." in text
+
+
+def test_what_was_not_validated_is_said_to_be_so(parents: list[Path]) -> None:
+    search = {k: v for k, v in SEARCH.items() if k not in ("held_out", "outcome", "numbers", "stopped_early")}
+    card = card_of(recipe_of(parents, heterosis={"search": search}))
+    assert "scored 36 candidates. This is number 31: a fixed recipe." in card
+    assert "- Not validated: it was not compared on held-out documents." in card
+    assert "Chosen" not in card
+    assert "beats" not in card
+
+
+@pytest.mark.parametrize(
+    "odd", [3, [], {"trial": 3}, SEARCH | {"tasks": 3}, SEARCH | {"held_out": {"merge": "x"}}]
+)
+def test_a_note_on_a_search_that_does_not_fit_is_left_out(parents: list[Path], odd: object) -> None:
+    assert "How it was found" not in card_of(recipe_of(parents, heterosis={"search": odd}))
+    assert "How it was found" not in card_of(recipe_of(parents))
+
+
 def test_a_merged_folders_code_runs(
     parents: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

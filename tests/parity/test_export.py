@@ -13,6 +13,7 @@ from heterosis.evolve.outcome import export_recipe
 from heterosis.evolve.record import Ask, Trial
 from heterosis.evolve.space import SearchSpace
 from heterosis.merge.api import merge_models
+from heterosis.merge.discovery import Discovery
 from heterosis.merge.methods import methods
 
 
@@ -33,7 +34,8 @@ def test_mergekit_runs_an_exported_recipe(
     ask = Ask(7, "search", "candidate 7", space.decode(values).to_yaml(), values, 5)
     provenance = {"seed": 3, "models": {name: {"sha256": "0" * 64} for name in config.genome.models}}
     recipe = tmp_path / "best.yaml"
-    recipe.write_text(export_recipe(Trial(7, ask, 0.5), provenance, "The champion."))
+    found = Discovery(trial=7, candidates=9, objective="weighted", tasks={"toy": "acc"}, documents={"search": 3})
+    recipe.write_text(export_recipe(Trial(7, ask, 0.5), provenance, found, "The champion."))
 
     result = CliRunner().invoke(main, [str(recipe), str(tmp_path / "theirs"), "--no-copy-tokenizer"])
     assert result.exit_code == 0, result.output
