@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Build the documentation into build/site; a broken link or an unresolved name is an error.
+# Build the documentation into build/site; a broken link between its pages or an unresolved name is an error.
+# Links to elsewhere are not followed: tests/test_docs.py checks their form.
 # Arguments go to mkdocs: `bash scripts/docs.sh serve` shows it while it is written.
 set -euo pipefail
 EXTRAS=docs

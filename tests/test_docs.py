@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import typer
@@ -151,3 +152,31 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert file.exists(), target
             if anchor:
                 assert anchor in anchors(file), f"{target}#{anchor}"
+
+
+# Of links to elsewhere only the form is checked: whether they lead on, only a network can tell. Who adds a host
+# has followed the link.
+ELSEWHERE = {
+    "arcee.ai": "/?",
+    "arxiv.org": r"/abs/\d{4}\.\d{5}",
+    "dl.acm.org": r"/doi/10\.\d{4}/[\d.]+",
+    "docs.ray.io": r"(/en/latest/[\w/-]+)?",
+    "github.com": r"/[\w.-]+/[\w.-]+",
+    "goddard.blog": r"/posts/[\w-]+",
+    "huggingface.co": r"/[\w.-]+/[\w.-]+",
+}
+
+
+def test_links_to_elsewhere_are_well_formed() -> None:
+    found = {
+        url.rstrip(".,")
+        for page in PAGES
+        for url in re.findall(r"\w+://[^\s)\"'`<>|\]]+", page.read_text(encoding="utf-8"))
+        if url.startswith("http")
+    }
+    assert len(found) >= 15
+    for url in sorted(found):
+        parts = urlsplit(url)
+        assert parts.scheme == "https", url
+        assert re.fullmatch(ELSEWHERE[parts.netloc], parts.path), url
+        assert not parts.query + parts.fragment, url
