@@ -333,9 +333,9 @@ class Computation:
         """Read a source as floats, less the base."""
         assert self._op.base is not None
         if source.identity == self._op.base.identity:
-            row.zero_()
+            row.numpy().fill(0)  # torch would wake threads of its own for a block
         elif self._is_adapted(source, self._op.base):
-            row.zero_()
+            row.numpy().fill(0)
             source.add_delta(start, row)
         else:
             self._read_rounded(source, start, row)
@@ -345,7 +345,8 @@ class Computation:
 
     def _add_adapter(self, source: LoraTensor, start: int, base: torch.Tensor, row: torch.Tensor) -> None:
         """What reading the source would give, from the base that was read already."""
-        product = self._workspace.buffer("product", row.numel(), torch.float32).zero_()
+        product = self._workspace.buffer("product", row.numel(), torch.float32)
+        product.numpy().fill(0)
         source.add_delta(start, product)
         add_rounded(_array(base), product.numpy(), _array(row))
 
