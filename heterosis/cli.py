@@ -285,7 +285,7 @@ def evaluate(
         Path | None, typer.Option("--output", help="JSON with the scores of every document.")
     ] = None,
 ) -> None:
-    """Score a model with lm-eval: heterosis evaluate MODEL --tasks arc_easy --limit 100"""
+    """Score a model with lm-eval: heterosis evaluate MODEL --tasks arc_easy,piqa --limit 100"""
     from heterosis.evaluate.api import evaluate_model
 
     scores, metrics = evaluate_model(
@@ -415,6 +415,18 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def _usage(error: typer.TyperException, command: str | None) -> str:
+    """What is wrong with a command, and where that names no remedy, how it is written."""
+    said = error.format_message().rstrip(".")
+    if said.startswith("Invalid value") or (said.endswith((")", "?")) and "extra argument" not in said):
+        return said
+    callbacks = {known.callback.__name__: known.callback for known in app.registered_commands if known.callback}
+    if command not in callbacks:
+        return f"{said}; the commands are {', '.join(callbacks)}"
+    example = (callbacks[command].__doc__ or "").partition(": ")[2]
+    return f"{said}; for example: {example}"
+
+
 def _show_warning(message: Warning | str, *args: Any, **kwargs: Any) -> None:
     _say(f"warning: {message}")
 
@@ -443,7 +455,7 @@ def main() -> None:
     except typer.TyperException as error:
         option = getattr(error, "option_name", "").replace("--no-", "--")
         hint = _MERGEKIT_OPTIONS.get(option) if command == "merge" else None
-        _say(f"heterosis: {f'{option}: {hint}' if hint else error.format_message()}")
+        _say(f"heterosis: {f'{option}: {hint}' if hint else _usage(error, command)}")
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         resumes = command == "evolve"

@@ -270,6 +270,35 @@ def test_a_filter_that_matches_nothing_is_told(run: Run, toy_models: dict[str, P
         )
 
 
+def test_a_command_that_is_not_complete_shows_how_it_is_written(run: Run) -> None:
+    from heterosis.cli import app
+
+    for known in app.registered_commands:
+        assert known.callback is not None
+        name = known.callback.__name__
+        code, output, errors = run(name)
+        assert (code, output, len(errors)) == (2, "", 1), errors
+        assert "; for example: heterosis " + name in errors[0]
+        assert not errors[0].endswith(".")
+    for command, says in (
+        (("evlove", "search.yaml"), "heterosis: No such command 'evlove'. Did you mean 'evolve'?"),
+        (("frobnicate",), "heterosis: No such command 'frobnicate'; the commands are merge, init, evolve, "),
+        (("evolve", "s.yaml", "--run-dir", "r", "--trails", "9"), "--trails (Possible options: --trials)"),
+        (
+            ("evolve", "s.yaml"),
+            "Missing option '--run-dir'; for example: heterosis evolve configs/quickstart.yaml",
+        ),
+        (
+            ("evaluate", "m", "--tasks", "a", "b"),
+            "(b); for example: heterosis evaluate MODEL --tasks arc_easy,piqa",
+        ),
+        (("evolve", "s.yaml", "--run-dir", "r", "--hours", "8h"), "'--hours': Input should be a valid number"),
+    ):
+        code, output, errors = run(*command)
+        assert (code, output, len(errors)) == (2, "", 1), errors
+        assert says in errors[0]
+
+
 def test_mergekit_yamls_options_are_known(run: Run) -> None:
     options = pytest.importorskip("mergekit.options").MergeOptions.model_fields
     ours = {"verbosity"}  # -v there
