@@ -25,9 +25,10 @@ from heterosis.merge.faults import duration
 if TYPE_CHECKING:
     from heterosis.evolve.preflight import Preflight
 
-RECENT = 6  # results shown
+WIDTH = 96  # columns of the view at most
+RECENT = 6  # results shown at most
 CAUSES = 3  # of failures shown
-SCORES = 60  # candidates in the line of scores
+SCORES = 60  # candidates in the line of scores at most
 LOOK = 0.5  # seconds between two looks into the folder, where there is no terminal
 _LEVELS = "▁▂▃▄▅▆▇█"
 
@@ -115,22 +116,38 @@ class PlainLines:
 # --- the view ---------------------------------------------------------------------------------------------------
 
 
-def view(standing: Standing, title: str = "heterosis") -> RenderableType:
-    """Where a run stands, to look at."""
-    done, budget = len(standing.trials), standing.budget
+def view(
+    standing: Standing, title: str = "heterosis", columns: int = WIDTH, lines: int | None = None
+) -> RenderableType:
+    """Where a run stands, to look at.
+
+    Args:
+        standing: Where it stands.
+        title: The run's name.
+        columns: Of the terminal.
+        lines: Of the terminal: so many of the latest results are shown as it has room for. None for any number.
+    """
+    done, budget, inside = len(standing.trials), standing.budget, min(columns, WIDTH) - 6
     head = f"{done} of {budget} trials · {duration(standing.seconds)}"
     if standing.left is not None:
         head += f" · about {duration(standing.left)} to go"
+    width = max(8, min(32, inside - len(head) - 2))
     bar = Table.grid(padding=(0, 2, 0, 0))
     bar.add_row(
-        ProgressBar(total=max(1, budget), completed=min(done, budget), width=32, complete_style="cyan"), Text(head)
+        ProgressBar(total=max(1, budget), completed=min(done, budget), width=width, complete_style="cyan"),
+        Text(head),
     )
     parts: list[RenderableType] = [bar, Text()]
+    taken = 6  # with the frame
     if standing.best is not None:
-        parts += [_ladder(standing), Text()]
-    parts.append(_facts(standing))
-    if standing.trials:
-        parts += [Text(), *_recent(standing)]
+        ladder = _ladder(standing)
+        parts += [ladder, Text()]
+        taken += ladder.row_count + 2
+    facts = _facts(standing, inside)
+    parts.append(facts)
+    shown = RECENT if lines is None else min(RECENT, lines - taken - facts.row_count - 2)
+    if standing.trials and shown > 0:
+        parts += [Text(), *_recent(standing, shown)]
     style = "red" if standing.lost else "cyan"
     return Panel(
         Group(*parts),
@@ -138,7 +155,7 @@ def view(standing: Standing, title: str = "heterosis") -> RenderableType:
         title_align="left",
         border_style=style,
         padding=(1, 2),
-        width=96,
+        width=WIDTH,
     )
 
 
@@ -169,7 +186,7 @@ def _ladder(standing: Standing) -> Table:
     return table
 
 
-def _facts(standing: Standing) -> Table:
+def _facts(standing: Standing, columns: int) -> Table:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim")
     table.add_column()
@@ -182,14 +199,11 @@ def _facts(standing: Standing) -> Table:
     table.add_row("documents", f"{standing.summary['documents']['scored']:,} scored{early}")
     if pulse is not None and pulse.spread is not None:
         now, first = pulse.spread
-        table.add_row(
-            "spread", f"{now:.3f} of the ranges among the last ten candidates, {first:.3f} among the first"
-        )
-    scores = [t.score for t in standing.trials if t.ask.kind in ("search", "mean") and t.score is not None][
-        -SCORES:
-    ]
+        table.add_row("spread", f"{now:.3f} of the ranges in the last ten, {first:.3f} in the first ten")
+    scores = [t.score for t in standing.trials if t.ask.kind in ("search", "mean") and t.score is not None]
     if len(scores) > 1:
-        table.add_row("candidates", f"{_line_of(scores)}  {min(scores):.4f} to {max(scores):.4f}")
+        last = scores[-max(8, min(SCORES, columns - 34)) :]  # beside the name and the ends
+        table.add_row("candidates", f"{_line_of(last)}  {min(last):.4f} to {max(last):.4f}")
     causes = standing.summary["failures"].items()
     for cause, count in sorted(causes, key=lambda entry: -entry[1])[:CAUSES]:
         table.add_row(Text("failed", style="red"), Text(f"{count} × {cause}", overflow="ellipsis", no_wrap=True))
@@ -198,13 +212,13 @@ def _facts(standing: Standing) -> Table:
     return table
 
 
-def _recent(standing: Standing) -> list[RenderableType]:
+def _recent(standing: Standing, shown: int) -> list[RenderableType]:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), style="dim")
     table.add_column(justify="right")
     table.add_column()
     table.add_column(overflow="ellipsis", no_wrap=True)
     table.add_column(justify="right")
-    for trial in standing.trials[: -RECENT - 1 : -1]:
+    for trial in standing.trials[: -shown - 1 : -1]:
         took = duration(sum(trial.seconds.values())) if trial.seconds else ""
         table.add_row(str(trial.number), Text(trial.ask.name), Text(describe_result(trial)), took)
     return [Text("latest results", style="dim"), Padding(table, 0)]
@@ -301,7 +315,7 @@ def _live(console: Console, folder: Path) -> Live:
 
     def render() -> RenderableType:
         try:
-            return view(watcher.look(), folder.resolve().name)
+            return view(watcher.look(), folder.resolve().name, console.width, console.height)
         except InputError:  # nothing is there yet
             return Text("starting")
 

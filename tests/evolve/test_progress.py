@@ -25,9 +25,9 @@ from heterosis.evolve.worker import Failure
 from heterosis.merge.faults import duration
 
 
-def rendered(standing: Standing, width: int = 100) -> str:
+def rendered(standing: Standing, width: int = 100, height: int | None = None) -> str:
     console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True)
-    console.print(view(standing))
+    console.print(view(standing, columns=width, lines=height))
     return console.export_text()
 
 
@@ -169,12 +169,25 @@ def test_the_view_shows_what_matters(run: Any, pools: Any) -> None:
     assert "1 of 1 busy" in text
     assert f"{20 * 16:,} scored" in text
     assert "× a merged tensor has [NaN]" in text  # no markup
-    assert "of the ranges among the last ten candidates" in text
+    assert "of the ranges in the last ten" in text
     latest = text.split("latest results")[1]
     assert latest.index(" 19 ") < latest.index(" 18 ")
     assert " 12 " not in latest
     narrow = rendered(next(s for s in seen if len(s.trials) == 20), width=40)
     assert max(map(len, narrow.splitlines())) <= 40
+
+
+def test_the_view_fits_on_the_terminal(run: Any) -> None:
+    """The latest results make room; what is said in one line on a wide terminal is so on an ordinary one."""
+    seen, _ = run(trials=80)
+    shown = next(s for s in seen if len(s.trials) == 79)
+    whole = rendered(shown).splitlines()
+    for height in range(len(whole) - 8, len(whole) + 1):
+        assert height - 2 <= len(rendered(shown, height=height).splitlines()) <= height
+    assert rendered(shown, height=200).splitlines() == whole
+    ordinary = rendered(shown, width=80).splitlines()
+    assert len(ordinary) == len(whole)
+    assert "about" in ordinary[2]
 
 
 def test_a_run_without_results_can_be_shown(run: Any) -> None:
