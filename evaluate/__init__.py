@@ -6,6 +6,8 @@
     harness.py    TaskSet: lm-eval tasks built once, scored often (the only file that imports lm_eval)
     resident.py   ResidentModel: a live model whose parameters a merge overwrites in place
     candidates.py CandidateLoader: recipe after recipe in one live model
+    backends.py   BackendLoader: recipe after recipe in a folder, from which a model class of lm-eval loads it
+    room.py       this machine's memory, and folders that go with the process that holds them
     api.py        evaluate_model
 
 Names that need torch or lm-eval are imported when first used, so importing this package loads neither.
@@ -22,11 +24,14 @@ from heterosis.evaluate.splits import Sizes, Split, split_documents
 
 if TYPE_CHECKING:
     from heterosis.evaluate.api import evaluate_model
+    from heterosis.evaluate.backends import BackendLoader, BackendModel
     from heterosis.evaluate.candidates import CandidateLoader
     from heterosis.evaluate.harness import Documents, TaskSet, make_lm
     from heterosis.evaluate.resident import ModelMismatch, ResidentModel
 
 _LAZY = {
+    "BackendLoader": "backends",
+    "BackendModel": "backends",
     "CandidateLoader": "candidates",
     "evaluate_model": "api",
     "Documents": "harness",
@@ -38,6 +43,8 @@ _LAZY = {
 
 __all__ = [
     "Answer",
+    "BackendLoader",
+    "BackendModel",
     "CandidateLoader",
     "Documents",
     "Metric",

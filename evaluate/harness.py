@@ -7,6 +7,7 @@ requests, its model class, its filters and metrics. Nothing is cached between ca
 """
 
 import copy
+import inspect
 import json
 import logging
 import math
@@ -18,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from hashlib import blake2b
+from importlib.metadata import metadata
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -25,6 +27,7 @@ from typing import Any
 import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
+from lm_eval.api.registry import get_model, model_registry
 from lm_eval.api.task import Task
 from lm_eval.filters import build_filter_ensemble
 from lm_eval.models.huggingface import HFLM
@@ -35,6 +38,8 @@ from heterosis.errors import InputError, did_you_mean
 from .answers import Answer, chosen
 from .scores import Metric, NonFiniteScore, Scores, TaskSpec
 from .splits import Split
+
+_LENGTHS = ("max_length", "max_model_len")  # what model classes of lm-eval call the longest prompt
 
 
 @dataclass(frozen=True)
@@ -88,12 +93,87 @@ class Source:
     others: tuple[str, ...]
 
 
-def make_lm(model: Any, tokenizer: Any, batch_size: int, max_length: int | None = None) -> HFLM:
+def make_lm(model: Any, tokenizer: Any, batch_size: int | str, max_length: int | None = None) -> HFLM:
     """lm-eval's Hugging Face model around a live transformers model, which is neither moved nor copied."""
     with _quiet():
         return HFLM(
             pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, max_length=max_length
         )
+
+
+def check_backend(name: str, batch_size: int | str, max_length: int | None) -> None:
+    """Refuse what `load_lm` could not do.
+
+    Raises:
+        InputError: If lm-eval has no such model class, or it is not installed, cannot load a folder, or cannot do
+            with the batch size or length.
+    """
+    if name not in model_registry:
+        valid = ("resident", *model_registry)
+        raise InputError(f"backend: unknown to lm-eval: {name!r}{did_you_mean(name, valid)}")
+    try:
+        parameters = _parameters(get_model(name))
+    except ImportError as error:
+        extra = f"lm-eval[{name}]" if name in _extras() else error.name or name
+        raise InputError(
+            f"backend: {name} needs a package that is not installed ({_one_line(error)}); pip install '{extra}'"
+        ) from error
+    except Exception as error:  # of a package that finds no device, or is broken
+        raise InputError(f"backend: {name} cannot be imported: {_one_line(error)}") from error
+    if "pretrained" not in parameters:
+        raise InputError(
+            f"backend: {name} does not load models from a folder, which is how it would get them; write resident, "
+            "hf or vllm"
+        )
+    if batch_size == "auto" and parameters.get("batch_size") != "auto":
+        raise InputError(
+            f"batch_size: auto is for the resident model, and for backends that fill batches themselves, not for "
+            f"{name}; write a number"
+        )
+    if max_length is not None and not any(key in parameters for key in _LENGTHS):
+        raise InputError(f"max_length: {name} has no such argument; leave it out")
+
+
+def load_lm(
+    backend: str,
+    args: Mapping[str, Any],
+    folder: Path,
+    batch_size: int | str,
+    max_length: int | None = None,
+    device: str = "cpu",
+) -> LM:
+    """A model folder, loaded by one of lm-eval's model classes."""
+    model = get_model(backend)
+    length = {} if max_length is None else {next(key for key in _LENGTHS if key in _parameters(model)): max_length}
+    with _quiet():
+        return model.create_from_arg_obj(
+            {**args, **length, "pretrained": str(folder)}, {"batch_size": batch_size, "device": device}
+        )
+
+
+def likelihood_finite(lm: LM, context: str, continuation: str) -> bool:
+    """Whether a model finds a text possible at all; one that has gone wrong gives NaN or minus infinity."""
+    request = Instance("loglikelihood", {}, (context, continuation), 0)
+    with _quiet():
+        ((likelihood, _),) = lm.loglikelihood([request], disable_tqdm=True)
+    return math.isfinite(likelihood)
+
+
+def _parameters(model: type[LM]) -> dict[str, Any]:
+    """The parameters of a model class and their defaults, and those of the classes that it passes others on to."""
+    found: dict[str, Any] = {}
+    for cls in model.__mro__:
+        if "__init__" in vars(cls):
+            own = inspect.signature(vars(cls)["__init__"]).parameters.values()
+            found = {parameter.name: parameter.default for parameter in own} | found
+            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own):
+                break
+    return found
+
+
+def _extras() -> list[str]:
+    """What can be installed with lm-eval."""
+    return metadata("lm-eval").get_all("Provides-Extra") or []
 
 
 class TaskSet:
@@ -274,6 +354,17 @@ class TaskSet:
                         chat_template=chat_template,
                     )
                     built[index] = requests if isinstance(requests, list) else [requests]
+
+    def longest(self, lm: LM) -> int:
+        """Tokens of the longest request that was built, with what the model may write, as the model takes them."""
+
+        def tokens(request: Instance) -> int:
+            text = "".join(part for part in request.args if isinstance(part, str))
+            writes = request.args[1] if request.request_type == "generate_until" else {"max_gen_toks": 0}
+            return len(lm.tok_encode(text)) + int(writes.get("max_gen_toks", lm.max_gen_toks))
+
+        built = (r for documents in self._requests.values() for requests in documents.values() for r in requests)
+        return min(int(lm.max_length), max(map(tokens, built)))
 
     def score(
         self,

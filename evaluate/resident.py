@@ -1,6 +1,6 @@
 """One live model whose parameters are overwritten in place, candidate after candidate."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Self
@@ -13,6 +13,7 @@ from heterosis.errors import InputError
 
 PROMPT = "The quick brown fox jumps over the lazy dog: 17 + 25 ="
 SAMPLES = 64  # elements per tensor in a checksum
+MOST_DOUBLINGS = 10  # of a batch; larger ones than 1024 gain nothing
 
 
 class ModelMismatch(RuntimeError):
@@ -100,7 +101,7 @@ class ResidentModel:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.parameters: dict[str, torch.Tensor] = dict(model.state_dict())
-        self._lms: dict[tuple[int, int | None], Any] = {}
+        self._lms: dict[tuple[int | str, int | None], Any] = {}
 
     def check_names(self, shapes: Mapping[str, Sequence[int]]) -> None:
         """Check that writing these tensors overwrites exactly the whole model.
@@ -132,13 +133,7 @@ class ResidentModel:
 
     def checksum(self) -> str:
         """A hash of a fixed sample of every tensor, read from the live model: it shows that a swap happened."""
-        digest = blake2b(digest_size=16)
-        for name, tensor in sorted(self.model.state_dict().items()):
-            step = max(1, tensor.numel() // SAMPLES)
-            sample = tensor.reshape(-1)[::step][:SAMPLES].contiguous().cpu()
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            digest.update(sample.view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return checksum_of(self.model.state_dict().items())
 
     def logits_finite(self, tokenizer: Any = None) -> bool:
         """Whether the model's outputs on a short prompt are finite.
@@ -150,7 +145,29 @@ class ResidentModel:
             logits = self.model(tokens.to(self.model.device)).logits
         return bool(torch.isfinite(logits).all())
 
-    def lm(self, batch_size: int, max_length: int | None = None) -> Any:
+    def largest_batch(self, tokens: int) -> int:
+        """How many prompts of so many tokens one forward pass can take, with the likelihoods of all their tokens.
+
+        Doubled from one until the device is out of memory.
+
+        Raises:
+            MemoryError: If it cannot take one.
+        """
+        fitting = 0
+        with torch.inference_mode():
+            for size in (2**n for n in range(MOST_DOUBLINGS + 1)):
+                batch = torch.zeros((size, tokens), dtype=torch.long, device=self.model.device)
+                try:
+                    torch.log_softmax(self.model(batch).logits, dim=-1)
+                except torch.OutOfMemoryError:
+                    break
+                fitting = size
+        torch.cuda.empty_cache()  # does nothing without one
+        if not fitting:
+            raise MemoryError(f"a prompt of {tokens} tokens does not fit beside the model")
+        return fitting
+
+    def lm(self, batch_size: int | str, max_length: int | None = None) -> Any:
         """The model as lm-eval sees it, made once for each batch size."""
         from .harness import make_lm  # lm-eval takes seconds to import
 
@@ -158,6 +175,17 @@ class ResidentModel:
         if key not in self._lms:
             self._lms[key] = make_lm(self.model, self.tokenizer, batch_size, max_length)
         return self._lms[key]
+
+
+def checksum_of(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """A hash of a fixed sample of every tensor, by name."""
+    digest = blake2b(digest_size=16)
+    for name, tensor in sorted(tensors, key=lambda entry: entry[0]):
+        step = max(1, tensor.numel() // SAMPLES)
+        sample = tensor.reshape(-1)[::step][:SAMPLES].contiguous().cpu()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(sample.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:

@@ -13,6 +13,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError
 
 from heterosis.errors import InputError
+from heterosis.evaluate.room import sweep
 from heterosis.evolve.faults import RunStopped
 from heterosis.evolve.timeouts import TimeLimit
 from heterosis.evolve.worker import DocumentIds, Evaluation, Failure, Setup, Worker
@@ -79,10 +80,8 @@ class RayPool:
         self._started = not ray.is_initialized()
         if self._started:
             _start(address, workers, setup)
-        environment = {"env_vars": {"OMP_NUM_THREADS": str(setup.threads), "TOKENIZERS_PARALLELISM": "false"}}
-        # A worker that dies is replaced here and not restarted by Ray, which meanwhile fails the next one's work.
-        actor = ray.remote(num_cpus=setup.cpus, num_gpus=setup.gpus, max_restarts=0, max_task_retries=0)(Worker)
-        self._worker, self._setup = actor.options(runtime_env=environment), setup
+        self._worker, self._setup = _actor(setup), setup
+        sweep()
         self._starting: dict[Any, Any] = {}  # what they find of the models -> workers
         self._free: list[Any] = []
         self._running: dict[Any, _Running] = {}
@@ -208,6 +207,42 @@ class RayPool:
             ray.shutdown()
         if self._setup.run:
             _remove_shared(node_folder(self._setup.run))
+        sweep()
+
+
+def probed_batch_size(setup: Setup, recipe: str, *, address: str | None = None) -> int:
+    """How large a batch a worker can score beside a recipe's model, asked of one worker.
+
+    Args:
+        setup: What the workers need to know.
+        recipe: Of any candidate.
+        address: Of a running cluster; None starts Ray on this machine, and ends it again.
+
+    Raises:
+        InputError: If not even one request fits, or the recipe cannot be scored.
+    """
+    started = not ray.is_initialized()
+    if started:
+        _start(address, 1, setup)
+    try:
+        worker = _actor(setup).remote(setup)
+        found, alive = _result(worker.probe.remote(recipe))
+        if alive:
+            ray.kill(worker)
+    finally:
+        if started:
+            ray.shutdown()
+    if isinstance(found, Failure):
+        raise InputError(f"batch_size: auto: {found.cause}; write a number, or take a larger device")
+    return int(found)
+
+
+def _actor(setup: Setup) -> Any:
+    """A worker, as Ray makes them."""
+    environment = {"env_vars": {"OMP_NUM_THREADS": str(setup.threads), "TOKENIZERS_PARALLELISM": "false"}}
+    # One that dies is replaced by the pool and not restarted by Ray, which meanwhile fails the next one's work.
+    actor = ray.remote(num_cpus=setup.cpus, num_gpus=setup.gpus, max_restarts=0, max_task_retries=0)(Worker)
+    return actor.options(runtime_env=environment)
 
 
 def _count(documents: DocumentIds) -> int:

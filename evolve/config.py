@@ -11,6 +11,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     Field,
+    JsonValue,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -20,6 +21,7 @@ from pydantic import (
 from heterosis.errors import InputError, did_you_mean
 from heterosis.evolve.config_faults import faults_of
 from heterosis.evolve.config_values import (
+    BatchSize,
     Count,
     DocumentCount,
     Fraction,
@@ -40,6 +42,17 @@ from heterosis.evolve.genome import Genome, MethodSpec, unknown_method
 from heterosis.evolve.optimizers import optimizer_names
 from heterosis.evolve.path_config import LayerPaths
 from heterosis.merge.yaml_file import parse_mapping, read_text
+
+RESIDENT = "resident"
+
+# Arguments of a backend that follow from elsewhere.
+_NOT_AN_ARGUMENT = {
+    "pretrained": "is the folder of the candidate; leave it out",
+    "batch_size": "stands at the top of the config; write it there",
+    "max_length": "stands at the top of the config; write it there",
+    "max_model_len": "is max_length at the top of the config; write it there",
+    "device": "is an option of the command; write --device",
+}
 
 # What a run may change between two sittings: it alters neither what a score means nor what is searched.
 _NOT_IN_FINGERPRINT = (
@@ -141,6 +154,32 @@ class Racing(Section):
         return {"enabled": value} if isinstance(value, bool) else value
 
 
+class Backend(Section):
+    """What scores the candidates.
+
+    Attributes:
+        name: ``resident``, a live transformers model that candidates are merged into; or a model class of lm-eval
+            that loads a folder, by its name there.
+        args: Arguments of that class.
+    """
+
+    name: str = RESIDENT
+    args: dict[str, JsonValue] = Field(default={})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("args")
+    @classmethod
+    def _check_args(cls, args: dict[str, JsonValue], info: ValidationInfo) -> dict[str, JsonValue]:
+        if args and info.data.get("name") == RESIDENT:
+            raise ValueError("resident takes none; leave them out, or name a backend of lm-eval")
+        refuse(f".{name}: {_NOT_AN_ARGUMENT[name]}" for name in args if name in _NOT_AN_ARGUMENT)
+        return args
+
+
 class Failures(Section):
     """When a search gives up.
 
@@ -168,7 +207,8 @@ class EvolveConfig(Section):
         fewshot_as_multiturn: Whether examples are turns of the chat.
         documents: How documents are split.
         include_path: Folders with lm-eval tasks; ``task_search_path`` is the same.
-        batch_size: Requests in one forward pass.
+        backend: What scores the candidates; a name will do.
+        batch_size: Requests in one forward pass; ``auto`` for what the memory takes, found out once in a run.
         max_length: Longest prompt in tokens; None for the model's own.
         optimizer: Who proposes the candidates.
         racing: When candidates are stopped early; ``true`` or ``false`` will do.
@@ -200,7 +240,8 @@ class EvolveConfig(Section):
     fewshot_as_multiturn: bool = True
     documents: Documents = Field(default=Documents(), validate_default=True)
     include_path: Texts = ()
-    batch_size: Count = 16
+    backend: Backend = Backend()
+    batch_size: BatchSize = 16
     max_length: Count | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     racing: Racing = Racing()
@@ -377,6 +418,7 @@ _SECTIONS: dict[tuple[str, ...], type[BaseModel]] = {
     ("documents",): Documents,
     ("optimizer",): OptimizerConfig,
     ("racing",): Racing,
+    ("backend",): Backend,
     ("failures",): Failures,
 }
 

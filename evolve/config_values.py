@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -48,6 +48,12 @@ def not_bool(value: object) -> object:
     return value
 
 
+def _batch_size(value: object) -> object:
+    if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"must be a whole number >= 1, or auto, but got {value!r}")
+    return value
+
+
 def several(value: object) -> object:
     """One text, or none, as a list."""
     return [value] if isinstance(value, str) else [] if value is None else value
@@ -86,4 +92,5 @@ Share: TypeAlias = Annotated[float, BeforeValidator(not_bool), Field(gt=0, le=1)
 Count: TypeAlias = Annotated[int, BeforeValidator(not_bool), Field(ge=1)]
 Natural: TypeAlias = Annotated[int, BeforeValidator(not_bool), Field(ge=0)]
 DocumentCount: TypeAlias = Annotated[int, BeforeValidator(_documents), Field(ge=1)]
+BatchSize: TypeAlias = Annotated[int | Literal["auto"], BeforeValidator(_batch_size)]
 Texts: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(several)]

@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ import numpy as np
 from heterosis.errors import InputError
 from heterosis.evaluate.splits import Split
 from heterosis.evolve.baselines import RECIPES_BUDGET, Baseline
-from heterosis.evolve.cluster import Outcome, Pool, RayPool
+from heterosis.evolve.cluster import Outcome, Pool, RayPool, probed_batch_size
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.dispatch import Attempts, Job, dispatch
 from heterosis.evolve.faults import RunStopped, disk_faults
@@ -31,7 +32,7 @@ from heterosis.evolve.racing import DocumentIds, missing
 from heterosis.evolve.record import Ask, Record, Trial, study_url
 from heterosis.evolve.referee import Referee
 from heterosis.evolve.report import write_report
-from heterosis.evolve.resources import check_workers, resources, worker_setup, workers_and_threads
+from heterosis.evolve.resources import check_workers, merges_to, resources, worker_setup, workers_and_threads
 from heterosis.evolve.session import logging_to, stopping_on_signals
 from heterosis.evolve.stages import Stages
 from heterosis.evolve.statistics import Interval
@@ -121,6 +122,7 @@ def search(
         takes.check()
         if ray_address is None:
             check_workers(loaded, device)
+            merges_to(checked)
     except InputError as error:
         origin = "config" if isinstance(config, EvolveConfig) else os.fspath(config)
         raise InputError(*(f"{origin}: {fault}" for fault in error.faults)) from error
@@ -171,7 +173,7 @@ class _Driver:
         self._state["control_points"] = checked.control_points
         self._state["layers"] = checked.space.depth.n_layers
         self.workers = workers_and_threads(config)[0]
-        self._setup = worker_setup(checked, self._split, device, folder.path)
+        self._setup = worker_setup(checked, self._split, device, folder.path, self._state.get("batch_size"))
         self._check_environment()
         url = storage or study_url(folder.path)
         dimensions = [dimension for own in checked.spaces for dimension in own.parameters]
@@ -217,6 +219,8 @@ class _Driver:
         self._pulse.beat(0, 0)
         timeout = self._config.timeout
         try:
+            if self._setup.batch_size is None:
+                self._probe_batch_size(ray_address)
             pool = (
                 make_pool(self._setup, self.workers)
                 if make_pool
@@ -277,9 +281,17 @@ class _Driver:
         self._pulse.phase("stopping after the documents that are being scored")
         log.info("stopping after the documents that are being scored; interrupt again to stop at once")
 
+    def _probe_batch_size(self, ray_address: str | None) -> None:
+        """Find out how large batches may be, once in a run: all its scores come from the same."""
+        found = probed_batch_size(self._setup, self._known_recipes[0].recipe.to_yaml(), address=ray_address)
+        log.info("batch_size: %d, as much as the memory of a worker takes", found)
+        self._setup = replace(self._setup, batch_size=found)
+        self._state["batch_size"] = self._state["environment"]["batch_size"] = found
+        self._folder.save_state(self._state)
+
     def _check_environment(self) -> None:
         """Refuse to mix scores that other versions, batch sizes or models may have shifted."""
-        now = environment(self._config, self._setup.device, self._provenance)
+        now = environment(self._config, self._setup.device, self._provenance, self._setup.batch_size)
         then = self._state.setdefault("environment", now)
         differing = [f"{key}: {then.get(key)} then, {now[key]} now" for key in now if then.get(key) != now[key]]
         if differing:

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from heterosis.evolve.baselines import RECIPES_BUDGET
-from heterosis.evolve.config import EvolveConfig
+from heterosis.evolve.config import RESIDENT, EvolveConfig
 from heterosis.evolve.depth import Depth
 from heterosis.evolve.preflight import Preflight, preflight
 from heterosis.evolve.rehearsal import Rehearsal, rehearse
-from heterosis.evolve.resources import Resources, resources, workers_and_threads
+from heterosis.evolve.resources import Resources, merges_to, resources, workers_and_threads
+from heterosis.merge.faults import size
 from heterosis.merge.inspection import recorded_warnings
 
 
@@ -54,6 +55,7 @@ class SearchReport:
         tasks: What is optimised.
         objective: How.
         chat: Whether prompts are put into a chat template.
+        backend: What scores candidates, in words.
         tensors: Of a candidate.
         parameters: Of a candidate.
         bytes_read: For a candidate.
@@ -73,6 +75,7 @@ class SearchReport:
     tasks: tuple[TaskFacts, ...]
     objective: str
     chat: bool
+    backend: str
     tensors: int
     parameters: int
     bytes_read: int
@@ -95,6 +98,7 @@ def inspect_search(config: EvolveConfig, *, place: Path = Path(), trial: bool = 
     with recorded_warnings() as noted:
         checked = preflight(config)
     resources(checked, place).check()
+    merges_to(checked)
     rehearsal = rehearse(checked, workers_and_threads(config)[1]) if trial else None
     takes = resources(checked, place, rehearsal=rehearsal)
     return _report(checked, rehearsal, takes, (*noted, *checked.warnings, *takes.warnings))
@@ -124,6 +128,7 @@ def _report(
         tasks=tuple(_task_facts(checked)),
         objective=config.objective,
         chat=config.apply_chat_template,
+        backend=_backend_in_words(checked),
         tensors=len(checked.plan.ops),
         parameters=checked.plan.parameters,
         bytes_read=checked.plan.bytes_read,
@@ -146,6 +151,13 @@ def _task_facts(checked: Preflight) -> list[TaskFacts]:
         )
         for name, weight in checked.objective.weights.items()
     ]
+
+
+def _backend_in_words(checked: Preflight) -> str:
+    place = merges_to(checked)
+    if place is None:
+        return RESIDENT
+    return f"{checked.config.backend.name}, from a folder of {size(checked.plan.bytes_written)} in {place}"
 
 
 def _in_words(depth: Depth) -> str:

@@ -5,13 +5,13 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from heterosis.errors import InputError
 from heterosis.evaluate.splits import Split
-from heterosis.evolve.config import EvolveConfig
+from heterosis.evolve.config import RESIDENT, EvolveConfig
 from heterosis.evolve.finals import Finals
 from heterosis.evolve.folder import SUMMARY, read_state, read_summary, write_text
 from heterosis.evolve.genome import UNIFORM
@@ -30,18 +30,31 @@ PARTS = ("search", "selection", "holdout")
 Verdict: TypeAlias = Literal["empty", "unfinished", "parent", "baseline", "better", "unclear", "worse"]
 
 
-def environment(config: EvolveConfig, device: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """What scores depend on beside the config: versions, batch size, models' contents."""
+def environment(
+    config: EvolveConfig, device: str, provenance: Mapping[str, Any], batch_size: int | str | None
+) -> dict[str, Any]:
+    """What scores depend on beside the config: versions, batch size (None before a probe), models' contents."""
     packages = {"heterosis": "heterosis", "torch": "torch", "transformers": "transformers", "lm_eval": "lm-eval"}
     packages |= {"cma": "cma", "numpy": "numpy"}
     hashes = {name: model["sha256"] for name, model in provenance["models"].items()}
     return {
         **{key: version(package) for key, package in packages.items()},
         "seed": config.seed,
-        "batch_size": config.batch_size,
+        "batch_size": batch_size,
         "device": device,
+        **_backend(config.backend.name),
         "models": hashes,
     }
+
+
+def _backend(name: str) -> dict[str, str]:
+    """The backend, if it is not the usual one, with the version of the package of that name, if there is one."""
+    if name == RESIDENT:
+        return {}
+    try:
+        return {"backend": f"{name} {version(name)}"}
+    except PackageNotFoundError:
+        return {"backend": name}
 
 
 def export_recipe(trial: Trial, provenance: Mapping[str, Any], found: Discovery, note: str = "") -> str:

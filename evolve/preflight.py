@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from heterosis.errors import InputError, collecting
-from heterosis.evaluate.harness import TaskSet
+from heterosis.evaluate.harness import TaskSet, check_backend
 from heterosis.evaluate.splits import Sizes, Split, split_documents
 from heterosis.evolve.baselines import Baseline
-from heterosis.evolve.config import EvolveConfig
+from heterosis.evolve.config import RESIDENT, EvolveConfig
 from heterosis.evolve.contamination import task_warnings
 from heterosis.evolve.dimensions import Space
 from heterosis.evolve.genes import METHOD
@@ -103,7 +103,7 @@ def preflight(
         tasks: The config's, if they are loaded already.
 
     Raises:
-        InputError: With the first faults of the models and of the tasks.
+        InputError: With the first faults of the models, of the backend and of the tasks.
     """
     faults: list[str] = []
     with collecting(faults):
@@ -111,6 +111,9 @@ def preflight(
         stages, plan = _planned(pinned, checkpoints, control_points)
         paths_alone = pinned.genome.layer_paths is not None and pinned.genome.layer_paths.after is None
         paths = PathSpace.from_config(pinned, checkpoints) if paths_alone else None
+    with collecting(faults):
+        if config.backend.name != RESIDENT:
+            check_backend(config.backend.name, config.batch_size, config.max_length)
     with collecting(faults):
         loaded = tasks or task_set(config)
         objective = _objective(config, loaded)

@@ -9,7 +9,14 @@ import numpy as np
 from heterosis.errors import InputError
 from heterosis.evaluate.splits import Split
 from heterosis.evolve.preflight import Preflight
-from heterosis.evolve.worker import DocumentIds, Evaluation, Failure, Setup, Worker
+from heterosis.evolve.worker import (
+    AUTO_BATCH_SIZE,
+    DocumentIds,
+    Evaluation,
+    Failure,
+    Setup,
+    Worker,
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,8 @@ def rehearse(
         InputError: If a candidate cannot be scored.
     """
     space = checked.spaces[-1]
-    each = math.ceil(checked.config.batch_size / len(checked.split.search))
+    asked = checked.config.batch_size
+    each = math.ceil((AUTO_BATCH_SIZE if isinstance(asked, str) else asked) / len(checked.split.search))
     batch = {task: ids[:each] for task, ids in checked.split.search.items()}
     one = {task: ids[:1] for task, ids in batch.items()}
     nothing: dict[str, list[int]] = {task: [] for task in batch}

@@ -1,19 +1,20 @@
 """What a search takes: workers and threads, memory, disk, time. Estimates, and what can be refused by them."""
 
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from heterosis.errors import InputError
+from heterosis.evaluate.room import memory as memory_of_machine
+from heterosis.evaluate.room import place_for
 from heterosis.evaluate.splits import Split
-from heterosis.evolve.config import EvolveConfig
+from heterosis.evolve.config import RESIDENT, EvolveConfig
 from heterosis.evolve.finals import finals_cost
 from heterosis.evolve.machine import this_machine
 from heterosis.evolve.preflight import Preflight
 from heterosis.evolve.rehearsal import Rehearsal
-from heterosis.evolve.worker import SILENCE, Setup
+from heterosis.evolve.worker import SILENCE, Setup, known_batch_size
 from heterosis.merge.executor import available_cores
 from heterosis.merge.faults import size
 
@@ -32,7 +33,7 @@ class Resources:
         workers: Processes that score.
         threads: Of each.
         memory: Bytes for all processes; None where models live elsewhere.
-        memory_least: The live models' alone.
+        memory_least: The live models' alone; 0 for those of another backend.
         memory_free: Bytes.
         memory_total: Bytes.
         disk: Bytes of the run folder.
@@ -113,8 +114,10 @@ def workers_and_threads(config: EvolveConfig) -> tuple[int, int]:
     return workers, max(1, int(each) if each else cores // workers)
 
 
-def worker_setup(checked: Preflight, split: Split, device: str, run_dir: Path) -> Setup:
-    """What the workers of a run need to know."""
+def worker_setup(
+    checked: Preflight, split: Split, device: str, run_dir: Path, batch_size: int | None = None
+) -> Setup:
+    """What the workers of a run need to know, the batch size being one that was probed, or None."""
     config = checked.config
     threads = workers_and_threads(config)[1]
     return Setup(
@@ -128,6 +131,7 @@ def worker_setup(checked: Preflight, split: Split, device: str, run_dir: Path) -
         models={str(ref): c.content_hash.removeprefix("sha256:") for ref, c in checked.checkpoints.items()},
         machine=this_machine(),
         silence=SILENCE,
+        batch_size=batch_size or known_batch_size(config, device),
     )
 
 
@@ -152,6 +156,24 @@ def check_workers(config: EvolveConfig, device: str) -> None:
         )
 
 
+def merges_to(checked: Preflight) -> Path | None:
+    """Where candidates are written on this machine for a backend that loads folders; None for a live model.
+
+    Raises:
+        InputError: If there is no room.
+    """
+    backend, needed = checked.config.backend.name, checked.plan.bytes_written
+    if backend == RESIDENT:
+        return None
+    place = place_for(needed)
+    if place is None:
+        raise InputError(
+            f"backend: {backend} loads candidates of {size(needed)} from a folder, but neither shared memory nor "
+            f"{tempfile.gettempdir()} has room; set TMPDIR to a folder on a larger disk, or write resident"
+        )
+    return place
+
+
 def resources(
     checked: Preflight, place: Path, *, local: bool = True, rehearsal: Rehearsal | None = None
 ) -> Resources:
@@ -167,8 +189,10 @@ def resources(
     workers, threads = workers_and_threads(config)
     documents = sum(map(len, checked.split.search.values()))
     finals = finals_cost(checked.split, len(config.genome.models), config.finalists)
-    least = workers * LIVE * plan.parameters
-    free, total = _memory()
+    resident = config.backend.name == RESIDENT
+    least = workers * LIVE * plan.parameters if resident else 0  # what another backend makes of a model is its own
+    others = 0 if resident else 2 * workers * plan.bytes_written  # the model, and its folder while it is loaded
+    free, total = memory_of_machine()
     numbers = max(len(space.parameters) for space in checked.spaces)
     trial = 2 * len(plan.recipe.to_yaml().encode()) + TRIAL + NUMBER * numbers
     there = place.expanduser().absolute()
@@ -181,7 +205,7 @@ def resources(
     return Resources(
         workers=workers,
         threads=threads,
-        memory=least + workers * (plan.adapter_bytes + WORKER) + DRIVER if local else None,
+        memory=least + others + workers * (plan.adapter_bytes + WORKER) + DRIVER if local else None,
         memory_least=least,
         memory_free=free,
         memory_total=total,
@@ -194,16 +218,3 @@ def resources(
         candidate=candidate,
         seconds=seconds,
     )
-
-
-def _memory() -> tuple[int, int]:
-    """Bytes that are free and that there are, within the limit of a container."""
-    memory = psutil.virtual_memory()
-    free, total = memory.available, memory.total
-    try:
-        group = Path("/sys/fs/cgroup")
-        most = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
-    except (OSError, ValueError):  # no such limit
-        return free, total
-    return min(free, max(0, most - used)), min(total, most)

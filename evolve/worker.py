@@ -5,24 +5,28 @@ import faulthandler
 import fcntl
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from heterosis.evaluate.scores import NonFiniteScore, Scores, TaskSpec
 from heterosis.evaluate.splits import Split
-from heterosis.evolve.config import EvolveConfig
+from heterosis.evolve.config import RESIDENT, EvolveConfig
 from heterosis.evolve.machine import this_machine
 
 if TYPE_CHECKING:
+    from heterosis.evaluate.backends import BackendLoader, BackendModel
     from heterosis.evaluate.candidates import CandidateLoader
     from heterosis.evaluate.harness import TaskSet
     from heterosis.evaluate.resident import ResidentModel
     from heterosis.merge import Reductions
 
 KEPT_ANSWERS = 500  # held-out documents of each task of which the answers are kept, for the report
+AUTO_BATCH_SIZE = 16  # on a CPU, where cores are the limit and not memory
 SILENCE = 1800.0  # seconds without a forward pass while a model is scored, after which its worker ends itself
+
+T = TypeVar("T")
 
 DocumentIds = Mapping[str, list[int]]
 
@@ -42,6 +46,7 @@ class Setup:
         models: SHA-256 of each model's files, as the driver found them; none are checked without.
         machine: The driver's.
         silence: Seconds without a sign of life before a worker ends itself; 0 for no end.
+        batch_size: Requests in one forward pass, as a probe has found it; None for the config's.
     """
 
     config: EvolveConfig
@@ -54,6 +59,7 @@ class Setup:
     models: Mapping[str, str] = field(default_factory=dict)
     machine: str = ""
     silence: float = 0.0
+    batch_size: int | str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,13 @@ def task_set(config: EvolveConfig) -> "TaskSet":
     return TaskSet(specs, include_path=config.include_path, num_fewshot=config.num_fewshot, seed=config.seed)
 
 
+def known_batch_size(config: EvolveConfig, device: str) -> int | str | None:
+    """The batch size that a config means: ``auto`` leaves it to the backend, None must be probed first."""
+    if config.batch_size != "auto" or config.backend.name != RESIDENT:
+        return config.batch_size
+    return None if device.startswith("cuda") else AUTO_BATCH_SIZE
+
+
 class Worker:
     """Scores recipes. Whatever goes wrong with one of them is returned, not raised.
 
@@ -103,11 +116,12 @@ class Worker:
         self._setup = setup
         self._tasks = tasks
         self._kept = {task: frozenset(own[:KEPT_ANSWERS]) for task, own in setup.split.holdout.items()}
+        self._batch_size = setup.batch_size or known_batch_size(setup.config, setup.device)
         self._built = False  # the requests, for a chat template
         self._chat_template: str | dict[str, str] | None = None
-        self._loader: CandidateLoader | None = None
+        self._loader: CandidateLoader | BackendLoader | None = None
         self._reductions: Reductions | None = None
-        self._loaded: tuple[str, ResidentModel] | None = None  # a recipe, and the live model with its tensors
+        self._loaded: tuple[str, ResidentModel | BackendModel] | None = None  # a recipe, and the model of it
 
     def ping(self) -> None:
         """Answer."""
@@ -160,11 +174,18 @@ class Worker:
 
     def score(self, recipe: str, documents: DocumentIds) -> Evaluation | Failure:
         """Merge a recipe into the live model and score it on documents."""
+        return self._tried(lambda: self._score(recipe, documents))
+
+    def probe(self, recipe: str) -> int | Failure:
+        """Merge a recipe into the live model; the largest batch of the longest request that fits beside it."""
+        return self._tried(lambda: self._probe(recipe))
+
+    def _tried(self, work: Callable[[], T]) -> T | Failure:
         from heterosis.errors import InputError
         from heterosis.merge import MergeError
 
         try:
-            return self._score(recipe, documents)
+            return work()
         except (MergeError, NonFiniteScore) as error:
             return Failure(str(error))
         except InputError as error:
@@ -179,21 +200,46 @@ class Worker:
             return Failure(f"{type(error).__name__}: {error}".splitlines()[0], retry=out_of_memory)
 
     def _score(self, recipe: str, documents: DocumentIds) -> Evaluation:
+        begun = time.perf_counter()
+        candidate = self._load(recipe)
+        merged = time.perf_counter()
+        lm, tasks = self._asked(candidate, self._batch_size)
+        with self._watched(candidate.model):
+            if not candidate.logits_finite():
+                raise NonFiniteScore("a short prompt", 0, float("nan"))
+            scores = tasks.score(lm, documents, self._kept)
+        total = time.perf_counter() - begun
+        seconds = {"merge": merged - begun, "forward": scores.forward_seconds}
+        seconds["other"] = total - sum(seconds.values())
+        return Evaluation(scores, seconds, candidate.checksum())
+
+    def _probe(self, recipe: str) -> int:
+        from heterosis.evaluate.resident import ResidentModel
+
+        candidate = self._load(recipe)
+        assert isinstance(candidate, ResidentModel)
+        lm, tasks = self._asked(candidate, AUTO_BATCH_SIZE)
+        return candidate.largest_batch(tasks.longest(lm))
+
+    def _load(self, recipe: str) -> "ResidentModel | BackendModel":
+        """A recipe's model, which may still be there: a candidate goes on with more documents."""
         from heterosis.merge import Recipe
 
-        config, loader = self._setup.config, self._open()
-        begun = time.perf_counter()
-        if self._loaded is not None and self._loaded[0] == recipe:  # a candidate goes on with more documents
-            resident = self._loaded[1]
-        else:
+        if self._loaded is None or self._loaded[0] != recipe:
             self._loaded = None
-            resident = loader.load(Recipe.parse(recipe, "candidate"))
-            self._loaded = recipe, resident
-        merged = time.perf_counter()
-        lm = resident.lm(config.batch_size, config.max_length)
+            self._loaded = recipe, self._open().load(Recipe.parse(recipe, "candidate"))
+        return self._loaded[1]
+
+    def _asked(
+        self, candidate: "ResidentModel | BackendModel", batch_size: int | str | None
+    ) -> "tuple[Any, TaskSet]":
+        """A model as lm-eval sees it, and the tasks with their requests in the form of its chat template."""
+        config = self._setup.config
+        assert batch_size is not None
+        lm = candidate.lm(batch_size, config.max_length)
         if self._tasks is None:
             self._tasks = task_set(config)
-        template = resident.tokenizer.chat_template
+        template = getattr(candidate.tokenizer, "chat_template", None)
         if not self._built or self._chat_template != template:  # parents may come with templates of their own
             self._built, self._chat_template = True, template
             self._tasks.build(
@@ -202,17 +248,11 @@ class Worker:
                 apply_chat_template=config.apply_chat_template,
                 fewshot_as_multiturn=config.fewshot_as_multiturn,
             )
-        with self._watched(resident.model):
-            if not resident.logits_finite():
-                raise NonFiniteScore("a short prompt", 0, float("nan"))
-            scores = self._tasks.score(lm, documents, self._kept)
-        total = time.perf_counter() - begun
-        seconds = {"merge": merged - begun, "forward": scores.forward_seconds}
-        seconds["other"] = total - sum(seconds.values())
-        return Evaluation(scores, seconds, resident.checksum())
+        return lm, self._tasks
 
-    def _open(self) -> "CandidateLoader":
+    def _open(self) -> "CandidateLoader | BackendLoader":
         """What loads candidates, made once."""
+        from heterosis.evaluate.backends import BackendLoader
         from heterosis.evaluate.candidates import CandidateLoader
         from heterosis.merge import Reductions
         from heterosis.merge.reductions import node_folder
@@ -221,7 +261,20 @@ class Worker:
             if self._reductions is None:
                 self._reductions = Reductions(node_folder(self._setup.run) if self._setup.run else None)
                 atexit.register(self._reductions.close)
-            self._loader = CandidateLoader(self._setup.device, self._setup.threads, self._reductions)
+            setup, config = self._setup, self._setup.config
+            if config.backend.name == RESIDENT:
+                self._loader = CandidateLoader(setup.device, setup.threads, self._reductions)
+            else:
+                assert self._batch_size is not None
+                self._loader = BackendLoader(
+                    config.backend.name,
+                    config.backend.args,
+                    batch_size=self._batch_size,
+                    max_length=config.max_length,
+                    device=setup.device,
+                    threads=setup.threads,
+                    reductions=self._reductions,
+                )
         return self._loader
 
     def _forget(self) -> None:
@@ -236,9 +289,10 @@ class Worker:
         """End this process, with a traceback in its log, if a model makes no forward pass for too long.
 
         The heartbeat of a worker: its driver sees it die at once, and knows nothing of what it does otherwise. The
-        timer is the interpreter's own, and runs also where a library holds its lock.
+        timer is the interpreter's own, and runs also where a library holds its lock. A backend that keeps its
+        model to itself, in another process perhaps, is left to the driver's time limit.
         """
-        if not self._setup.silence:
+        if not self._setup.silence or model is None:
             yield
             return
         last = 0.0

@@ -303,6 +303,8 @@ def search_lines(report: "SearchReport") -> Iterator[str]:
         f"a candidate: {report.tensors} tensors, {count(report.parameters)} parameters, "
         f"reads {size(report.bytes_read)}, meets {report.resources.documents} documents at most"
     )
+    if report.backend != "resident":
+        yield f"scored by {report.backend}"
     yield from _resource_lines(report)
 
 

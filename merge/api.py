@@ -15,6 +15,7 @@ from heterosis.merge.hub import pin
 from heterosis.merge.plan import MergePlan
 from heterosis.merge.planner import Names, build_plan
 from heterosis.merge.recipe import Recipe
+from heterosis.merge.reductions import Reductions
 from heterosis.merge.reference import ModelRef
 from heterosis.merge.writer import DEFAULT_SHARD_SIZE, SafetensorsSink, check_free, published_folder
 
@@ -32,6 +33,7 @@ def merge_models(
     verify: bool = False,
     announce: Callable[[MergePlan], None] | None = None,
     origin: str = "",
+    reductions: Reductions | None = None,
 ) -> Path:
     """Run a recipe and write the merged model as a Hugging Face model folder.
 
@@ -52,6 +54,7 @@ def merge_models(
             memory for the whole model.
         announce: Called with the plan before anything is written.
         origin: What messages call a recipe that is no path.
+        reductions: Where to keep what further merges of the same models need again.
 
     Returns:
         ``out``.
@@ -99,7 +102,13 @@ def merge_models(
             limit = plan.bytes_written + 1 if single else shard_size
             sink = SafetensorsSink(partial, plan.ops, limit, single or "model.safetensors")
             try:
-                execute(plan, sink, threads=threads or available_cores(), memory_limit=memory_limit)
+                execute(
+                    plan,
+                    sink,
+                    threads=threads or available_cores(),
+                    memory_limit=memory_limit,
+                    reductions=reductions,
+                )
                 sink.finish()
             finally:
                 sink.close()

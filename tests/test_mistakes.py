@@ -130,6 +130,13 @@ INSPECT_MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"objective": "pareto"}, "pareto needs at least two tasks"),
     ({"trails": 10}, "trails: unknown key; did you mean 'trials'?"),
     ({"workers": 10**9}, "write workers: "),
+    ({"batch_size": "most"}, "batch_size: must be a whole number >= 1, or auto, but got 'most'"),
+    ({"backend": "vlm"}, "backend: unknown to lm-eval: 'vlm'; did you mean 'vllm'?"),
+    ({"backend": "dummy"}, "backend: dummy does not load models from a folder"),
+    ({"backend": "hf", "batch_size": "auto"}, "batch_size: auto is for the resident model"),
+    ({"backend": {"name": "hf", "agrs": {}}}, "backend.agrs: unknown key; did you mean 'args'?"),
+    ({"backend": {"name": "hf", "args": {"device": "cuda"}}}, "backend.args.device: is an option of the command"),
+    ({"backend": {"args": {"dtype": "float32"}}}, "backend.args: resident takes none"),
 ]
 
 

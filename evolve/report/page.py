@@ -139,7 +139,8 @@ def _commands(report: Report) -> list[tuple[str, str]]:
         evaluate += ["--num-fewshot", str(config.num_fewshot)]
     if config.apply_chat_template:
         evaluate.append("--apply-chat-template")
-    evaluate += ["--batch-size", str(config.batch_size)]
+    if isinstance(batch_size := report.summary["environment"]["batch_size"], int):
+        evaluate += ["--batch-size", str(batch_size)]
     return [
         ("Merge", shlex.join(["heterosis", "merge", str(report.folder / "best.yaml"), out])),
         ("Evaluate", shlex.join(evaluate)),

@@ -1,5 +1,6 @@
 import json
 import math
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,28 @@ def test_nan_is_noticed(llama: Path) -> None:
     assert resident.logits_finite()
     resident.parameters["model.layers.1.mlp.up_proj.weight"][3, 3] = math.nan
     assert not resident.logits_finite()
+
+
+@pytest.mark.parametrize(("fits", "found"), [(1, 1), (5, 4), (10**6, 1024)])
+def test_the_largest_batch_is_what_the_memory_takes(
+    llama: Path, monkeypatch: pytest.MonkeyPatch, fits: int, found: int
+) -> None:
+    resident = ResidentModel.from_folder(llama)
+    asked: list[tuple[int, ...]] = []
+
+    def forward(tokens: torch.Tensor) -> Any:
+        asked.append(tuple(tokens.shape))
+        if len(tokens) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return types.SimpleNamespace(logits=torch.zeros(1, 1, 4))
+
+    monkeypatch.setattr(resident, "model", forward)
+    forward.device = "cpu"  # type: ignore[attr-defined]
+    assert resident.largest_batch(7) == found
+    assert {length for _, length in asked} == {7}
+    fits = 0
+    with pytest.raises(MemoryError, match="a prompt of 7 tokens does not fit beside the model"):
+        resident.largest_batch(7)
 
 
 def test_lm_eval_gets_the_same_model_once(llama: Path) -> None:

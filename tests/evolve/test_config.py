@@ -490,6 +490,8 @@ def test_budgets_do_not_change_the_fingerprint(change: dict[str, Any]) -> None:
     [
         ({"seed": 1}, "seed: 1, was 0"),
         ({"batch_size": 4}, "batch_size: 4, was 16"),
+        ({"batch_size": "auto"}, 'batch_size: "auto", was 16'),
+        ({"backend": "hf"}, 'backend.name: "hf", was "resident"'),
         ({"documents": {"search": 5}}, "documents.search: 5, was null"),
         ({"tasks": [{"name": "task", "weight": 2}]}, "tasks[0].weight: 2.0, was 1.0"),
         ({"optimizer": "random"}, 'optimizer.name: "random", was "auto"'),

@@ -1,6 +1,7 @@
 """Whole searches with a pool that scores by formula: budgets, crashes, failures, finals, refusals."""
 
 import csv
+import functools
 import json
 import os
 import re
@@ -24,8 +25,10 @@ from heterosis.evolve.folder import RunFolder
 from heterosis.evolve.outcome import closing_table, export_trial
 from heterosis.evolve.record import Ask, Record, read_asks
 from heterosis.evolve.statistics import paired_difference
-from heterosis.evolve.worker import Failure
+from heterosis.evolve.worker import Failure, Setup
 from heterosis.merge import merge_models
+
+from ..inline_pool import InlinePool
 
 PARTS = {"search": 20, "selection": 20, "holdout": 30}
 BASELINES = ["ann", "bob", "uniform"]
@@ -35,11 +38,18 @@ BASELINES = ["ann", "bob", "uniform"]
 def run(toy_config: Callable[..., dict[str, Any]], pools: Any, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Search with one worker: ``run(judge=..., trials=12)``; keys of the config or of the pool."""
 
-    def go(folder: str = "run", judge: Any = pools.hill, pool: dict[str, Any] | None = None, **config: Any) -> Any:
+    def go(
+        folder: str = "run",
+        judge: Any = pools.hill,
+        pool: dict[str, Any] | None = None,
+        device: str = "cpu",
+        **config: Any,
+    ) -> Any:
         plain = toy_config(**{"workers": 1, "racing": False, "optimizer": "cma", **config})
         plain["genome"] = {key: value for key, value in plain["genome"].items() if value is not None}
         text = yaml.safe_dump(plain)
-        return search(EvolveConfig.parse(text), tmp_path / folder, make_pool=pools(judge, **(pool or {})))
+        make_pool = pools(judge, **(pool or {}))
+        return search(EvolveConfig.parse(text), tmp_path / folder, make_pool=make_pool, device=device)
 
     return go
 
@@ -622,6 +632,60 @@ class TestObjectives:
         assert free["gains_by_task"]["toy_generate"] < -0.2
         assert bound["gains_by_task"]["toy_generate"] > -0.1
         assert bound["gains_by_task"]["toy_choice"] > -0.05
+
+
+class TestBatchSize:
+    """Found out once in a run where the config leaves it open, and the same ever after."""
+
+    def test_is_probed_once(self, run: Any, pools: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        probed: list[str] = []
+
+        def probe(setup: Setup, recipe: str, *, address: str | None) -> int:
+            probed.append(recipe)
+            return 64
+
+        monkeypatch.setattr(driver, "probed_batch_size", probe)
+        run_on_gpu = functools.partial(run, batch_size="auto", device="cuda")
+        first = run_on_gpu(trials=5)
+        again = run_on_gpu(trials=8)
+        assert first["environment"] == again["environment"]
+        assert first["environment"]["batch_size"] == 64
+        assert [pool.setup.batch_size for pool in pools.made] == [64, 64]
+        assert len(probed) == 1
+        assert yaml.safe_load(probed[0])["merge_method"]
+        assert "batch_size: 64" in (tmp_path / "run/run.log").read_text()
+
+    def test_that_cannot_be_found_leaves_no_folder(
+        self, run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        def probe(*_: Any, **__: Any) -> int:
+            raise InputError("batch_size: auto: out of memory")
+
+        monkeypatch.setattr(driver, "probed_batch_size", probe)
+        with pytest.raises(InputError, match="batch_size: auto"):
+            run(batch_size="auto", device="cuda")
+        assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize(
+        ("asked", "found"), [({"batch_size": "auto"}, 16), ({"batch_size": 4}, 4), ({"backend": "hf"}, 16)]
+    )
+    def test_is_known_on_a_cpu(self, run: Any, pools: Any, asked: dict[str, Any], found: int) -> None:
+        summary = run(trials=3, **asked)
+        assert summary["environment"]["batch_size"] == found == pools.made[0].setup.batch_size
+        assert summary["environment"].get("backend") == asked.get("backend")
+
+
+def test_another_backend_gives_the_same_search(toy_config: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    """Races and chat templates included."""
+    scores = []
+    for backend in ("resident", {"name": "hf", "args": {"dtype": "float32"}}):
+        plain = toy_config(workers=1, trials=4, optimizer="random", backend=backend, apply_chat_template=True)
+        plain["documents"] = {"search": 16, "selection": 4, "holdout": 4}
+        folder = tmp_path / f"run-{len(scores)}"
+        search(EvolveConfig.parse(yaml.safe_dump(plain)), folder, make_pool=InlinePool)
+        rows = csv.DictReader((folder / "trials.csv").open())
+        scores.append([(row["name"], row["pruned"], row["documents"], float(row["score"])) for row in rows])
+    assert scores[0] == scores[1]
 
 
 class TestRefusals:

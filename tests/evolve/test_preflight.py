@@ -1,6 +1,7 @@
 """What is found out before a search: faults, what it takes, and one candidate that is tried."""
 
 import dataclasses
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -111,7 +112,7 @@ def test_layer_paths_are_told(
 def test_memory_that_may_not_do_is_warned_of(
     checked: Preflight, monkeypatch: pytest.MonkeyPatch, free: int, total: int, says: str | None
 ) -> None:
-    monkeypatch.setattr(resources, "_memory", lambda: (free, total))
+    monkeypatch.setattr(resources, "memory_of_machine", lambda: (free, total))
     takes = resources.resources(checked, Path())
     assert takes.faults == []
     assert len(takes.warnings) == (says is not None)
@@ -126,7 +127,7 @@ def test_memory_that_cannot_do_is_refused(
     checked: Preflight, monkeypatch: pytest.MonkeyPatch, models: float, remedy: str
 ) -> None:
     total = round(models * 4 * checked.parameters)
-    monkeypatch.setattr(resources, "_memory", lambda: (total, total))
+    monkeypatch.setattr(resources, "memory_of_machine", lambda: (total, total))
     takes = resources.resources(checked, Path())
     (fault,) = takes.faults
     assert fault.startswith("workers: the live models of 3 need ")
@@ -154,7 +155,7 @@ def test_a_full_disk_is_refused_and_a_fullish_one_warned_of(
 def test_evolve_stops_on_what_would_fail_later(
     config: Callable[..., EvolveConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pools: Any
 ) -> None:
-    monkeypatch.setattr(resources, "_memory", lambda: (1000, 1000))
+    monkeypatch.setattr(resources, "memory_of_machine", lambda: (1000, 1000))
     with pytest.raises(InputError, match="config: workers: the live models"):
         driver.search(config(), tmp_path / "run", make_pool=pools())
     assert list(tmp_path.iterdir()) == []
@@ -170,6 +171,31 @@ def test_the_run_folder_takes_about_what_was_said(
     driver.search(searched, tmp_path / "run", make_pool=pools())
     taken = sum(file.stat().st_size for file in (tmp_path / "run").rglob("*") if file.is_file())
     assert taken / 3 < said < 3 * taken
+
+
+class TestRoomForFolders:
+    """Of a backend that loads candidates from one."""
+
+    def test_is_told(self, config: Callable[..., EvolveConfig], checked: Preflight) -> None:
+        report = inspect_search(config(backend="hf"), trial=False)
+        assert re.fullmatch(r"hf, from a folder of [\d.]+ KiB in (/dev/shm|/tmp|.*)", report.backend)
+        assert inspect_search(config(), trial=False).backend == "resident"
+        assert resources.merges_to(checked) is None
+
+    def test_that_is_missing_is_refused(
+        self, config: Callable[..., EvolveConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pools: Any
+    ) -> None:
+        monkeypatch.setattr(resources, "place_for", lambda nbytes: None)
+        says = r"backend: hf loads candidates of .* from a folder, but neither shared memory nor .* has room"
+        with pytest.raises(InputError, match=f"^{says}"):
+            inspect_search(config(backend="hf"))
+        with pytest.raises(InputError, match=f"config: {says}"):
+            driver.search(config(backend="hf"), tmp_path / "run", make_pool=pools())
+        assert list(tmp_path.iterdir()) == []
+        driver.search(config(trials=3), tmp_path / "run", make_pool=pools())
+
+    def test_a_real_candidate_is_tried(self, config: Callable[..., EvolveConfig]) -> None:
+        assert inspect_search(config(backend="hf")).rehearsal is not None
 
 
 class TestSizesOfWorkers:

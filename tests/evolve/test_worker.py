@@ -15,7 +15,7 @@ import yaml
 from heterosis.evaluate.splits import Split
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.machine import this_machine
-from heterosis.evolve.worker import Evaluation, Failure, Setup, Worker
+from heterosis.evolve.worker import Evaluation, Failure, Setup, Worker, known_batch_size
 from heterosis.merge import Recipe, merge_models
 
 DOCUMENTS = {"toy_choice": list(range(5, 29)), "toy_generate": list(range(11, 24))}
@@ -185,6 +185,91 @@ class TestFailures:
         assert worker.score(recipe(), DOCUMENTS) == Failure(cause, retry=retry)
         monkeypatch.undo()
         scored(worker, recipe())  # and the worker works on
+
+
+HF = {"name": "hf", "args": {"dtype": "float32"}}
+
+
+class TestBackends:
+    """The same candidates, loaded from a folder by a model class of lm-eval."""
+
+    @pytest.mark.parametrize("options", [{}, {"apply_chat_template": True, "max_length": 24}])
+    def test_scores_are_the_resident_models(self, make_worker: Any, recipe: Any, options: dict[str, Any]) -> None:
+        live, other = make_worker(**options), make_worker(backend=HF, **options)
+        for text in (recipe(), recipe("dare_ties", density=0.5)):
+            expected, found = scored(live, text), scored(other, text)
+            for task, documents in expected.scores.documents.items():
+                for document, values in documents.items():
+                    assert found.scores.documents[task][document] == pytest.approx(values, abs=1e-5)
+        assert found.seconds.keys() == {"merge", "forward", "other"}
+
+    def test_a_candidate_that_goes_on_is_loaded_once(
+        self, make_worker: Any, recipe: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from heterosis.evaluate import harness
+
+        loaded: list[Path] = []
+        load = harness.load_lm
+
+        def counted(backend: str, args: Any, folder: Path, *rest: Any) -> Any:
+            loaded.append(folder)
+            return load(backend, args, folder, *rest)
+
+        monkeypatch.setattr(harness, "load_lm", counted)
+        worker = make_worker(backend=HF)
+        halves = [{task: own[part] for task, own in DOCUMENTS.items()} for part in (slice(0, 6), slice(6, None))]
+        parts = [scored(worker, recipe(), half).scores for half in halves]
+        assert len(loaded) == 1
+        assert parts[0].merged(parts[1]) == scored(make_worker(backend=HF), recipe()).scores
+        assert not any(folder.exists() for folder in loaded)
+
+    def test_what_a_backend_says_is_the_cause(self, make_worker: Any, recipe: Any) -> None:
+        worker = make_worker(backend={"name": "hf", "args": {"dtype": "float33"}})
+        failed = worker.score(recipe(), DOCUMENTS)
+        assert isinstance(failed, Failure)
+        assert "float33" in failed.cause
+
+    def test_its_silence_is_watched_where_its_passes_can_be(
+        self, make_worker: Any, recipe: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import faulthandler
+
+        beats: list[float] = []
+        monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda seconds, **_: beats.append(seconds))
+        worker = make_worker(backend=HF)
+        worker._setup = replace(worker._setup, silence=5.0)
+        scored(worker, recipe())
+        assert set(beats) == {5.0}
+
+
+class TestBatchSizes:
+    @pytest.mark.parametrize(
+        ("asked", "device", "known"),
+        [
+            ({"batch_size": 4}, "cuda", 4),
+            ({"batch_size": "auto"}, "cpu", 16),
+            ({"batch_size": "auto"}, "cuda:1", None),
+            ({"batch_size": "auto", "backend": "vllm"}, "cuda", "auto"),
+        ],
+    )
+    def test_that_are_known_without_a_probe(
+        self, toy_config: Callable[..., dict[str, Any]], asked: dict[str, Any], device: str, known: Any
+    ) -> None:
+        assert known_batch_size(EvolveConfig.parse(yaml.safe_dump(toy_config(**asked))), device) == known
+
+    def test_a_probe_is_of_the_longest_request(
+        self, make_worker: Any, recipe: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from heterosis.evaluate.resident import ResidentModel
+
+        asked: list[int] = []
+        monkeypatch.setattr(ResidentModel, "largest_batch", lambda self, tokens: asked.append(tokens) or 64)
+        longest = 5  # four words of the question and one of the answer
+        assert make_worker({"toy_choice": [0, 1]}).probe(recipe()) == 64
+        assert make_worker(DOCUMENTS).probe(recipe()) == 64
+        assert asked == [longest, longest + 4]  # the other task has the model write five
+        failed = make_worker().probe(recipe("tiess"))
+        assert isinstance(failed, Failure)
 
 
 def test_hugging_faces_evaluate_is_not_shadowed() -> None:
