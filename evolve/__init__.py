@@ -18,7 +18,8 @@ preflight.py   what can be refused before anything starts; resources.py: workers
 contamination.py  a warning when a published benchmark or a test split is searched on
 worker.py      merges a candidate into a live model and scores it
 cluster.py     workers as Ray actors; timeouts.py: how long their work may take; machine.py: where they are
-record.py      asks, scores and trials, durably; storage.py: the Optuna study, also where it is away for a while
+record.py      asks, scores and trials, durably; tally.py: what these amount to; storage.py: the Optuna study, also
+               where it is away for a while
 dispatch.py    keeps the workers busy; who is tried again, and who is given up
 faults.py      what ends a session from outside, in one line
 folder.py      the run folder and its lock; lease.py: a claim that other machines see
@@ -28,7 +29,7 @@ warm_start.py  recipes of earlier searches
 finals.py      the shortlist, the champion
 progress.py    the run on a terminal, live or in lines; standing.py: where it stands, read from its folder;
                pulse.py: what the driver does at the moment
-outcome.py     summary.json, best.yaml, trials.csv, the closing table
+outcome.py     summary.json, best.yaml, the closing table; table.py: trials.csv
 report/        a run as one HTML page
 """
 

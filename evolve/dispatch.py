@@ -74,6 +74,7 @@ def dispatch(
     attempts: Attempts,
     stopping: Callable[[], bool],
     beat: Callable[[int, int], None],
+    spare: Callable[[], bool],
 ) -> None:
     """Keep the workers busy with a queue, then with what ``next_job`` gives, until both run dry.
 
@@ -85,8 +86,10 @@ def dispatch(
         attempts: Says who is tried again.
         stopping: Whether nothing more is to be handed out.
         beat: Is told now and then how many pieces of work are running and queued.
+        spare: Does a piece of the driver's own work that can wait, while there are no results; whether there is
+            more of it.
     """
-    running, dry = 0, False
+    running, dry, idle = 0, False, False
     while True:
         while pool.free and not stopping():
             job = queue.pop(0) if queue else next_job()
@@ -101,7 +104,9 @@ def dispatch(
         beat(running, len(queue))
         if not running and (dry or stopping()):
             return
-        for key, outcome in pool.wait(timeout=0.5):
+        finished = pool.wait(timeout=0.5 if idle else 0.0)
+        idle = not finished and not spare()
+        for key, outcome in finished:
             assert isinstance(key, Job)
             running, dry = running - 1, False
             if isinstance(outcome, Failure) and outcome.retry:

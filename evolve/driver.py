@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from heterosis.errors import InputError
 from heterosis.evaluate.splits import Split
 from heterosis.evolve.baselines import RECIPES_BUDGET, Baseline
@@ -36,6 +34,8 @@ from heterosis.evolve.resources import check_workers, merges_to, resources, work
 from heterosis.evolve.session import logging_to, stopping_on_signals
 from heterosis.evolve.stages import Stages
 from heterosis.evolve.statistics import Interval
+from heterosis.evolve.table import TableWriter
+from heterosis.evolve.tally import best_of
 from heterosis.evolve.warm_start import warm_starts
 from heterosis.evolve.worker import Evaluation, Failure, Setup
 
@@ -187,6 +187,7 @@ class _Driver:
         folder.save_state(self._state)
         self._begun = time.monotonic()
         self._spent_before = float(self._state["seconds"])
+        self._table = TableWriter(folder.path)
         self._save_from, self._saved = self._begun, True
         parents = len(config.genome.models)
         self._finals_cost = finals_cost(self._split, parents, config.finalists)
@@ -197,7 +198,7 @@ class _Driver:
         self._seconds_of: dict[int, Counter[str]] = {}  # of candidates that race
         self._held: list[Ask] = []  # scored, but meaningless before the parents are
         self._attempts = Attempts(self._record)
-        self._first_trial = len(self._record.trials)
+        self._tried, self._lost = 0, 0  # candidates of this session that came to an end, and to no score
         self._record.study.go_on, self._record.guard = self._without_storage, folder.check
 
     # ------------------------------------------------------------------ the run
@@ -255,12 +256,13 @@ class _Driver:
             status=status,
             config=self._config,
             record=self._record,
+            table=self._table,
             split=self._split,
             referee=self._referee,
             seconds=self._seconds(),
             environment=self._state["environment"],
             optimizers=self._state.get("optimizers", {}),
-            champion=finals.champion if finals else self._best(),
+            champion=finals.champion if finals else self._record.tally.best,
             finals=finals,
             provenance=self._provenance,
             holdout_reused=bool(self._state.get("holdout_reused")),
@@ -308,7 +310,8 @@ class _Driver:
         ends = self._stages.ends(budget)
         for stage, end in enumerate(ends):
             proposer = self._stages.proposer(stage)
-            self._pulse.space = proposer.space
+            of_stage = [t for t in self._record.trials if t.ask.kind == "search" and t.ask.stage == stage]
+            self._pulse.stage(proposer.space, of_stage)
             last = stage == len(ends) - 1
             centre = last and budget >= MEAN_BUDGET and proposer.mean() is not None
             limit = budget - centre if last else end
@@ -323,7 +326,8 @@ class _Driver:
         failed = {trial.ask.number for trial in self._record.trials if trial.score is None}
         asked = {ask.name for ask in self._record.baselines.values() if ask.number not in failed}
         for place, group in enumerate(self._baseline_groups()):
-            incumbent = self._incumbent() if place else None
+            best = best_of(self._record.trials) if place else None
+            incumbent = best.ask.number if best else None
             for known in group:
                 if known.name not in asked and len(self._record.asks) < budget:
                     self._record.ask(known.kind, known.name, known.recipe.to_yaml(), {}, incumbent=incumbent)
@@ -333,10 +337,16 @@ class _Driver:
                 return
 
     def _baseline_groups(self) -> list[list[Baseline]]:
-        """The uniform merge, the parents, other recipes; the first two together where parents are needed whole."""
+        """The uniform merge, the parents, other recipes; the first two together where parents are needed whole.
+
+        All together where there are workers for all of them: a race saves documents, but everybody waits for those
+        who are raced against.
+        """
         uniform = [b for b in self._known_recipes if b.name == UNIFORM]
         parents = [b for b in self._known_recipes if b.kind == "parent"]
         others = [b for b in self._known_recipes if b not in uniform and b not in parents]
+        if self.workers >= len(self._known_recipes) and not self._config.ordered:
+            return [[*parents, *uniform, *others]]
         if self._referee.needs_parents:
             return [[*parents, *uniform], others]
         return [group for group in (uniform, parents, others) if group]
@@ -359,11 +369,11 @@ class _Driver:
             proposer.space.decode(values).to_yaml(),
             values,
             stage=proposer.stage,
-            incumbent=self._incumbent(proposer),
+            incumbent=proposer.best.ask.number if proposer.best else None,
         )
         proposer.adopt(ask, point)
         twin = self._record.result_of(ask.recipe)
-        if twin is not None and self._may_count_on(twin, proposer):
+        if twin is not None and proposer.known(twin):
             self._record.copy_scores(twin.ask, ask, "search")
         return Job(ask, "search", self._referee.next_documents(ask))
 
@@ -372,24 +382,12 @@ class _Driver:
         if mean is not None:
             values = proposer.space.values(mean)
             text = proposer.space.decode(values).to_yaml()
-            incumbent = self._incumbent(proposer)
+            best = best_of(self._record.trials)
+            incumbent = best.ask.number if best else None
             ask = self._record.ask(
                 "mean", "the optimizer's mean", text, values, stage=proposer.stage, incumbent=incumbent
             )
             self._work(pool, [Job(ask, "search", self._referee.next_documents(ask))], self._no_more)
-
-    def _incumbent(self, proposer: Proposer | None = None) -> int | None:
-        """The best candidate that has met all search documents, of those that a proposal may depend on."""
-        known = [t for t in self._record.trials if t.complete and self._may_count_on(t, proposer)]
-        best = max(known, key=lambda t: (t.score or 0.0, -t.ask.number), default=None)
-        return best.ask.number if best else None
-
-    @staticmethod
-    def _may_count_on(trial: Trial, proposer: Proposer | None) -> bool:
-        """Whether what comes next may depend on a result, which may have come by chance before another."""
-        if trial.ask.kind != "search" or proposer is None or trial.ask.stage < proposer.stage:
-            return True
-        return proposer.known(trial)
 
     @staticmethod
     def _no_more() -> None:
@@ -422,8 +420,10 @@ class _Driver:
             self._pulse.beat(running, waiting)
             self._save_when_due()
 
-        attempts, stopping = self._attempts, self._stopping
-        dispatch(pool, queue, unscored, done, attempts=attempts, stopping=stopping, beat=beat)
+        attempts, stopping, spare = self._attempts, self._stopping, self._record.write_study
+        dispatch(pool, queue, unscored, done, attempts=attempts, stopping=stopping, beat=beat, spare=spare)
+        while self._record.write_study():
+            pass
 
     def _told_from_scores(self, job: Job, on_trial: Callable[[Trial], None]) -> bool:
         """Finish a trial whose scores are there: from an earlier session, or of the same recipe asked before."""
@@ -439,7 +439,7 @@ class _Driver:
             return []
         trial = self._record.tell(job.ask, None, cause=failure.cause)
         self._show(trial)
-        self._check_failures()
+        self._check_failures(trial)
         return [trial]
 
     def _scored(self, job: Job, evaluation: Evaluation, queue: list[Job]) -> list[Trial]:
@@ -471,17 +471,20 @@ class _Driver:
         return trial
 
     def _show(self, trial: Trial) -> None:
-        best = self._best()
+        best = self._record.tally.best
         result = describe_result(trial)
         log.info("trial %d (%s): %s; best %s", trial.number, trial.ask.name, result, best and f"{best.score:.4f}")
-        self._pulse.trial(self._record.trials, best, self._against_parents)
+        self._pulse.trial(trial, best, self._against_parents)
+        if trial.ask.kind == "search":
+            self._tried += 1
+            self._lost += trial.score is None
         self._saved = False
         self._save_when_due(at_once=trial is best)
         if self._progress:
             self._progress.trial(trial, best, self._record, self._seconds())
 
     def _save_when_due(self, at_once: bool = False) -> None:
-        """Write the summary and the table, for people: that takes longer the more trials there are."""
+        """Write the summary and the table, which are for people."""
         begun = time.monotonic()
         if not self._saved and (at_once or begun >= self._save_from):
             self._save(status="running")
@@ -496,38 +499,30 @@ class _Driver:
         found = {ask.name: self._record.scores(ask, "search") for ask in self._record.parents if ask != trial.ask}
         return {name: judge.difference(mine, theirs) for name, theirs in found.items() if mine and theirs}
 
-    def _best(self) -> Trial | None:
-        """The trial with the best search score; of equals, the first."""
-        complete = [t for t in self._record.trials if t.complete]
-        return max(complete, key=lambda t: (t.score, -t.number), default=None)
-
     def _check_baselines(self) -> None:
         if self._stopping():
             return
-        latest = self._record.baselines
-        for trial in self._record.trials:
-            if trial.ask.kind == "parent" and trial.score is None and trial.ask == latest[trial.ask.name]:
-                raise SearchFailed(f"the parent {trial.ask.name} cannot be scored: {trial.cause}")
+        for ask in self._record.parents:
+            trial = self._record.result(ask)
+            if trial is not None and trial.score is None:
+                raise SearchFailed(f"the parent {ask.name} cannot be scored: {trial.cause}")
 
-    def _check_failures(self) -> None:
+    def _check_failures(self, last: Trial) -> None:
         """Stop if most candidates of this session fail; what was wrong in an earlier one may have been mended."""
-        tried = [t for t in self._record.trials[self._first_trial :] if t.ask.kind == "search"]
-        failed = [t for t in tried if t.score is None]
         rate = self._config.failures.max_failure_rate
-        if len(failed) >= PATIENCE and len(failed) > rate * len(tried):
+        if self._lost >= PATIENCE and self._lost > rate * self._tried:
             raise SearchFailed(
-                f"{len(failed)} of {len(tried)} candidates failed, more than failures.max_failure_rate of {rate}; "
-                f"the last: {failed[-1].cause}"
+                f"{self._lost} of {self._tried} candidates failed, more than failures.max_failure_rate of {rate}; "
+                f"the last: {last.cause}"
             )
 
     def _out_of_time(self, pool: Pool) -> bool:
         """Whether another candidate would leave too little of ``hours`` for the finals."""
         if self._stopping() or self._config.hours is None:
             return self._stopping()
-        times = [sum(t.seconds.values()) for t in self._record.trials if t.seconds]
-        if not times:
+        candidate = self._record.tally.median_seconds
+        if candidate is None:
             return self._seconds() > self._config.hours * 3600
-        candidate = float(np.median(times))
         finals = candidate * self._finals_cost / pool.size
         return self._seconds() + candidate + 1.2 * finals > self._config.hours * 3600
 

@@ -133,13 +133,20 @@ def read_state(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file in one step, so that readers see the old text or the new one."""
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Replace a file in one step, so that readers see the old text or the new one.
+
+    Args:
+        path: The file.
+        text: Its new content.
+        durable: Whether to wait until it is on the disk.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            os.fsync(file.fileno())
     temporary.replace(path)
 
 

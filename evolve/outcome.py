@@ -1,7 +1,5 @@
 """What a run leaves for people and programs: summary.json, trials.csv, best.yaml, the closing table."""
 
-import csv
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -18,8 +16,8 @@ from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.objective import Judge
 from heterosis.evolve.record import Ask, Record, Trial, read_asks
 from heterosis.evolve.referee import Referee
-from heterosis.evolve.standing import read_trials
 from heterosis.evolve.statistics import Interval
+from heterosis.evolve.table import TableWriter, read_trials
 from heterosis.merge import Recipe
 from heterosis.merge.discovery import Discovery, HeldOut
 
@@ -124,6 +122,7 @@ def write_outcome(
     status: str,
     config: EvolveConfig,
     record: Record,
+    table: TableWriter,
     split: Split,
     referee: Referee,
     seconds: float,
@@ -135,15 +134,18 @@ def write_outcome(
     holdout_reused: bool,
     stopped: str | None,
 ) -> dict[str, Any]:
-    """Write the run's summary and table of trials, ``best.yaml``, and the recipes of a front."""
-    # Of a parent that was stopped early, the estimate.
-    on_search = {t.ask.number: t.score for t in record.trials if t.complete or t.ask.kind == "parent"}
+    """Write the run's summary and table of trials, ``best.yaml``, and the recipes of a front.
+
+    What is new is added to the table, and the rest is small: it takes as long after any number of trials.
+    """
     judge = referee.judge
     objective = judge("search").objective
 
     def score(ask: Ask, part: str) -> float | None:
         if part == "search":
-            found = on_search.get(ask.number)
+            trial = record.result(ask)
+            # Of a parent that was stopped early, the estimate.
+            found = trial.score if trial and (trial.complete or ask.kind == "parent") else None
         else:
             scores = record.scores(ask, part)
             found = judge(part).score(scores) if scores and referee.can_judge(part) else None
@@ -163,9 +165,8 @@ def write_outcome(
             return None
         return _interval(judge("holdout").difference(mine, theirs))
 
-    times = [trial.seconds for trial in record.trials]
-    spent = {key: round(sum(t.get(key, 0.0) for t in times), 3) for key in ("merge", "forward", "other")}
-    baselines = record.baselines
+    tally, baselines = record.tally, record.baselines
+    spent = {key: round(tally.seconds.get(key, 0.0), 3) for key in ("merge", "forward", "other")}
     best_parent = finals.best_parent.ask if finals else None
     over_parent = gain(best_parent)
     held_out = record.scores(champion.ask, "holdout") if champion else None
@@ -178,9 +179,9 @@ def write_outcome(
         "maximised": {"kind": objective.kind, "constraints": dict(objective.constraints)},
         "optimizers": dict(optimizers),
         "trials": {
-            "complete": sum(t.complete for t in record.trials),
-            "pruned": sum(t.pruned for t in record.trials),
-            "failed": sum(t.score is None for t in record.trials),
+            "complete": tally.complete,
+            "pruned": tally.pruned,
+            "failed": tally.failed,
             "budget": config.trials,
         },
         "champion": {"trial": champion.number, "name": champion.ask.name, **results(champion.ask)}
@@ -206,7 +207,7 @@ def write_outcome(
             "holdout_reused": holdout_reused,
         },
         "seconds": {"total": round(seconds, 1), **spent},
-        "failures": _causes(record.trials),
+        "failures": dict(tally.causes),
         "environment": dict(environment),
     }
     summary["outcome"] = outcome_sentence(summary)
@@ -220,7 +221,7 @@ def write_outcome(
             note = "On the front: no other finalist is better in everything."
             text = export_recipe(trial, provenance, discovery(summary, trial, config), note)
             write_text(folder / FRONT / f"trial-{trial.number}.yaml", text)
-    write_text(folder / "trials.csv", _table_of(record))
+    table.write(record.trials)
     write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary
 
@@ -245,30 +246,6 @@ def describe_result(trial: Trial) -> str:
 
 def _interval(interval: Interval) -> dict[str, Any]:
     return {"holdout": round(interval.mean, 6), "ci95": [round(interval.low, 6), round(interval.high, 6)]}
-
-
-def _causes(trials: Sequence[Trial]) -> dict[str, int]:
-    causes: dict[str, int] = {}
-    for trial in trials:
-        if trial.cause is not None:
-            causes[trial.cause] = causes.get(trial.cause, 0) + 1
-    return causes
-
-
-def _table_of(record: Record) -> str:
-    """One line for each trial, parameters last."""
-    names = list(dict.fromkeys(name for t in record.trials for name in t.ask.values))
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    head = ["trial", "ask", "kind", "name", "stage", "score", "pruned", "documents", "cause"]
-    writer.writerow([*head, "merge_s", "forward_s", "other_s", *names])
-    for t in record.trials:
-        times = [t.seconds.get(key, "") for key in ("merge", "forward", "other")]
-        score = "" if t.score is None else t.score
-        values = [t.ask.values.get(name, "") for name in names]
-        row = [t.number, t.ask.number, t.ask.kind, t.ask.name, t.ask.stage, score, int(t.pruned), t.documents]
-        writer.writerow([*row, t.cause or "", *times, *values])
-    return out.getvalue()
 
 
 def verdict_of(summary: Mapping[str, Any]) -> Verdict:

@@ -5,6 +5,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ RECENT = 6  # results shown at most
 CAUSES = 3  # of failures shown
 SCORES = 60  # candidates in the line of scores at most
 LOOK = 0.5  # seconds between two looks into the folder, where there is no terminal
+LOOK_SHARE = 20  # times as long as a look takes, at least, where there is one
 _LEVELS = "▁▂▃▄▅▆▇█"
 
 
@@ -312,12 +314,18 @@ def watch(folder: Path, console: Console) -> None:
 
 def _live(console: Console, folder: Path) -> Live:
     watcher = Watcher(folder)
+    shown: RenderableType = Text("starting")
+    after = 0.0
 
     def render() -> RenderableType:
-        try:
-            return view(watcher.look(), folder.resolve().name, console.width, console.height)
-        except InputError:  # nothing is there yet
-            return Text("starting")
+        nonlocal shown, after
+        begun = time.monotonic()
+        if begun >= after:
+            with suppress(InputError):  # nothing is there yet
+                shown = view(watcher.look(), folder.resolve().name, console.width, console.height)
+            # Longer the more trials there are, and in the driver's own process.
+            after = time.monotonic() + LOOK_SHARE * (time.monotonic() - begun)
+        return shown
 
     return Live(console=console, refresh_per_second=4, transient=True, get_renderable=render)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from heterosis.evolve.dimensions import Space, same_values
 from heterosis.evolve.optimizers import Optimizer, Vector
 from heterosis.evolve.record import Ask, Record, Trial
+from heterosis.evolve.tally import best_of
 
 log = logging.getLogger("heterosis")
 
@@ -23,6 +24,9 @@ class Proposer:
         optimizer: As it was when the stage began.
         record: The run's; what was asked and told in this stage is repeated.
         ordered: 0 for results as they come.
+
+    Attributes:
+        best: The best result of all that the next proposal may depend on; of equals, the one asked first.
     """
 
     def __init__(self, stage: int, space: Space, optimizer: Optimizer, record: Record, ordered: int = 0) -> None:
@@ -33,6 +37,7 @@ class Proposer:
         self._points: dict[int, Vector] = {}  # what the optimizer proposed, to the last bit
         self._told = 0
         self._waiting: dict[int, Trial] = {}  # results that are not told yet, by ask
+        self.best = best_of(t for t in record.trials if t.ask.kind != "search" or t.ask.stage < stage)
         self._replay(stage, record)
 
     @property
@@ -69,7 +74,9 @@ class Proposer:
         return self._optimizer.mean()
 
     def known(self, trial: Trial) -> bool:
-        """Whether the next proposal may depend on a result of this stage."""
+        """Whether the next proposal may depend on a result, which may have come by chance before another."""
+        if not _is_of(trial.ask, self.stage):
+            return True
         return trial.ask.number in self._points and trial.ask.number not in self._waiting
 
     def _due(self, count: int) -> Iterator[Trial | None]:
@@ -84,6 +91,7 @@ class Proposer:
         self._told += 1
         self._waiting.pop(trial.ask.number, None)
         self._optimizer.tell(self._points[trial.ask.number], trial.losses or None)
+        self.best = best_of([self.best, trial] if self.best else [trial])
 
     def _replay(self, stage: int, record: Record) -> None:
         """Repeat the asks and tells of the record, in their order."""

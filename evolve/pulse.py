@@ -6,7 +6,8 @@ driver; one that has not been written for a while was left behind by a driver th
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from heterosis.evolve.dimensions import Space
 from heterosis.evolve.folder import write_text
+from heterosis.evolve.optimizers import Vector
 from heterosis.evolve.record import Trial
 from heterosis.evolve.statistics import Interval
 
@@ -72,7 +74,18 @@ class PulseWriter:
         self._path, self._pulse = folder / FILE, pulse
         self._next = 0.0
         self._best: int | None = None  # whose intervals are there
-        self.space: Space | None = None  # of the stage, whose candidates have a spread
+        self._spread: _Spread | None = None  # of the stage's candidates
+
+    def stage(self, space: Space, candidates: Iterable[Trial]) -> None:
+        """Begin a stage of the search, or go on with one.
+
+        Args:
+            space: Its space.
+            candidates: That have results.
+        """
+        self._spread = _Spread(space)
+        for trial in candidates:
+            self._spread.add(trial)
 
     def phase(self, text: str) -> None:
         self._pulse.phase = text
@@ -90,21 +103,18 @@ class PulseWriter:
             self._write()
 
     def trial(
-        self,
-        trials: Sequence[Trial],
-        best: Trial | None,
-        against_parents: Callable[[Trial], Mapping[str, Interval]],
+        self, trial: Trial, best: Trial | None, against_parents: Callable[[Trial], Mapping[str, Interval]]
     ) -> None:
-        """Take in the last of the results, and a new best one's intervals."""
-        kind, stage = trials[-1].ask.kind, trials[-1].ask.stage
+        """Take in a result, and a new best one's intervals."""
+        kind = trial.ask.kind
         if self._pulse.phase in _PHASES:
             self._pulse.phase = _PHASES[1 if kind in ("parent", "baseline") else 2]
         if best is not None and best.number != self._best:
             self._best = best.number
             self._pulse.against = {name: (i.mean, i.low, i.high) for name, i in against_parents(best).items()}
-        if self.space is not None and kind == "search":
-            found = [t for t in trials if t.ask.kind == "search" and t.ask.stage == stage]
-            self._pulse.spread = spread(self.space, found)
+        if self._spread is not None and kind == "search":
+            self._spread.add(trial)
+            self._pulse.spread = self._spread.now
         self._write()
 
     def stop(self) -> None:
@@ -112,16 +122,27 @@ class PulseWriter:
 
     def _write(self) -> None:
         self._pulse.at = time.time()
-        write_text(self._path, json.dumps(asdict(self._pulse)) + "\n")
+        write_text(self._path, json.dumps(asdict(self._pulse)) + "\n", durable=False)
         self._next = time.monotonic() + EVERY
 
 
-def spread(space: Space, candidates: Sequence[Trial]) -> tuple[float, float] | None:
+class _Spread:
     """How far apart a stage's last candidates are, and how far its first were; see `Pulse`."""
-    if len(candidates) < WINDOW:
-        return None
-    last, first = (
-        float(np.std([space.encode(t.ask.values) for t in part], axis=0).mean())
-        for part in (candidates[-WINDOW:], candidates[:WINDOW])
-    )
-    return round(last, 4), round(first, 4)
+
+    def __init__(self, space: Space) -> None:
+        self._space = space
+        self._first: list[Vector] = []
+        self._last: deque[Vector] = deque(maxlen=WINDOW)
+
+    def add(self, candidate: Trial) -> None:
+        point = self._space.encode(candidate.ask.values)
+        self._last.append(point)
+        if len(self._first) < WINDOW:
+            self._first.append(point)
+
+    @property
+    def now(self) -> tuple[float, float] | None:
+        if len(self._last) < WINDOW:
+            return None
+        last, first = (float(np.std(list(part), axis=0).mean()) for part in (self._last, self._first))
+        return round(last, 4), round(first, 4)

@@ -1,22 +1,25 @@
 """The record of a run: who was asked what, and what came of it. Only the driver writes it.
 
-Four places, in the order of writing:
+Five places, in the order of writing:
 
 * ``asks.jsonl``: every candidate before it is handed to a worker, with its recipe and the number of results
   known at that moment;
 * ``attempts.jsonl``: attempts to score a candidate that came to nothing through no failure of its merge;
 * ``scores.jsonl``: the scores of every document of a candidate, chunk by chunk, before they are used, and its
   answers to held-out documents;
-* an Optuna study: one finished trial for each result, in the order of their coming, written in one
-  transaction. A trial exists there completely or not at all, so a crash leaves nothing half-told.
+* ``results.jsonl``: what came of each candidate, in the order of their coming;
+* an Optuna study, for other programs: a finished trial for each result, in the same order, each in one
+  transaction. Optuna takes several queries for each parameter, so this is done while the driver waits for its
+  workers; what the study lacks after a crash is written by the next session.
 
 Repeating the asks and tells in their recorded order rebuilds an optimizer.
 """
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -29,15 +32,20 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from heterosis.errors import InputError
 from heterosis.evaluate.scores import Scores
 from heterosis.evolve.dimensions import Dimension, Value
 from heterosis.evolve.faults import disk_faults
 from heterosis.evolve.folder import ASKS
 from heterosis.evolve.storage import StudyWriter
+from heterosis.evolve.tally import Tally
 
 SCORES = "scores.jsonl"
 ATTEMPTS = "attempts.jsonl"
+RESULTS = "results.jsonl"
 STUDY = "study.db"
+
+BEHIND = 100  # results that the study may lack while there is other work
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,7 @@ class Trial:
         losses: What an optimizer minimises; none if it failed.
         pruned: Whether it was stopped early, and the score is an estimate.
         documents: Search documents that it has met.
+        at: When it came, in seconds since the epoch.
     """
 
     number: int
@@ -88,6 +97,7 @@ class Trial:
     losses: tuple[float, ...] = ()
     pruned: bool = False
     documents: int = 0
+    at: float = 0.0
 
     @property
     def complete(self) -> bool:
@@ -126,9 +136,13 @@ class Record:
 
     Attributes:
         guard: Called before anything is written; raises if this is not the one driver any more.
+        trials: The results, in the order of their coming.
+        tally: What they amount to.
+        baselines: The last ask of each parent and baseline, by name; one that failed is asked again in a later
+            session.
 
     Raises:
-        InputError: If the storage cannot be used.
+        InputError: If the storage cannot be used, or has results that the folder lacks.
     """
 
     def __init__(
@@ -139,25 +153,46 @@ class Record:
         self.study = StudyWriter(folder, storage, study_name, objectives)
         self._folder = folder
         self.guard: Callable[[], None] = lambda: None
-        self.asks = {ask.number: ask for ask in read_asks(folder)}
+        self.asks: dict[int, Ask] = {}
+        self.baselines: dict[str, Ask] = {}
+        for ask in read_asks(folder):
+            self._take_ask(ask)
         self._scores = read_scores(folder)
+        self._met: dict[tuple[str, str], int] = {}  # documents of a part, by recipe
+        self._documents = 0
+        for number, part in self._scores:
+            self._count_documents(self.asks[number], part)
         self.attempts = [Attempt(**line) for line in _read_lines(folder / ATTEMPTS)]
-        self.trials = [self._trial(t) for t in self.study.trials]
-        self._by_recipe = {t.ask.recipe: t for t in self.trials if t.score is not None}
+        self.trials: list[Trial] = []
+        self.tally = Tally()
+        self._told: dict[int, Trial] = {}
+        self._by_recipe: dict[str, Trial] = {}
+        for line in _read_lines(folder / RESULTS):
+            ask, losses = self.asks[line.pop("ask")], tuple(line.pop("losses"))
+            self._take(Trial(len(self.trials), ask, losses=losses, **line))
+        if self.study.written > len(self.trials):
+            raise InputError(
+                f"{folder / RESULTS}: the study has {self.study.written} results, but this file only "
+                f"{len(self.trials)}; restore it, or choose another --run-dir"
+            )
 
-    def _trial(self, frozen: FrozenTrial) -> Trial:
-        known = frozen.user_attrs
-        result = known["result"]
-        return Trial(
-            frozen.number,
-            self.asks[known["ask"]],
-            result["score"],
-            known.get("cause"),
-            result["seconds"],
-            tuple(result["losses"]),
-            frozen.state is TrialState.PRUNED,
-            result["documents"],
-        )
+    def _take_ask(self, ask: Ask) -> None:
+        self.asks[ask.number] = ask
+        if ask.kind in ("parent", "baseline"):
+            self.baselines[ask.name] = ask
+
+    def _take(self, trial: Trial) -> None:
+        self.trials.append(trial)
+        self._told[trial.ask.number] = trial
+        if trial.score is not None:
+            self._by_recipe[trial.ask.recipe] = trial
+        self.tally.add(trial)
+
+    def _count_documents(self, ask: Ask, part: str) -> None:
+        known, now = self._met.get((ask.recipe, part), 0), self.met(ask, part)
+        if now > known:
+            self._met[ask.recipe, part] = now
+            self._documents += now - known
 
     def add_dimensions(self, dimensions: Iterable[Dimension]) -> None:
         """Make more dimensions known, of a stage whose space was not known before."""
@@ -166,14 +201,7 @@ class Record:
     @property
     def open_asks(self) -> list[Ask]:
         """Candidates without a result, in the order of asking."""
-        told = {t.ask.number for t in self.trials}
-        return [ask for number, ask in sorted(self.asks.items()) if number not in told]
-
-    @property
-    def baselines(self) -> dict[str, Ask]:
-        """The last ask of each parent and baseline, by name; one that failed is asked again in a later session."""
-        asks = (ask for _, ask in sorted(self.asks.items()))
-        return {ask.name: ask for ask in asks if ask.kind in ("parent", "baseline")}
+        return [ask for number, ask in sorted(self.asks.items()) if number not in self._told]
 
     @property
     def parents(self) -> list[Ask]:
@@ -193,7 +221,7 @@ class Record:
         """Record a candidate before it is handed out."""
         ask = Ask(len(self.asks), kind, name, recipe, dict(values), len(self.trials), stage, incumbent)
         self._append(ASKS, asdict(ask))
-        self.asks[ask.number] = ask
+        self._take_ask(ask)
         return ask
 
     def add_attempt(self, ask: Ask, part: str, cause: str, *, blamed: bool) -> None:
@@ -229,6 +257,7 @@ class Record:
 
     def _add_scores(self, ask: Ask, part: str, scores: Scores, **more: object) -> None:
         _keep(self._scores, (ask.number, part), scores)
+        self._count_documents(ask, part)
         line = {"ask": ask.number, "part": part, "scores": json.loads(scores.to_json())}
         self._append(SCORES, line | more)
 
@@ -239,15 +268,15 @@ class Record:
     def met(self, ask: Ask, part: str) -> int:
         """How many documents of a part a candidate has met."""
         scores = self._scores.get((ask.number, part))
-        return sum(map(len, scores.documents.values())) if scores else 0
+        return _count(scores) if scores else 0
 
     def documents_scored(self) -> int:
         """Documents of all parts, counted once for every recipe."""
-        met: dict[tuple[str, str], int] = {}
-        for number, part in self._scores:
-            ask = self.asks[number]
-            met[ask.recipe, part] = max(met.get((ask.recipe, part), 0), self.met(ask, part))
-        return sum(met.values())
+        return self._documents
+
+    def result(self, ask: Ask) -> Trial | None:
+        """What came of a candidate, if that is known."""
+        return self._told.get(ask.number)
 
     def tell(
         self,
@@ -263,31 +292,60 @@ class Record:
         """Record a candidate's result: score and losses, or the cause of its failure."""
         assert (score is None) == (cause is not None) == (not losses)
         times = {k: round(v, 4) for k, v in (seconds or {}).items()}
+        at = round(time.time(), 3)
+        told = Trial(len(self.trials), ask, score, cause, times, losses, pruned, documents, at)
+        line = {name: getattr(told, name) for name in _RESULT}
+        self._append(RESULTS, {"ask": ask.number, **line})
+        self._take(told)
+        if self.study.written + BEHIND < len(self.trials):
+            self.write_study()
+        return told
+
+    def write_study(self) -> bool:
+        """Write the next result to the study, if there is one; whether there are more.
+
+        Raises:
+            RunStopped: If the storage is away for too long.
+        """
+        behind = self.trials[self.study.written : self.study.written + 1]
+        # A stage that begins from the results of the one before is not known until it is reached again.
+        if not behind or not behind[0].ask.values.keys() <= self._distributions.keys():
+            return False
+        self.guard()
+        self.study.add(self._frozen(behind[0]))
+        return self.study.written < len(self.trials)
+
+    def _frozen(self, trial: Trial) -> FrozenTrial:
+        """A result as Optuna knows it."""
+        ask, score = trial.ask, trial.score
         # Each attribute costs a query.
-        result = {"score": score, "losses": losses, "seconds": times, "documents": documents}
+        result = {name: getattr(trial, name) for name in ("score", "losses", "seconds", "documents")}
         attributes: dict[str, Any] = {"ask": ask.number, "name": ask.name, "result": result}
-        if cause is not None:
-            attributes["cause"] = cause
-        trial = create_trial(
-            state=TrialState.FAIL if score is None else TrialState.PRUNED if pruned else TrialState.COMPLETE,
-            values=[-loss for loss in losses] or None,
+        if trial.cause is not None:
+            attributes["cause"] = trial.cause
+        frozen = create_trial(
+            state=TrialState.FAIL if score is None else TrialState.PRUNED if trial.pruned else TrialState.COMPLETE,
+            values=[-loss for loss in trial.losses] or None,
             params=dict(ask.values),
             distributions={name: self._distributions[name] for name in ask.values},
             user_attrs=attributes,
         )
-        trial.datetime_start = datetime.now() - timedelta(seconds=sum(times.values()))
-        self.guard()
-        self.study.add(trial)
-        told = Trial(len(self.trials), ask, score, cause, times, losses, pruned, documents)
-        self.trials.append(told)
-        if score is not None:
-            self._by_recipe[ask.recipe] = told
-        return told
+        frozen.datetime_complete = datetime.fromtimestamp(trial.at)
+        frozen.datetime_start = frozen.datetime_complete - timedelta(seconds=sum(trial.seconds.values()))
+        return frozen
 
     def _append(self, name: str, line: Mapping[str, Any]) -> None:
         self.guard()
         with disk_faults(self._folder):
             _append(self._folder / name, line)
+
+
+# What a line of results has beside the ask's number.
+_RESULT = [f.name for f in fields(Trial) if f.name not in ("number", "ask")]
+
+
+def _count(scores: Scores) -> int:
+    return sum(map(len, scores.documents.values()))
 
 
 def _distribution(dimension: Dimension) -> BaseDistribution:

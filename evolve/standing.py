@@ -1,6 +1,5 @@
 """Where a run stands, read from its folder while it runs: without its lock, and without the driver's help."""
 
-import csv
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,8 @@ from typing import Any
 
 from heterosis.evolve.folder import SUMMARY, read_summary
 from heterosis.evolve.pulse import Pulse
-from heterosis.evolve.record import Ask, Trial
+from heterosis.evolve.record import Trial
+from heterosis.evolve.table import TABLE, read_trials
 
 SILENCE = 60.0  # seconds without a pulse after which a driver is taken for dead
 RECENT = 20  # results that tell how long the next ones take
@@ -110,7 +110,7 @@ class Watcher:
         summary = self._latest(SUMMARY, lambda: read_summary(self.folder))
         if summary is None:
             summary = read_summary(self.folder)
-        trials = self._latest("trials.csv", lambda: read_trials(self.folder)) or []
+        trials = self._latest(TABLE, lambda: read_trials(self.folder)) or []
         pulse = Pulse.read(self.folder) if summary["status"] == "running" else None
         now = time.time()
         saved = self._seen[SUMMARY][0] / 1e9 if SUMMARY in self._seen else now
@@ -129,23 +129,3 @@ class Watcher:
         if name not in self._seen or self._seen[name][0] != changed:
             self._seen[name] = changed, read()
         return self._seen[name][1]
-
-
-def read_trials(folder: Path) -> list[Trial]:
-    """The table of trials."""
-    with (folder / "trials.csv").open(encoding="utf-8", newline="") as file:
-        return [_trial(row) for row in csv.DictReader(file)]
-
-
-def _trial(row: Mapping[str, str]) -> Trial:
-    ask = Ask(int(row["ask"]), row["kind"], row["name"], "", {}, after=0, stage=int(row["stage"]))
-    times = {key: float(row[f"{key}_s"]) for key in ("merge", "forward", "other") if row[f"{key}_s"]}
-    return Trial(
-        int(row["trial"]),
-        ask,
-        float(row["score"]) if row["score"] else None,
-        row["cause"] or None,
-        times,
-        pruned=row["pruned"] == "1",
-        documents=int(row["documents"]),
-    )

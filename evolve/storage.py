@@ -36,6 +36,7 @@ class StudyWriter:
         objectives: How many values a trial has.
 
     Attributes:
+        written: How many results it has.
         go_on: Asked every second while the storage is away, with what is the matter; False ends the waiting.
 
     Raises:
@@ -50,13 +51,12 @@ class StudyWriter:
             self._study: Study = optuna.create_study(
                 storage=url, study_name=name, directions=["maximize"] * objectives, load_if_exists=True
             )
-            self.trials = self._study.get_trials(deepcopy=False)
+            self.written = len(self._study.get_trials(deepcopy=False))
         except (ImportError, SQLAlchemyError, StorageInternalError) as error:
             raise InputError(
                 f"--storage: the study cannot be opened: {self._reason(error)}; give a URL that Optuna can use, "
                 "such as sqlite:////folder/study.db"
             ) from error
-        self._known = len(self.trials)
 
     def add(self, trial: FrozenTrial) -> None:
         """Add a trial, and wait for a storage that is away.
@@ -79,11 +79,11 @@ class StudyWriter:
                 pause, first = min(2 * pause, LONGEST_PAUSE), False
         if not first:
             log.info("the storage is there again after %.0f s", time.monotonic() - begun)
-        self._known += 1
+        self.written += 1
 
     def _is_there(self, trial: FrozenTrial) -> bool:
         """Whether the attempt before was carried out, though its answer was lost."""
-        later = self._study.get_trials(deepcopy=False)[self._known :]
+        later = self._study.get_trials(deepcopy=False)[self.written :]
         assert len(later) < 2, "the driver alone writes to its study"
         attributes = json.loads(json.dumps(trial.user_attrs))
         return any(t.user_attrs == attributes for t in later)

@@ -1,7 +1,5 @@
 """Recipes of earlier searches, or written by hand, that a search scores first."""
 
-import csv
-import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -10,6 +8,7 @@ from heterosis.evolve.baselines import Baseline
 from heterosis.evolve.dimensions import Space
 from heterosis.evolve.folder import read_summary
 from heterosis.evolve.record import read_asks
+from heterosis.evolve.table import read_table
 from heterosis.merge import Recipe
 
 # Of a run folder: the champion, and the best others.
@@ -45,8 +44,7 @@ def _recipes(path: Path) -> Iterator[tuple[str, Recipe]]:
         raise InputError(f"warm_start: {error.faults[0]}, or a recipe") from None
     if champion is None:
         raise InputError(f"warm_start: {path}: no candidate was scored there")
-    rows = list(csv.DictReader(io.StringIO((path / "trials.csv").read_text(encoding="utf-8"))))
-    complete = [row for row in rows if row["score"] and row["pruned"] == "0"]
+    complete = [row for row in read_table(path) if row["score"] and row["pruned"] == "0"]
     ranked = sorted(complete, key=lambda row: (int(row["trial"]) != champion["trial"], -float(row["score"])))
     asks = {ask.number: ask for ask in read_asks(path)}
     for row in ranked[:TAKEN]:

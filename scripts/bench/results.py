@@ -38,7 +38,7 @@ class Results:
 
     def add(self, setting: Setting, program: str, turn: int, numbers: dict[str, float]) -> None:
         rounded = {key: round(value, 4) for key, value in numbers.items()}
-        line = {**asdict(setting), "program": program, "round": turn, **rounded, **_circumstances()}
+        line = {**asdict(setting), "program": program, "round": turn, **rounded, **circumstances()}
         self._keep(line)
         if self._path:
             with self._path.open("a") as file:
@@ -66,7 +66,7 @@ class Results:
 
 
 @cache
-def _circumstances() -> Line:
+def circumstances() -> Line:
     """The state of the code when the run began, and the machine."""
     git = ["git", "-C", str(Path(__file__).parent)]
     commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)

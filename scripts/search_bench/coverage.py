@@ -136,14 +136,14 @@ def repeat(seeds: Iterable[int], folder: Path, path: Path | None, changes: Mappi
 
 
 def _repetitions(seeds: Iterable[int], folder: Path, changes: Mapping[str, Any]) -> Iterator[Compared]:
-    place = _place(folder)
+    place = formula_place(folder)
     documents = len(place.documents(place.task_names[0]))
     for seed in seeds:
         world = World.draw(seed)
         with tempfile.TemporaryDirectory(prefix="heterosis-coverage-", dir=_memory()) as name:
             run = Path(name) / "run"
             summary = search(
-                _config(place, seed, changes),
+                formula_config(place, seed, changes),
                 run,
                 make_pool=lambda setup, workers, world=world: InProcessPool(
                     FormulaScorer(world, place.task_names, documents)
@@ -152,7 +152,7 @@ def _repetitions(seeds: Iterable[int], folder: Path, changes: Mapping[str, Any])
             yield {"seed": seed, **_compared(summary, run, world)}
 
 
-def _place(folder: Path) -> Home:
+def formula_place(folder: Path) -> Home:
     """Models and tasks for the preflight, hardly trained; nobody looks at their weights."""
     course = Course(skills("copy"), 1, 1e-3)
     zoo = replace(
@@ -167,7 +167,7 @@ def _place(folder: Path) -> Home:
     return home(zoo, folder)
 
 
-def _config(place: Home, seed: int, changes: Mapping[str, Any]) -> EvolveConfig:
+def formula_config(place: Home, seed: int, changes: Mapping[str, Any]) -> EvolveConfig:
     data = {
         "models": place.experts,
         "base_model": place.base,

@@ -120,15 +120,18 @@ class Scoring(Protocol):
 
 
 class InProcessPool:
-    """One worker, in this process; heterosis' searches run on it as on Ray's.
+    """Scores in this process, one piece of work after the other; heterosis' searches run on it as on Ray's.
+
+    Args:
+        scorer: Scores recipes.
+        workers: How many the search takes it for.
 
     Attributes:
         scored: Documents scored so far, kept ones included.
     """
 
-    size = 1
-
-    def __init__(self, scorer: Scoring) -> None:
+    def __init__(self, scorer: Scoring, workers: int = 1) -> None:
+        self.size = workers
         self._scorer = scorer
         self._running: list[tuple[object, str, Mapping[str, list[int]]]] = []
         self.scored = 0
@@ -141,8 +144,8 @@ class InProcessPool:
         self._running.append((key, recipe, documents))
 
     def wait(self, timeout: float) -> list[tuple[object, Outcome]]:
-        running, self._running = self._running, []
-        return [(key, self._outcome(recipe, documents)) for key, recipe, documents in running]
+        first, self._running = self._running[:1], self._running[1:]
+        return [(key, self._outcome(recipe, documents)) for key, recipe, documents in first]
 
     def _outcome(self, recipe: str, documents: Mapping[str, list[int]]) -> Outcome:
         begun = time.perf_counter()

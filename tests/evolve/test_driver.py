@@ -160,6 +160,48 @@ def test_the_search_climbs(run: Any, tmp_path: Path) -> None:
     assert sum(scores[-10:]) / 10 > sum(scores[3:13]) / 10 + 0.1
 
 
+class Counted(list[Any]):
+    """A list that counts the entries that are read by loops and slices."""
+
+    read = 0
+
+    def __iter__(self) -> Any:
+        Counted.read += len(self)
+        return super().__iter__()
+
+    def __getitem__(self, key: Any) -> Any:
+        found = super().__getitem__(key)
+        Counted.read += len(found) if isinstance(key, slice) else 1
+        return found
+
+
+@pytest.mark.parametrize("options", [{}, {"racing": True, "hours": 1.0}, {"ordered": 2}, {"objective": "worst"}])
+def test_results_are_not_looked_through_for_every_candidate(
+    run: Any, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """The driver's work for a candidate is the same after any number of them."""
+    make = Record.__init__
+
+    def counted(self: Record, *args: Any, **kwargs: Any) -> None:
+        make(self, *args, **kwargs)
+        self.trials = Counted(self.trials)
+
+    read: list[int] = []
+    tell = Record.tell
+
+    def note(self: Record, *args: Any, **kwargs: Any) -> Any:
+        read.append(Counted.read)
+        return tell(self, *args, **kwargs)
+
+    monkeypatch.setattr(Record, "__init__", counted)
+    monkeypatch.setattr(Record, "tell", note)
+    monkeypatch.setattr(driver, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(driver, "SAVE_SHARE", 0)
+    Counted.read = 0
+    run(trials=70, **options)
+    assert read[30] - read[20] == read[60] - read[50] < 30
+
+
 class TestResume:
     @pytest.fixture(scope="class")
     @staticmethod
@@ -179,7 +221,7 @@ class TestResume:
         with pytest.raises(pools.crash):
             run(trials=24, pool={"crash_after": crash_after})
         assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "stopped"
-        for name in ("asks.jsonl", "scores.jsonl"):  # what a power cut may leave of the next line
+        for name in ("asks.jsonl", "scores.jsonl", "results.jsonl"):  # what a power cut may leave of the next line
             with (tmp_path / "run" / name).open("a") as file:
                 file.write('{"number": 99, "kind": "sea')
         summary = run(trials=24)
@@ -507,6 +549,16 @@ class TestRacing:
         study = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path / 'run/study.db'}")
         states = [t.state.name for t in study.get_trials()]
         assert states.count("PRUNED") == trials["pruned"]
+
+    @pytest.mark.parametrize(("workers", "ordered", "races"), [(3, 0, False), (2, 0, True), (3, 4, True)])
+    def test_baselines_race_unless_workers_would_wait(
+        self, run: Any, tmp_path: Path, workers: int, ordered: int, races: bool
+    ) -> None:
+        """In the ordered mode the number of workers changes nothing."""
+        run(trials=8, racing=True, workers=workers, ordered=ordered)
+        asks = [ask for ask in read_asks(tmp_path / "run") if ask.kind != "search"]
+        assert [ask.name for ask in asks] == (["uniform", "ann", "bob"] if races else BASELINES)
+        assert any(ask.incumbent is not None for ask in asks) == races
 
     def test_an_estimate_is_near_the_truth(self, run: Any, pools: Any, tmp_path: Path) -> None:
         run(trials=24, racing=True)

@@ -36,7 +36,7 @@ class Table:
 
     def __init__(self, failing: Mapping[str, int] | None = None) -> None:
         self.failing = failing or {}
-        asks = [Ask(i, KINDS.get(name, "parent"), name, "", {}, 0) for i, name in enumerate(RIGHT)]
+        asks = [Ask(i, KINDS.get(name, "parent"), name, name, {}, 0) for i, name in enumerate(RIGHT)]
         self.trials = [Trial(a.number, a, RIGHT[a.name][0], losses=(-RIGHT[a.name][0],)) for a in asks]
         self.known = {(a.number, "search"): scores(a.name, "search", DOCUMENTS["task"]) for a in asks}
         self.met: dict[str, int] = {}

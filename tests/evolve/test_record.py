@@ -9,6 +9,7 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+from heterosis.errors import InputError
 from heterosis.evaluate.answers import Answer
 from heterosis.evaluate.scores import Scores
 from heterosis.evolve.record import Record, read_asks
@@ -26,6 +27,15 @@ SCORES = Scores({"toy": {3: {"acc,none": 1 / 3}, 7: {"acc,none": AWKWARD}}}, 0.5
 
 def open_record(folder: Path) -> Record:
     return Record(folder, f"sqlite:///{folder}/study.db", "toys", DIMENSIONS)
+
+
+def study_of(folder: Path) -> optuna.Study:
+    return optuna.load_study(study_name="toys", storage=f"sqlite:///{folder}/study.db")
+
+
+def write_study(record: Record) -> None:
+    while record.write_study():
+        pass
 
 
 def test_survives_to_the_last_bit(tmp_path: Path) -> None:
@@ -84,19 +94,18 @@ def test_several_losses(tmp_path: Path) -> None:
     record.tell(record.ask("search", "two", "r", VALUES), None, cause="NaN")
     again = Record(tmp_path, f"sqlite:///{tmp_path}/study.db", "toys", DIMENSIONS, 2)
     assert again.trials == record.trials
-    assert optuna.load_study(study_name="toys", storage=f"sqlite:///{tmp_path}/study.db").trials[0].values == [
-        0.5,
-        -0.25,
-    ]
+    write_study(again)
+    assert study_of(tmp_path).trials[0].values == [0.5, -0.25]
 
 
 def test_the_study_is_an_ordinary_one(tmp_path: Path) -> None:
     record = open_record(tmp_path)
     record.tell(record.ask("search", "one", "r", VALUES), 0.5, (-0.5,))
     record.tell(record.ask("search", "two", "r", VALUES | {"weight/a/layers.0-9": 1.0}), AWKWARD, (-AWKWARD,))
-    record.tell(record.ask("search", "three", "r", VALUES), None, cause="NaN")
+    record.tell(record.ask("search", "three", "r", VALUES), None, cause="NaN", seconds={"merge": 60.0})
+    write_study(record)
 
-    study = optuna.load_study(study_name="toys", storage=f"sqlite:///{tmp_path}/study.db")
+    study = study_of(tmp_path)
     assert study.best_trial.number == 0
     assert study.trials[0].params == VALUES
     assert study.trials[1].value == AWKWARD
@@ -104,6 +113,56 @@ def test_the_study_is_an_ordinary_one(tmp_path: Path) -> None:
     assert study.trials[2].state.name == "FAIL"
     assert study.trials[2].user_attrs["cause"] == "NaN"
     assert [t.user_attrs["name"] for t in study.trials] == ["one", "two", "three"]
+    assert [t.duration.total_seconds() for t in study.trials if t.duration is not None] == [0.0, 0.0, 60.0]
+
+
+def tell(record: Record, count: int) -> None:
+    for _ in range(count):
+        score = 0.1 * len(record.trials)
+        record.tell(record.ask("search", f"{len(record.asks)}", "r", VALUES), score, (-score,))
+
+
+def test_the_study_follows_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = open_record(tmp_path)
+    tell(record, 3)
+    assert study_of(tmp_path).trials == []
+    assert [record.write_study() for _ in range(4)] == [True, True, False, False]
+    assert [t.user_attrs["ask"] for t in study_of(tmp_path).trials] == [0, 1, 2]
+    monkeypatch.setattr("heterosis.evolve.record.BEHIND", 2)
+    tell(record, 5)
+    assert record.study.written == 6  # but not farther behind than that
+
+
+def test_a_study_that_a_crash_left_behind_catches_up(tmp_path: Path) -> None:
+    record = open_record(tmp_path)
+    tell(record, 4)
+    record.write_study()
+    again = open_record(tmp_path)
+    assert again.trials == record.trials
+    tell(again, 1)
+    write_study(again)
+    assert [t.user_attrs["ask"] for t in study_of(tmp_path).trials] == [0, 1, 2, 3, 4]
+    assert [t.value for t in study_of(tmp_path).trials] == [t.score for t in again.trials]
+
+
+def test_a_study_waits_for_a_stage_whose_space_is_not_known_yet(tmp_path: Path) -> None:
+    record = open_record(tmp_path)
+    tell(record, 2)
+    again = Record(tmp_path, f"sqlite:///{tmp_path}/study.db", "toys", [])
+    write_study(again)
+    assert study_of(tmp_path).trials == []
+    again.add_dimensions(DIMENSIONS)
+    write_study(again)
+    assert len(study_of(tmp_path).trials) == 2
+
+
+def test_a_study_with_results_that_the_folder_lacks_is_refused(tmp_path: Path) -> None:
+    record = open_record(tmp_path)
+    tell(record, 2)
+    write_study(record)
+    (tmp_path / "results.jsonl").unlink()
+    with pytest.raises(InputError, match=r"results.jsonl: the study has 2 results, but this file only 0; restore"):
+        open_record(tmp_path)
 
 
 def test_attempts_and_checksums_are_kept(tmp_path: Path) -> None:
@@ -125,7 +184,8 @@ def test_a_torn_line_is_cut_off(tmp_path: Path, torn: str) -> None:
     record = open_record(tmp_path)
     first = record.ask("search", "first", "r", VALUES)
     record.add_scores(first, "search", SCORES)
-    for name in ("asks.jsonl", "scores.jsonl"):
+    record.tell(first, 0.25, (-0.25,))
+    for name in ("asks.jsonl", "scores.jsonl", "results.jsonl"):
         with (tmp_path / name).open("ab") as file:
             file.write(torn.encode("latin-1"))
 
@@ -133,8 +193,9 @@ def test_a_torn_line_is_cut_off(tmp_path: Path, torn: str) -> None:
     assert list(again.asks.values()) == [first]
     second = again.ask("search", "second", "r", VALUES)
     again.add_scores(second, "search", SCORES)
+    again.tell(second, 0.5, (-0.5,))
     assert list(read_asks(tmp_path)) == [first, second]
-    for name in ("asks.jsonl", "scores.jsonl"):
+    for name in ("asks.jsonl", "scores.jsonl", "results.jsonl"):
         assert len([json.loads(line) for line in (tmp_path / name).read_text().splitlines()]) == 2
 
 
@@ -177,7 +238,8 @@ def test_every_kind_of_dimension_is_one_of_optunas(tmp_path: Path) -> None:
     values = {"tol": 0.01, "max_iter": 4, "merge_method": "sce"}
     record = Record(tmp_path, f"sqlite:///{tmp_path}/study.db", "toys", dimensions)
     record.tell(record.ask("search", "one", "r", values), 0.5, (-0.5,))
-    (trial,) = optuna.load_study(study_name="toys", storage=f"sqlite:///{tmp_path}/study.db").trials
+    write_study(record)
+    (trial,) = study_of(tmp_path).trials
     assert trial.params == values
     assert trial.distributions == {
         "tol": FloatDistribution(1e-6, 1.0, log=True),

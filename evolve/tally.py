@@ -1,0 +1,53 @@
+"""What the results of a run amount to, kept up as they come."""
+
+from bisect import insort
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from heterosis.evolve.record import Trial
+
+
+class Tally:
+    """Counts and sums over results. A look costs the same after any number of them.
+
+    Attributes:
+        best: The best of those that met all search documents; of equals, the one asked first.
+        complete: How many met all search documents.
+        pruned: How many were stopped early.
+        failed: How many have no score.
+        causes: How often each cause of a failure came up.
+        seconds: Where the time of all went.
+    """
+
+    def __init__(self) -> None:
+        self.best: Trial | None = None
+        self.complete = self.pruned = self.failed = 0
+        self.causes: Counter[str] = Counter()
+        self.seconds: dict[str, float] = {}
+        self._times: list[float] = []  # of each that has one, in order of size
+
+    def add(self, trial: "Trial") -> None:
+        """Take in a result."""
+        self.complete += trial.complete
+        self.pruned += trial.pruned
+        self.failed += trial.score is None
+        if trial.cause is not None:
+            self.causes[trial.cause] += 1
+        for kind, seconds in trial.seconds.items():
+            self.seconds[kind] = self.seconds.get(kind, 0.0) + seconds
+        if trial.seconds:
+            insort(self._times, sum(trial.seconds.values()))
+        self.best = best_of([self.best, trial] if self.best else [trial])
+
+    @property
+    def median_seconds(self) -> float | None:
+        """What half of the results took less than; None before there are any."""
+        n = len(self._times)
+        return (self._times[(n - 1) // 2] + self._times[n // 2]) / 2 if n else None
+
+
+def best_of(trials: "Iterable[Trial]") -> "Trial | None":
+    """The best of those that met all search documents; of equals, the one asked first, whichever came first."""
+    return max((t for t in trials if t.complete), key=lambda t: (t.score or 0.0, -t.ask.number), default=None)

@@ -1,0 +1,48 @@
+"""What results amount to, as they come, beside the same from all of them at once."""
+
+import random
+import statistics
+from collections import Counter
+from typing import Any
+
+from heterosis.evolve.record import Ask, Trial
+from heterosis.evolve.tally import Tally, best_of
+
+
+def a_trial(number: int, rng: random.Random) -> Trial:
+    ask = Ask(99 - number, "search", "a candidate", "r", {}, 0)  # asked in the opposite order
+    if rng.random() < 0.2:
+        return Trial(number, ask, None, rng.choice(["NaN", "it died"]))
+    score = rng.choice([-0.5, 0.0, 0.25, 0.5])
+    times = {"merge": rng.random(), "forward": rng.random()} if rng.random() < 0.8 else {}
+    return Trial(number, ask, score, None, times, (-score,), pruned=rng.random() < 0.3)
+
+
+def naive(trials: list[Trial]) -> dict[str, Any]:
+    complete = [t for t in trials if t.score is not None and not t.pruned]
+    times = [sum(t.seconds.values()) for t in trials if t.seconds]
+    return {
+        "best": max(complete, key=lambda t: (t.score, -t.ask.number), default=None),
+        "complete": len(complete),
+        "pruned": sum(t.pruned for t in trials),
+        "failed": sum(t.score is None for t in trials),
+        "causes": Counter(t.cause for t in trials if t.cause),
+        "seconds": {k: sum(t.seconds.get(k, 0.0) for t in trials) for k in ("merge", "forward") if times},
+        "median_seconds": statistics.median(times) if times else None,
+    }
+
+
+def test_is_that_of_all_results_at_any_moment() -> None:
+    for seed in range(20):
+        rng, tally, trials = random.Random(seed), Tally(), list[Trial]()
+        for number in range(30):
+            assert {name: getattr(tally, name) for name in naive(trials)} == naive(trials)
+            trials.append(a_trial(number, rng))
+            tally.add(trials[-1])
+
+
+def test_of_equals_the_first_asked_is_raced_against_whichever_came_first() -> None:
+    first, second = (Ask(number, "search", "c", "r", {}, 0) for number in (3, 4))
+    came = [Trial(0, second, 0.5), Trial(1, first, 0.5), Trial(2, second, 0.9, pruned=True)]
+    assert best_of(came) == came[1]
+    assert best_of(came[2:]) is None
