@@ -71,16 +71,23 @@ class RayPool:
         address: Of a running cluster; None starts Ray on this machine.
         timeout: Seconds that a candidate may take on the search documents; None to learn it. A worker's first work
             gets `START_SECONDS` more.
+        worker: What an actor is made of: the real one, or another that scores in its way.
     """
 
     def __init__(
-        self, setup: Setup, workers: int, *, address: str | None = None, timeout: float | None = None
+        self,
+        setup: Setup,
+        workers: int,
+        *,
+        address: str | None = None,
+        timeout: float | None = None,
+        worker: type[Worker] = Worker,
     ) -> None:
         self._limit = TimeLimit(_count(setup.split.search), timeout)
         self._started = not ray.is_initialized()
         if self._started:
             _start(address, workers, setup)
-        self._worker, self._setup = _actor(setup), setup
+        self._worker, self._setup = _actor(setup, worker), setup
         sweep()
         self._starting: dict[Any, Any] = {}  # what they find of the models -> workers
         self._free: list[Any] = []
@@ -237,11 +244,11 @@ def probed_batch_size(setup: Setup, recipe: str, *, address: str | None = None) 
     return int(found)
 
 
-def _actor(setup: Setup) -> Any:
+def _actor(setup: Setup, worker: type[Worker] = Worker) -> Any:
     """A worker, as Ray makes them."""
     environment = {"env_vars": {"OMP_NUM_THREADS": str(setup.threads), "TOKENIZERS_PARALLELISM": "false"}}
     # One that dies is replaced by the pool and not restarted by Ray, which meanwhile fails the next one's work.
-    actor = ray.remote(num_cpus=setup.cpus, num_gpus=setup.gpus, max_restarts=0, max_task_retries=0)(Worker)
+    actor = ray.remote(num_cpus=setup.cpus, num_gpus=setup.gpus, max_restarts=0, max_task_retries=0)(worker)
     return actor.options(runtime_env=environment)
 
 

@@ -10,7 +10,7 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from heterosis.errors import InputError
 from heterosis.evaluate.splits import Split
@@ -29,7 +29,7 @@ from heterosis.evolve.pulse import Pulse, PulseWriter
 from heterosis.evolve.racing import DocumentIds, missing
 from heterosis.evolve.record import Ask, Record, Trial, study_url
 from heterosis.evolve.referee import Referee
-from heterosis.evolve.report import write_report
+from heterosis.evolve.report import load_tasks, report_is_written, write_report
 from heterosis.evolve.resources import check_workers, merges_to, resources, worker_setup, workers_and_threads
 from heterosis.evolve.session import logging_to, stopping_on_signals
 from heterosis.evolve.stages import Stages
@@ -38,6 +38,9 @@ from heterosis.evolve.table import TableWriter
 from heterosis.evolve.tally import best_of
 from heterosis.evolve.warm_start import warm_starts
 from heterosis.evolve.worker import Evaluation, Failure, Setup
+
+if TYPE_CHECKING:
+    from heterosis.evaluate.harness import TaskSet
 
 log = logging.getLogger("heterosis")
 
@@ -115,6 +118,8 @@ def search(
     loaded = loaded.updated(**changes) if changes else loaded
     check_same_config(Path(run_dir), loaded)
     if finished := finished_summary(Path(run_dir), loaded.trials):
+        if not report_is_written(Path(run_dir)):  # the driver was killed before it was
+            _report(Path(run_dir), None, storage)
         return finished
     try:
         checked = preflight(loaded, frozen_control_points(Path(run_dir)))
@@ -133,7 +138,7 @@ def search(
         with disk_faults(folder.path), logging_to(folder.path / "run.log"):
             driver = _Driver(checked, folder, storage, device, progress)
             summary = driver.run(make_pool, ray_address)
-            _report(folder.path, checked, storage)
+            _report(folder.path, checked.tasks, storage)
             return summary
     except InputError:
         folder.discard_if_new()
@@ -142,10 +147,10 @@ def search(
         folder.close()
 
 
-def _report(folder: Path, checked: Preflight, storage: str | None) -> None:
+def _report(folder: Path, tasks: "TaskSet | None", storage: str | None) -> None:
     """Write the run's report; whatever goes wrong with it, the run is done."""
     try:
-        write_report(folder, tasks=checked.tasks, storage=storage)
+        write_report(folder, tasks=tasks or load_tasks(folder), storage=storage)
     except Exception as error:
         log.warning("the report could not be written: %r; heterosis report %s tries again", error, folder)
 
@@ -313,7 +318,7 @@ class _Driver:
             of_stage = [t for t in self._record.trials if t.ask.kind == "search" and t.ask.stage == stage]
             self._pulse.stage(proposer.space, of_stage)
             last = stage == len(ends) - 1
-            centre = last and budget >= MEAN_BUDGET and proposer.mean() is not None
+            centre = last and budget >= MEAN_BUDGET and proposer.has_mean
             limit = budget - centre if last else end
             left = [job for job in self._open_jobs("search") if job.ask.stage == stage]
             self._work(pool, left, partial(self._next_job, pool, proposer, limit), proposer.tell)
@@ -549,6 +554,7 @@ class _Driver:
             self._stage("held-out documents: champion, parents and uniform")
             if self._state.get("held_out_before") and any(self._record.scores(ask, part) is None for ask in asks):
                 self._state["holdout_reused"] = True
+                self._folder.save_state(self._state)  # later, all of them may be scored
         wanted = documents or getattr(self._split, part)
         left = [(ask, missing(wanted, self._record.scores(ask, part))) for ask in asks]
         self._work(pool, [Job(ask, part, own) for ask, own in left if own], self._no_more)

@@ -58,7 +58,9 @@ def shortlist(record: Record, size: int, judge: Judge) -> list[Trial]:
     over it where there are more than twice ``size``; and all baselines stay then, and where the objective compares
     with all the parents.
     """
-    scored = sorted((t for t in record.trials if t.score is not None), key=lambda t: (-(t.score or 0.0), t.number))
+    # Equals stand in the order of asking: that of the results may be another one each time.
+    scored = [t for t in record.trials if t.score is not None]
+    scored.sort(key=lambda t: (-(t.score or 0.0), t.ask.number))
     parents = [t for t in scored if t.ask.kind == "parent"]
     ranked = [t for t in scored if t.complete]
     uniform = [t for t in ranked if t.ask.name == UNIFORM]
@@ -90,7 +92,7 @@ def _unbeaten(ranked: Sequence[Trial], record: Record, part: str, judge: Judge, 
 def _by_score(trials: Sequence[Trial], record: Record, part: str, judge: Judge) -> list[Trial]:
     """Trials that were scored on the same documents of a part, best first."""
     scored = [(judge.score(scores), t) for t in trials if (scores := record.scores(t.ask, part))]
-    return [t for _, t in sorted(scored, key=lambda pair: (-pair[0], -(pair[1].score or 0.0), pair[1].number))]
+    return [t for _, t in sorted(scored, key=lambda pair: (-pair[0], -(pair[1].score or 0.0), pair[1].ask.number))]
 
 
 def front(trials: Sequence[Trial]) -> list[Trial]:
@@ -114,7 +116,7 @@ def _spread(trials: Sequence[Trial], most: int) -> list[Trial]:
     taken = [trials[0]]
     while len(taken) < most:
         rest = [t for t in trials if t not in taken]
-        taken.append(max(rest, key=lambda t: (min(_distance(t, other) for other in taken), -t.number)))
+        taken.append(max(rest, key=lambda t: (min(_distance(t, other) for other in taken), -t.ask.number)))
     return taken
 
 

@@ -98,9 +98,11 @@ class RunFolder:
 
     def state(self) -> dict[str, Any]:
         """What must outlive the process: the study's name, seconds spent, the environment."""
-        if state := read_state(self.path):
-            return state
-        return {"study": f"{self.path.resolve().name}-{uuid.uuid4().hex[:8]}", "seconds": 0.0}
+        state = read_state(self.path)
+        if not state:
+            state = {"study": f"{self.path.resolve().name}-{uuid.uuid4().hex[:8]}", "seconds": 0.0}
+            self.save_state(state)  # before there is a study of that name, which nobody would find again
+        return state
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         write_text(self.path / STATE, json.dumps(state, indent=2) + "\n")

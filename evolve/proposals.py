@@ -45,6 +45,11 @@ class Proposer:
         """Candidates asked in this stage."""
         return len(self._asks)
 
+    @property
+    def has_mean(self) -> bool:
+        """Whether the optimizer has a centre."""
+        return self._optimizer.mean() is not None
+
     def propose(self) -> Vector | None:
         """The next point; None while a result is missing that it depends on."""
         if self._ordered:
@@ -67,7 +72,7 @@ class Proposer:
             self._inform(trial)
 
     def mean(self) -> Vector | None:
-        """The centre of the optimizer's distribution after all results."""
+        """The centre of the optimizer's distribution after all results, which it is told now."""
         for trial in self._due(len(self._asks)):
             if trial is not None:
                 self._inform(trial)

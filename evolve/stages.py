@@ -128,10 +128,11 @@ class Stages:
         return candidates or self._known(before)
 
     def _before(self, stage: int) -> list[Trial]:
-        """Candidates with a score when a stage's first candidate was asked, or now."""
+        """Candidates with a score when a stage's first candidate was asked, or now, in the order of asking."""
         asks = self._record.asks.values()
         count = next((ask.after for ask in asks if ask.kind == "search" and ask.stage == stage), None)
-        return [t for t in self._record.trials[:count] if t.score is not None]
+        scored = [t for t in self._record.trials[:count] if t.score is not None]
+        return sorted(scored, key=lambda t: t.ask.number)
 
     def _start(self, stage: int, known: Sequence[Trial]) -> Vector:
         """The best point known, off the faces of the cube; a parent only if it is clearly better than uniform."""
@@ -164,6 +165,6 @@ class Stages:
 
 
 def _best(trials: Sequence[Trial]) -> Trial | None:
-    """The best of those that met all documents; of equals, the first."""
+    """The best of those that met all documents; of equals, the first that was asked."""
     complete = [t for t in trials if t.complete]
-    return max(complete, key=lambda t: (t.score or 0.0, -t.number), default=None)
+    return max(complete, key=lambda t: (t.score or 0.0, -t.ask.number), default=None)

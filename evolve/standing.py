@@ -59,9 +59,9 @@ class Standing:
 
     @property
     def best(self) -> Trial | None:
-        """The trial with the best search score; of equals, the first."""
+        """The trial with the best search score; of equals, the first that was asked."""
         complete = [t for t in self.trials if t.complete]
-        return max(complete, key=lambda t: (t.score or 0.0, -t.number), default=None)
+        return max(complete, key=lambda t: (t.score or 0.0, -t.ask.number), default=None)
 
     @property
     def utilisation(self) -> float | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heterosis.errors import InputError
-from heterosis.evolve.folder import write_text
+from heterosis.evolve.folder import SUMMARY, write_text
 from heterosis.evolve.report.data import gather
 from heterosis.evolve.report.documents import Known, ask_tasks
 from heterosis.evolve.report.page import render
@@ -22,7 +22,7 @@ from heterosis.evolve.report.page import render
 if TYPE_CHECKING:
     from heterosis.evaluate.harness import TaskSet
 
-__all__ = ["REPORT", "load_tasks", "write_report"]
+__all__ = ["REPORT", "load_tasks", "report_is_written", "write_report"]
 
 log = logging.getLogger("heterosis")
 
@@ -60,6 +60,12 @@ def write_report(
     except OSError as error:
         raise InputError(f"{target}: cannot be written: {error.strerror}") from error
     return target
+
+
+def report_is_written(folder: Path) -> bool:
+    """Whether a run's report was written since its summary was."""
+    report, summary = folder / REPORT, folder / SUMMARY
+    return report.exists() and report.stat().st_mtime_ns >= summary.stat().st_mtime_ns
 
 
 def load_tasks(folder: Path) -> "TaskSet":

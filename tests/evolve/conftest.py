@@ -46,12 +46,13 @@ class FakePool:
         seconds: float = 0.001,
         on_wait: Callable[["FakePool"], None] = lambda pool: None,
         last_first: bool = False,
+        luck: float = 0.1,
     ) -> None:
         self.setup, self.size = setup, workers
         self.asked: list[tuple[int, str, str]] = []
         self.closed = False
         self._judge, self._crash_after, self._seconds, self._on_wait = judge, crash_after, seconds, on_wait
-        self._last_first = last_first
+        self._last_first, self._luck = last_first, luck
         self._per_task = len(inspect.signature(judge).parameters) == 3
         self._running: list[tuple[Any, Any]] = []
         self.finished = 0
@@ -79,7 +80,9 @@ class FakePool:
             return [(key, failures[0])]
         keys = {task: METRICS.get(task, "acc,none") for task in documents}
         scored = {
-            task: {d: {keys[task]: judged[task] + _noise(d) + 0.1 * _noise(d, key.ask.name)} for d in indices}
+            task: {
+                d: {keys[task]: judged[task] + _noise(d) + self._luck * _noise(d, key.ask.name)} for d in indices
+            }
             for task, indices in documents.items()
         }
         seconds = {"merge": 0.1 * self._seconds, "forward": 0.8 * self._seconds, "other": 0.1 * self._seconds}

@@ -272,6 +272,36 @@ class TestResume:
         assert run(trials=8) == first
         assert len(pools.made) == 1
 
+    def test_writes_the_report_that_a_killed_driver_has_not(
+        self, run: Any, pools: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def crash(*_: Any, **__: Any) -> None:
+            raise pools.crash
+
+        report = tmp_path / "run/report.html"
+        for trials in (8, 10):  # there is none, and there is one of a smaller budget
+            with monkeypatch.context() as patch:
+                patch.setattr(driver, "write_report", crash)
+                with pytest.raises(pools.crash):
+                    run(trials=trials)
+            before = report.read_text() if report.exists() else None
+            assert run(trials=trials)["status"] == "finished"
+            assert report.read_text() != before
+        assert len(pools.made) == 2
+
+    def test_finds_the_study_that_a_killed_driver_has_made(
+        self, run: Any, pools: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def crash(*_: Any) -> None:
+            raise pools.crash
+
+        with monkeypatch.context() as patch:
+            patch.setattr(driver, "Stages", crash)  # what is next
+            with pytest.raises(pools.crash):
+                run(trials=8)
+        run(trials=8)
+        assert len(optuna.get_all_study_names(f"sqlite:///{tmp_path / 'run/study.db'}")) == 1
+
     def test_extends(self, run: Any, pools: Any, tmp_path: Path) -> None:
         first = run(trials=24)
         assert not first["documents"]["holdout_reused"]
@@ -604,10 +634,11 @@ class TestOrdered:
     def test_goes_on_where_it_was(self, run: Any, pools: Any, tmp_path: Path) -> None:
         options: dict[str, Any] = {"trials": 24, "workers": 3, "ordered": 4}
         run("whole", **options)
-        with pytest.raises(pools.crash):
-            run(**options, pool={"crash_after": 13})
-        run(**options)
-        assert proposals(tmp_path / "run") == proposals(tmp_path / "whole")
+        for crash_after in range(9, 18):  # a generation is six
+            with pytest.raises(pools.crash):
+                run(f"run{crash_after}", **options, pool={"crash_after": crash_after})
+            run(f"run{crash_after}", **options)
+            assert proposals(tmp_path / f"run{crash_after}") == proposals(tmp_path / "whole")
 
 
 class TestTheSameRecipe:

@@ -1,6 +1,7 @@
 """Finals: who is on the shortlist, and how finalists race on the selection documents."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -72,6 +73,13 @@ def finals(table: Table, race: bool = True) -> Finals:
 
 def test_the_shortlist_has_who_may_be_the_best_and_who_may_be_the_best_parent() -> None:
     assert names(shortlist(Table(), 3, judge())) == ["lucky", "good", "ann", "bob"]  # type: ignore[arg-type]
+
+
+def test_equals_stand_in_the_order_of_asking() -> None:
+    """Ann and Bob are equal; whose result came first is chance."""
+    table = Table()
+    table.trials = [replace(t, number=n) for n, t in enumerate(reversed(table.trials))]
+    assert names(shortlist(table, 3, judge())) == ["lucky", "good", "ann", "bob"]  # type: ignore[arg-type]
 
 
 def test_all_baselines_stay_where_the_objective_needs_the_parents() -> None:

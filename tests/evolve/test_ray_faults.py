@@ -23,7 +23,7 @@ from heterosis.evolve.faults import RunStopped
 from heterosis.evolve.folder import read_summary
 from heterosis.evolve.preflight import preflight
 from heterosis.evolve.record import read_asks
-from heterosis.evolve.worker import Evaluation, Failure, Setup
+from heterosis.evolve.worker import DocumentIds, Evaluation, Failure, Setup, Worker
 
 pytestmark = pytest.mark.slow
 
@@ -88,6 +88,19 @@ def test_a_lost_node_is_survived_and_a_new_one_used(
     finally:
         ray.shutdown()
         nodes.shutdown()
+
+
+def test_a_worker_may_be_another_one(setup: Setup, recipe: str, documents: dict[str, list[int]]) -> None:
+    class Refusing(Worker):
+        def score(self, recipe: str, documents: DocumentIds) -> Failure:
+            return Failure("not today")
+
+    pool = started(RayPool(setup, 1, worker=Refusing))
+    try:
+        pool.submit("a", recipe, documents)
+        assert outcome(pool) == Failure("not today")
+    finally:
+        pool.close()
 
 
 def test_a_worker_that_hangs_ends_itself(
