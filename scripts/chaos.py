@@ -2,7 +2,7 @@
 
     python scripts/chaos.py --kills 100 --seed 0
     python scripts/chaos.py --kills 100 --seed 0 --postgresql     (stops and starts the database as well)
-    python scripts/chaos.py --kills 6                             (in two minutes or so)
+    python scripts/chaos.py --kills 6                             (in a minute and a half)
 
 The workers are real Ray actors that score by formula and sleep a little. The search is ``ordered``, so the record
 has to have the same content as that of a search that nobody disturbs. Kills are told on stderr, the verdict on

@@ -46,7 +46,9 @@ class Content:
         outcome = {key: value for key, value in summary.items() if key not in NOT_COMPARED}
         outcome["champion"] = {**summary["champion"], "trial": asked[summary["champion"]["trial"]]}
         outcome["finalists"] = [{**f, "trial": asked[f["trial"]]} for f in summary["finalists"]]
-        outcome["recipe"] = yaml.safe_load((folder / "best.yaml").read_text(encoding="utf-8"))
+        recipe = yaml.safe_load((folder / "best.yaml").read_text(encoding="utf-8"))
+        del recipe["heterosis"]["search"]  # what the summary says as well, with the number of the trial
+        outcome["recipe"] = recipe
         return cls(asks, dict(_documents(folder)), told, outcome)
 
 
