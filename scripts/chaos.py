@@ -24,7 +24,7 @@ from typing import Any
 
 import ray
 from chaos_run.cluster import Nodes, descendants, lasting, surround, workers
-from chaos_run.content import Content, causes, differences, lines_of, read_trials, scored_twice, told_twice
+from chaos_run.content import Content, behind, causes, differences, lines_of, read_trials, scored_twice, told_twice
 from chaos_run.database import URL, Database
 from chaos_run.disturber import Disturber, plan
 from chaos_run.formula import Formula
@@ -98,7 +98,8 @@ def run(folder: Path, options: argparse.Namespace) -> list[str]:
     found = Content.read(run_dir, trials)
     broken += disturber.faults
     broken += disturber.watch.faults
-    broken += [*scored_twice(run_dir), *told_twice(trials), *differences(expected, found)]
+    broken += [*scored_twice(run_dir), *told_twice(trials), *behind(run_dir, trials)]
+    broken += differences(expected, found)
     broken += list(left_behind(reference, run_dir, temporary, database is not None))
     if disturber.killed.total() < options.kills:
         broken.append(f"kills: {disturber.killed.total()} of {options.kills}: the search had come to its end")

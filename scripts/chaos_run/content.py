@@ -12,7 +12,7 @@ import yaml
 from optuna.trial import FrozenTrial
 
 from heterosis.evolve.folder import ASKS, read_state, read_summary
-from heterosis.evolve.record import ATTEMPTS, SCORES, Attempt, read_asks, study_url
+from heterosis.evolve.record import ATTEMPTS, RESULTS, SCORES, Attempt, read_asks, study_url
 
 NOT_COMPARED = ("seconds", "environment", "outcome")  # of the summary; the last has the number of a trial
 SHOWN = 160  # characters of a value in a line
@@ -74,6 +74,12 @@ def told_twice(trials: Sequence[FrozenTrial]) -> list[str]:
     return [f"study: candidate {ask} has {count} results" for ask, count in counted.items() if count > 1]
 
 
+def behind(folder: Path, trials: Sequence[FrozenTrial]) -> list[str]:
+    """Whether the study of a finished run has other results than the run folder."""
+    known, told = [line["ask"] for line in _lines(folder / RESULTS)], [t.user_attrs["ask"] for t in trials]
+    return [] if known == told else [f"study: has {len(told)} results, but not those {len(known)} of {RESULTS}"]
+
+
 def read_trials(folder: Path, storage: str | None) -> list[FrozenTrial]:
     """The trials of a run's study, if it has begun."""
     study = read_state(folder).get("study")
@@ -97,7 +103,7 @@ class Watch:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._lines = dict.fromkeys((ASKS, SCORES, ATTEMPTS), b"")
+        self._lines = dict.fromkeys((ASKS, SCORES, ATTEMPTS, RESULTS), b"")
         self._trials: list[Any] = []
         self.looks, self.faults = 0, list[str]()
 

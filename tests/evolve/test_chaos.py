@@ -100,6 +100,8 @@ def test_what_is_there_twice_is_seen(content: Any, copied: Path) -> None:
     assert content.told_twice([*trials, trials[5]]) == [
         f"study: candidate {trials[5].user_attrs['ask']} has 2 results"
     ]
+    assert content.behind(copied, trials) == []
+    assert len(content.behind(copied, trials[:-1])) == 1
 
 
 def test_a_record_only_grows(content: Any, copied: Path) -> None:
