@@ -70,4 +70,4 @@ def _recipe(model: str | os.PathLike[str] | Recipe) -> tuple[Recipe, str]:
         return Recipe.load(path), str(path)
     if path.is_file():
         raise InputError(f"{path}: neither a model folder nor a recipe (.yaml)")
-    return copy_recipe(str(model)), str(model)
+    return copy_recipe(str(model)), ""  # messages name the model themselves

@@ -493,7 +493,10 @@ def _load(name: str, manager: Any, allow_code: bool) -> dict[str, Any]:
     try:
         tasks: dict[str, Any] = manager.load([name])["tasks"]
     except Exception as error:  # a task is the user's YAML and Python, and data from anywhere
-        raise InputError(f"task '{name}': cannot be loaded: {_one_line(error)}") from error
+        reason = _one_line(error)
+        # What lm-eval says of answers to choose from that are no texts.
+        remedy = "; choices must be texts, not numbers" if "'int' object is not subscriptable" in reason else ""
+        raise InputError(f"task '{name}': cannot be loaded: {reason}{remedy}") from error
     for leaf, task in tasks.items():
         if getattr(task, "UNSAFE_CODE", False) and not allow_code:
             raise InputError(runs_code.format(leaf))

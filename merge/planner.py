@@ -37,6 +37,8 @@ from heterosis.merge.tokenizer import OutputTokenizer, output_tokenizer
 # What to do with a tensor that not all models have: refuse it, merge those that have it, or leave it out.
 Names: TypeAlias = Literal["same", "union", "intersection"]
 
+_MOST_FAULTS = 4  # that are told: where models do not fit, all tensors say the same
+
 # Buffers that old checkpoints hold and that no current model reads; dropped where not all inputs have them.
 _MASKED = (".attn.masked_bias", ".attention.masked_bias")  # always: in float16 they are minus infinity
 OBSOLETE = (
@@ -147,9 +149,8 @@ class _Planner:
 
     def _raise_faults(self) -> None:
         if self.faults:
-            shown = self.faults[:20]
-            more = [f"... and {len(self.faults) - 20} more faults"] if len(self.faults) > 20 else []
-            raise InputError(*shown, *more)
+            shown, left = self.faults[:_MOST_FAULTS], len(self.faults) - _MOST_FAULTS
+            raise InputError(*shown, *([f"... and {left} more faults"] if left > 0 else []))
 
     def _check_common_names(self, donor: Model) -> None:
         """A union of models that share no tensor merges nothing."""

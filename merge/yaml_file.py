@@ -90,7 +90,9 @@ def parse_documents(text: str, origin: str) -> list[dict[str, Any]]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise InputError(f"{origin}: {where}not valid YAML: {error.problem or error.context}") from None
+        problem = error.problem or error.context or ""
+        remedy = "; indent with spaces, not tabs" if r"'\t'" in problem else ""
+        raise InputError(f"{origin}: {where}not valid YAML: {problem}{remedy}") from None
     except yaml.YAMLError as error:
         raise InputError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
     except InputError:

@@ -435,8 +435,8 @@ def test_shapes_that_differ(models: dict[str, str]) -> None:
         f"{EMBEDDING}: shapes must match, but got [64, 16] in $a and [64, 32] in $wide; "
         "merge one architecture only"
     )
-    assert len(faults) == 21  # as many as are useful, and how many more there are
-    assert faults[-1] == "... and 9 more faults"
+    assert len(faults) == 5  # as many as are useful, and how many more there are
+    assert faults[-1] == "... and 25 more faults"
 
 
 def test_tensors_missing_on_either_side(models: dict[str, str], copy: Callable[..., str]) -> None:
@@ -454,7 +454,7 @@ def test_models_of_different_depth_are_no_silent_merge(models: dict[str, str]) -
         "model.layers.3.input_layernorm.weight: missing in $a, but $deep has it; merge one architecture only"
         in faults
     )
-    assert len(faults) == 2 * 9
+    assert faults[-1] == "... and 14 more faults"  # of 9 for each layer that is missing
 
 
 def test_an_untied_head_that_is_missing(models: dict[str, str], copy: Callable[..., str]) -> None:

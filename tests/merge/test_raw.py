@@ -232,8 +232,8 @@ def test_same_union_and_intersection(tmp_path: Path) -> None:
     a, b = random_tensors(1, "ab"), random_tensors(2, "bc")
     recipe = recipe_of([save(tmp_path / "a.safetensors", a), save(tmp_path / "b.pt", b)])
     faults = faults_of(recipe, tmp_path / "out")
-    assert len(faults) == 8
-    assert all("missing in" in fault for fault in faults)
+    assert all("missing in" in fault for fault in faults[:-1])
+    assert faults[-1] == "... and 4 more faults"
     both = {n: (a[n] + b[n]) / 2 for n in a.keys() & b.keys() if n.startswith("b.")}
     both |= {"steps": a["steps"], "ids": a["ids"]}
     one = {n: t for tensors in (a, b) for n, t in tensors.items() if n[:2] in ("a.", "c.")}
