@@ -482,7 +482,8 @@ def _load(name: str, manager: Any, allow_code: bool) -> dict[str, Any]:
     """The tasks that a name stands for."""
     if name not in manager.all_tasks:
         near = get_close_matches(name, manager.all_tasks, n=3)  # not all 14,000 when none is near
-        hint = did_you_mean(name, near) if near else "; list them with `lm-eval ls tasks`"
+        elsewhere = "" if manager.include_path else ", or name the folder of your own (include_path)"
+        hint = did_you_mean(name, near) if near else f"; list them with `lm-eval ls tasks`{elsewhere}"
         where = f" in lm-eval or {', '.join(manager.include_path)}" if manager.include_path else " in lm-eval"
         raise InputError(f"task '{name}': unknown{where}{hint}")
 

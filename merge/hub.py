@@ -5,6 +5,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,7 +100,7 @@ def fetch(repo: str, revision: str | None, weights: Sequence[str]) -> tuple[Path
     try:
         folder, missing = complete()
     except Exception as error:
-        raise InputError(_not_fetched(where, away or error)) from None
+        raise InputError(_not_fetched(where, away or error, _similar_folder(repo))) from None
     if missing and away:
         raise InputError(_not_fetched(where, away, f"; the cached copy lacks {missing[0]}"))
     if missing:
@@ -287,6 +288,14 @@ def _base_models(card: Path) -> list[str]:
 
 def _not_fetched(where: str, error: BaseException, more: str = "") -> str:
     return f"{where}: not a local folder, and cannot be fetched from the Hub: {_reason(error)}{more}"
+
+
+def _similar_folder(name: str) -> str:
+    """A suffix for the message on a model that is nowhere: a local folder that may be meant."""
+    parent = Path(name).parent
+    here = [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
+    near = get_close_matches(Path(name).name, here, n=1)
+    return f"; did you mean the folder '{parent / near[0]}'?" if near else ""
 
 
 def _reason(error: BaseException, doing: str = "read") -> str:

@@ -411,6 +411,13 @@ def test_a_hub_id_offline_is_one_line() -> None:
     )
 
 
+def test_a_misspelt_folder_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "org/math-7b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert fault_of("org/maht-7b").endswith("; did you mean the folder 'org/math-7b'?")
+    assert "did you mean" not in fault_of("org/other")
+
+
 def test_weights_opened_before_a_fault_are_closed(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[SafetensorsFile] = []
 
