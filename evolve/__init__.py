@@ -29,6 +29,7 @@ warm_start.py  recipes of earlier searches
 finals.py      the shortlist, the champion
 progress.py    the run on a terminal, live or in lines; standing.py: where it stands, read from its folder;
                pulse.py: what the driver does at the moment
+trackers.py    what TensorBoard, MLflow and Weights & Biases are told; tracking.py: by processes of their own
 outcome.py     summary.json, best.yaml, the closing table; table.py: trials.csv
 report/        a run as one HTML page
 """

@@ -57,12 +57,15 @@ _NOT_AN_ARGUMENT = {
 # What a run may change between two sittings: it alters neither what a score means nor what is searched.
 _NOT_IN_FINGERPRINT = (
     *("trials", "hours", "workers", "cpus_per_worker", "gpus_per_worker", "finalists", "timeout", "failures"),
-    "limit",
+    *("limit", "log_to"),
 )
 
 ObjectiveName: TypeAlias = Annotated[
     Literal["weighted", "gain", "worst", "pareto"],
     BeforeValidator(one_of("weighted", "gain", "worst", "pareto")),
+]
+Tracker: TypeAlias = Annotated[
+    Literal["tensorboard", "mlflow", "wandb"], BeforeValidator(one_of("tensorboard", "mlflow", "wandb"))
 ]
 Order: TypeAlias = Annotated[Literal["random", "informative"], BeforeValidator(one_of("random", "informative"))]
 
@@ -226,6 +229,7 @@ class EvolveConfig(Section):
         finalists: Candidates compared on the selection documents.
         timeout: Seconds that a candidate may take on the search documents; None to learn it from the first ones.
         failures: When to give up.
+        log_to: Trackers that are told of the run: ``tensorboard``, ``mlflow``, ``wandb``.
     """
 
     genome: Genome
@@ -256,6 +260,7 @@ class EvolveConfig(Section):
     finalists: Count = 5
     timeout: Positive | None = None
     failures: Failures = Failures()
+    log_to: Annotated[tuple[Tracker, ...], BeforeValidator(several)] = ()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], methods: Mapping[str, MethodSpec] | None = None) -> "EvolveConfig":
@@ -331,6 +336,11 @@ class EvolveConfig(Section):
                 *(f"{origin}: {fault.removeprefix('genome.') if short else fault}" for fault in faults)
             )
         return config
+
+    @field_validator("log_to")
+    @classmethod
+    def _check_trackers(cls, trackers: tuple[Tracker, ...]) -> tuple[Tracker, ...]:
+        return tuple(dict.fromkeys(trackers))
 
     @field_validator("tasks")
     @classmethod

@@ -36,6 +36,7 @@ from heterosis.evolve.stages import Stages
 from heterosis.evolve.statistics import Interval
 from heterosis.evolve.table import TableWriter
 from heterosis.evolve.tally import best_of
+from heterosis.evolve.tracking import check_trackers, tracked
 from heterosis.evolve.warm_start import warm_starts
 from heterosis.evolve.worker import Evaluation, Failure, Setup
 
@@ -80,6 +81,7 @@ def search(
     storage: str | None = None,
     ray_address: str | None = None,
     device: str = "cpu",
+    log_to: Sequence[str] = (),
     progress: Progress | None = None,
     make_pool: Callable[[Setup, int], Pool] | None = None,
 ) -> dict[str, Any]:
@@ -98,6 +100,7 @@ def search(
         storage: Optuna storage URL; None for SQLite in the run folder. It is not written anywhere.
         ray_address: A Ray cluster; None for this machine.
         device: Where the workers' models live.
+        log_to: Trackers that are told of the run, beside the config's: ``tensorboard``, ``mlflow``, ``wandb``.
         progress: Shows what happens.
         make_pool: Another pool of workers than Ray's.
 
@@ -114,6 +117,8 @@ def search(
     changes |= {"cpus_per_worker": cpus_per_worker, "gpus_per_worker": gpus_per_worker}
     if include_path:
         changes["include_path"] = [*loaded.include_path, *(os.fspath(p) for p in include_path)]
+    if log_to:
+        changes["log_to"] = [*loaded.log_to, *log_to]
     changes = {key: value for key, value in changes.items() if value is not None}
     loaded = loaded.updated(**changes) if changes else loaded
     check_same_config(Path(run_dir), loaded)
@@ -125,6 +130,7 @@ def search(
         checked = preflight(loaded, frozen_control_points(Path(run_dir)))
         takes = resources(checked, Path(run_dir), local=device == "cpu" and ray_address is None)
         takes.check()
+        check_trackers(loaded.log_to)
         if ray_address is None:
             check_workers(loaded, device)
             merges_to(checked)
@@ -135,7 +141,11 @@ def search(
         warnings.warn(text, stacklevel=2)
     folder = RunFolder(Path(run_dir), storage)
     try:
-        with disk_faults(folder.path), logging_to(folder.path / "run.log"):
+        with (
+            disk_faults(folder.path),
+            logging_to(folder.path / "run.log"),
+            tracked(folder.path, loaded.log_to),
+        ):
             driver = _Driver(checked, folder, storage, device, progress)
             summary = driver.run(make_pool, ray_address)
             _report(folder.path, checked.tasks, storage)

@@ -172,6 +172,9 @@ def evolve(
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Replaces the config's.")] = None,
     device: Device = "cpu",
+    log_to: Annotated[
+        list[str] | None, typer.Option(help="tensorboard, mlflow or wandb; may be given several times.")
+    ] = None,
 ) -> None:
     """Search: heterosis evolve configs/quickstart.yaml --run-dir runs/first"""
     from rich.console import Console
@@ -194,6 +197,7 @@ def evolve(
         storage=storage,
         ray_address=ray_address,
         device=device,
+        log_to=log_to or (),
         progress=progress,
     )
     _print_summary(summary, run_dir)
