@@ -1,5 +1,6 @@
 """The arithmetic of one operation: inputs as rows, a program, merged blocks."""
 
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -168,9 +169,14 @@ class Computation:
         if self._reductions is not None:
             identities = tuple(source.identity for source in self._sources)
             keep = self._reductions.of(identities, op.base is not None, str(op.compute))
-        return Statistics(
-            self._blocks, self._numpy, len(op.inputs), op.shape, op.keys, self._workspace, in_place, keep
-        )
+        # Without a circle, which would keep plan and buffers of each candidate until the collector finds it.
+        own = weakref.proxy(self)
+
+        def blocks(row_length: int = 1, start: int = 0) -> Iterator[tuple[int, Inputs]]:
+            found: Iterator[tuple[int, Inputs]] = own._blocks(row_length, start)
+            return found
+
+        return Statistics(blocks, self._numpy, len(op.inputs), op.shape, op.keys, self._workspace, in_place, keep)
 
     # ------------------------------------------------------------------ merging
 

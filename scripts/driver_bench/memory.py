@@ -62,9 +62,14 @@ class Watched:
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes: resident, its own alone, and these with its share of what it shares."""
+        """Bytes: resident, its own alone, these with its share of what it shares, and those of no file.
+
+        Pages of files are its own alone as long as no other process happens to have them.
+        """
         found = psutil.Process(self._process.pid).memory_full_info()
-        return {"rss": found.rss, "uss": found.uss, "pss": found.pss}
+        lines = Path(f"/proc/{self._process.pid}/smaps_rollup").read_text().splitlines()
+        anonymous = next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
+        return {"rss": found.rss, "uss": found.uss, "pss": found.pss, "anonymous": 1024 * anonymous}
 
     def end(self) -> None:
         self._process.kill()
@@ -101,7 +106,7 @@ def growth(folder: Path, models: Path, count: int) -> dict[str, Any]:
     worker, own = Watched(setup, recipes, LOOKS), dict[int, int]()
     try:
         while number := worker.reach():
-            own[number] = worker.memory["uss"]
+            own[number] = worker.memory["anonymous"]
             worker.go_on()
     finally:
         end(setup, [worker])
@@ -144,8 +149,8 @@ def sharing(size: str, folder: Path, models: Path) -> dict[str, Any]:
 def memory_tables(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
     for line in (line for line in lines if line["what"] == "growth"):
         yield (
-            f"Own memory after {line['warm_up']} candidates {line['first_mb']:.1f} MB, after {line['candidates']} "
-            f"{line['last_mb']:.1f} MB: {line['growth_percent']:+.2f} %."
+            f"Memory of no file after {line['warm_up']} candidates {line['first_mb']:.1f} MB, after "
+            f"{line['candidates']} {line['last_mb']:.1f} MB: {line['growth_percent']:+.2f} %."
         )
         yield ""
     yield "| a model's file | all parents | live model | a worker alone, resident | its own | a second adds |"

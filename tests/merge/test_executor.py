@@ -1,5 +1,6 @@
 """Execution: live models equal written folders, unchanged tensors are skipped, and bad numbers are found."""
 
+import gc
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,13 +15,16 @@ from heterosis.errors import InputError
 from heterosis.merge import computation, executor
 from heterosis.merge.api import merge_models
 from heterosis.merge.checkpoint import TensorSource
+from heterosis.merge.computation import Computation
 from heterosis.merge.executor import MergeError, execute
 from heterosis.merge.methods import Bound, methods
 from heterosis.merge.plan import MergePlan, TensorOp
 from heterosis.merge.planner import build_plan
 from heterosis.merge.recipe import InputModel, ModelRef, Recipe
+from heterosis.merge.reductions import Reductions
 from heterosis.merge.sinks import ModelSink
 from heterosis.merge.statistics import Statistics
+from heterosis.merge.workspace import Workspace
 
 MakeLlama = Callable[..., Path]
 NAMES = sorted(methods())
@@ -93,6 +97,21 @@ def test_a_live_model_equals_the_written_folder(
         for name, tensor in written.items():
             assert tensor.dtype == torch.bfloat16
             assert torch.equal(live.tensors[name], tensor.to(live.tensors[name].dtype)), name
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "sce"])
+def test_a_merge_leaves_no_buffers_to_the_garbage_collector(method: str, family: list[Path]) -> None:
+    """A worker makes hundreds of them; the collector comes rarely, and does not see how large its finds are."""
+    plan = build_plan(recipe_of(method, family))
+    sink = Recorder(plan)
+    gc.collect()
+    gc.disable()
+    try:
+        execute(plan, sink, reductions=Reductions())
+        kept = [type(found) for found in gc.get_objects() if type(found) in (Computation, Statistics, Workspace)]
+    finally:
+        gc.enable()
+    assert kept == []
 
 
 @pytest.mark.parametrize("method", NAMES)
