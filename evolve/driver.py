@@ -387,8 +387,7 @@ class _Driver:
             incumbent=proposer.best.ask.number if proposer.best else None,
         )
         proposer.adopt(ask, point)
-        twin = self._record.result_of(ask.recipe)
-        if twin is not None and proposer.known(twin):
+        if twin := proposer.scored(ask.recipe):
             self._record.copy_scores(twin.ask, ask, "search")
         return Job(ask, "search", self._referee.next_documents(ask))
 

@@ -37,7 +37,11 @@ class Proposer:
         self._points: dict[int, Vector] = {}  # what the optimizer proposed, to the last bit
         self._told = 0
         self._waiting: dict[int, Trial] = {}  # results that are not told yet, by ask
-        self.best = best_of(t for t in record.trials if t.ask.kind != "search" or t.ask.stage < stage)
+        self.best: Trial | None = None
+        self._scored: dict[str, Trial] = {}  # by recipe
+        for trial in record.trials:
+            if trial.ask.kind != "search" or trial.ask.stage < stage:
+                self._count_on(trial)
         self._replay(stage, record)
 
     @property
@@ -78,11 +82,9 @@ class Proposer:
                 self._inform(trial)
         return self._optimizer.mean()
 
-    def known(self, trial: Trial) -> bool:
-        """Whether the next proposal may depend on a result, which may have come by chance before another."""
-        if not _is_of(trial.ask, self.stage):
-            return True
-        return trial.ask.number in self._points and trial.ask.number not in self._waiting
+    def scored(self, recipe: str) -> Trial | None:
+        """What the next proposal may know of a recipe: of several results, that of most documents."""
+        return self._scored.get(recipe)
 
     def _due(self, count: int) -> Iterator[Trial | None]:
         """Results of the first asks that are still to be told, None for one that has not come."""
@@ -96,7 +98,14 @@ class Proposer:
         self._told += 1
         self._waiting.pop(trial.ask.number, None)
         self._optimizer.tell(self._points[trial.ask.number], trial.losses or None)
+        self._count_on(trial)
+
+    def _count_on(self, trial: Trial) -> None:
+        """Take in a result that all further proposals may depend on."""
         self.best = best_of([self.best, trial] if self.best else [trial])
+        known = self._scored.get(trial.ask.recipe)
+        if trial.score is not None and (known is None or _worth(trial) > _worth(known)):
+            self._scored[trial.ask.recipe] = trial
 
     def _replay(self, stage: int, record: Record) -> None:
         """Repeat the asks and tells of the record, in their order."""
@@ -115,6 +124,11 @@ class Proposer:
             self.adopt(ask, point)
         for trial in results:
             self.tell(trial)
+
+
+def _worth(trial: Trial) -> tuple[int, int]:
+    """Of two results of one recipe the better known, or that asked first, whichever came first."""
+    return trial.documents, -trial.ask.number
 
 
 def _is_of(ask: Ask, stage: int) -> bool:

@@ -166,7 +166,6 @@ class Record:
         self.trials: list[Trial] = []
         self.tally = Tally()
         self._told: dict[int, Trial] = {}
-        self._by_recipe: dict[str, Trial] = {}
         for line in _read_lines(folder / RESULTS):
             ask, losses = self.asks[line.pop("ask")], tuple(line.pop("losses"))
             self._take(Trial(len(self.trials), ask, losses=losses, **line))
@@ -184,8 +183,6 @@ class Record:
     def _take(self, trial: Trial) -> None:
         self.trials.append(trial)
         self._told[trial.ask.number] = trial
-        if trial.score is not None:
-            self._by_recipe[trial.ask.recipe] = trial
         self.tally.add(trial)
 
     def _count_documents(self, ask: Ask, part: str) -> None:
@@ -229,10 +226,6 @@ class Record:
         attempt = Attempt(ask.number, part, self.met(ask, part), cause, blamed)
         self._append(ATTEMPTS, asdict(attempt))
         self.attempts.append(attempt)
-
-    def result_of(self, recipe: str) -> Trial | None:
-        """The last result of a recipe, if it was asked and scored before."""
-        return self._by_recipe.get(recipe)
 
     def copy_scores(self, source: Ask, ask: Ask, part: str) -> None:
         """Take over the scores that the same recipe was given when it was asked before."""

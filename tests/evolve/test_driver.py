@@ -673,6 +673,15 @@ class TestTheSameRecipe:
             read_lines(tmp_path / "whole" / "scores.jsonl")
         )
 
+    def test_counts_in_the_order_of_asking(self, run: Any, tmp_path: Path) -> None:
+        found = []
+        for workers in (1, 2, 4):
+            options: dict[str, Any] = {"trials": 24, "ordered": 4, "racing": True, "optimizer": "random"}
+            run(f"{workers}", genome=self.GENOME, workers=workers, pool={"last_first": True}, **options)
+            with (tmp_path / f"{workers}" / "trials.csv").open() as file:
+                found.append({(r["ask"], r["score"], r["documents"]) for r in csv.DictReader(file)})
+        assert found[0] == found[1] == found[2]
+
 
 def recipes_of(folder: Path) -> dict[int, str]:
     return {ask.number: ask.recipe for ask in read_asks(folder)}
