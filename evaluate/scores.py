@@ -7,7 +7,7 @@ that prepared the answer: "exact_match,none". Of some documents the answers are 
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from .answers import Answer
@@ -109,6 +109,14 @@ class Scores:
         }
         seconds = self.forward_seconds + other.forward_seconds
         return replace(self, documents=merged, forward_seconds=seconds, answers=answers)
+
+    def only(self, documents: Mapping[str, Collection[int]]) -> "Scores":
+        """Those of some documents."""
+        chosen = {
+            task: {d: scored[d] for d in documents.get(task, ()) if d in scored}
+            for task, scored in self.documents.items()
+        }
+        return Scores(chosen)
 
     def to_json(self) -> str:
         written: dict[str, object] = {"documents": self.documents, "forward_seconds": self.forward_seconds}

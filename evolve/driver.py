@@ -449,7 +449,7 @@ class _Driver:
 
     def _failed(self, job: Job, failure: Failure) -> list[Trial]:
         log.warning("%s failed on %s documents: %s", job.ask.name, job.part, failure.cause)
-        if job.part != "search":
+        if not self._makes_a_trial(job):
             return []
         trial = self._record.tell(job.ask, None, cause=failure.cause)
         self._show(trial)
@@ -459,13 +459,17 @@ class _Driver:
     def _scored(self, job: Job, evaluation: Evaluation, queue: list[Job]) -> list[Trial]:
         """Record scores. A candidate goes on with its next documents, at once, or becomes a trial."""
         self._record.add_scores(job.ask, job.part, evaluation.scores, evaluation.checksum)
-        if job.part != "search":
+        if not self._makes_a_trial(job):
             return []
         self._seconds_of.setdefault(job.ask.number, Counter()).update(evaluation.seconds)
         if documents := self._referee.next_documents(job.ask):
             queue.insert(0, Job(job.ask, "search", documents))  # to the worker that has it in memory
             return []
         return self._finish(job.ask)
+
+    def _makes_a_trial(self, job: Job) -> bool:
+        """Whether a candidate's result is still open; in the finals, parents meet more search documents."""
+        return job.part == "search" and self._record.result(job.ask) is None
 
     def _finish(self, ask: Ask) -> list[Trial]:
         """Make scored candidates trials: this one, and those that waited for it."""
@@ -549,8 +553,8 @@ class _Driver:
         self._folder.save_state(self._state)
         self._stage(f"selection: {len(finalists)} finalists")
         try:
-            race, judge = self._referee.finals_race, self._referee.judge
-            finals = run_finals(self._record, finalists, race, judge, partial(self._score_on, pool))
+            races, judge = self._referee.finals_races, self._referee.judge
+            finals = run_finals(self._record, finalists, races, judge, partial(self._score_on, pool))
         except FinalsFailed as error:
             raise SearchFailed(str(error)) from error
         if finals is not None:

@@ -1,8 +1,9 @@
 """The finals: a frozen shortlist is compared on selection documents, the champion reported on held-out ones."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from heterosis.evaluate.scores import Scores
 from heterosis.evaluate.splits import Split
 from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.objective import Judge
@@ -29,7 +30,7 @@ class Finals:
 
     Attributes:
         champion: The best finalist on the selection documents.
-        best_parent: The best parent there.
+        best_parent: The best parent on the search documents.
         finalists: All, best first.
         front: Of several objectives, the finalists that no other is better than in everything, best first.
     """
@@ -45,18 +46,18 @@ def finals_cost(split: Split, parents: int, finalists: int) -> float:
     search, selection, holdout = (
         sum(map(len, part.values())) for part in (split.search, split.selection, split.holdout)
     )
-    documents = (parents + 1 + finalists) * selection + (parents + 2) * holdout
+    documents = parents * max(search, selection) + (1 + finalists) * selection + (parents + 2) * holdout
     return documents / max(1, search)
 
 
 def shortlist(record: Record, size: int, judge: Judge) -> list[Trial]:
-    """Those that may be the best, and of the parents those that may be the best parent.
+    """Those that may be the best.
 
-    The best candidates by search scores, the optimizer's mean, the uniform merge and the best other baseline,
-    without those that the best of them beats beyond doubt on the search documents; parents likewise. Candidates
-    that were stopped early are not among them. Of several objectives the candidates are those of the front, spread
-    over it where there are more than twice ``size``; and all baselines stay then, and where the objective compares
-    with all the parents.
+    The best candidates by search scores, the optimizer's mean, the uniform merge, the best other baseline and the
+    parents, without those that the best of them beats beyond doubt on the search documents. Candidates that were
+    stopped early are not among them. Of several objectives the candidates are those of the front, spread over it
+    where there are more than twice ``size``; and all baselines stay then, and where the objective compares with
+    all the parents.
     """
     # Equals stand in the order of asking: that of the results may be another one each time.
     scored = [t for t in record.trials if t.score is not None]
@@ -69,10 +70,11 @@ def shortlist(record: Record, size: int, judge: Judge) -> list[Trial]:
     if ranked and len(ranked[0].losses) > 1:
         return [*_spread(front(found), 2 * size), *others[:1], *uniform, *parents]
     means = [t for t in found[size:] if t.ask.kind == "mean"]
-    chosen = sorted([*found[:size], *means[-1:], *others[:1], *uniform], key=ranked.index)
+    chosen = sorted([*found[:size], *means[-1:], *others[:1], *uniform, *parents], key=scored.index)
     if judge.objective.needs_parents:
-        return [*chosen, *parents]
-    return [t for of in (chosen, parents) for t in _unbeaten(of, record, "search", judge, ALPHA)]
+        return chosen
+    met = [(t, scores) for t in chosen if t.complete and (scores := record.scores(t.ask, "search"))]
+    return _unbeaten(met, judge, ALPHA)
 
 
 def _distinct(ranked: Sequence[Trial]) -> list[Trial]:
@@ -83,16 +85,9 @@ def _distinct(ranked: Sequence[Trial]) -> list[Trial]:
     return list(first.values())
 
 
-def _unbeaten(ranked: Sequence[Trial], record: Record, part: str, judge: Judge, alpha: float) -> list[Trial]:
-    """Those that the first does not beat beyond doubt on the documents of a part that both have met."""
-    scored = [(t, scores) for t in ranked if (scores := record.scores(t.ask, part))]
-    return [t for t, scores in scored if not judge.beaten(scores, scored[0][1], alpha)]
-
-
-def _by_score(trials: Sequence[Trial], record: Record, part: str, judge: Judge) -> list[Trial]:
-    """Trials that were scored on the same documents of a part, best first."""
-    scored = [(judge.score(scores), t) for t in trials if (scores := record.scores(t.ask, part))]
-    return [t for _, t in sorted(scored, key=lambda pair: (-pair[0], -(pair[1].score or 0.0), pair[1].ask.number))]
+def _unbeaten(ranked: Sequence[tuple[Trial, Scores]], judge: Judge, alpha: float) -> list[Trial]:
+    """Those that the first does not beat beyond doubt on the documents that both have met."""
+    return [t for t, scores in ranked if not judge.beaten(scores, ranked[0][1], alpha)]
 
 
 def front(trials: Sequence[Trial]) -> list[Trial]:
@@ -127,7 +122,7 @@ def _distance(a: Trial, b: Trial) -> float:
 def run_finals(
     record: Record,
     finalists: Sequence[Trial],
-    race: Schedule,
+    races: Mapping[str, Schedule],
     judge: Callable[[str], Judge],
     score_on: Callable[[str, Sequence[Ask], DocumentIds | None], bool],
 ) -> Finals | None:
@@ -136,7 +131,7 @@ def run_finals(
     Args:
         record: The run's.
         finalists: From `shortlist`, and frozen before.
-        race: How finalists meet the selection documents.
+        races: How parents meet the search documents, and finalists the selection documents.
         judge: Of a part of the documents, once the parents are scored there.
         score_on: Scores candidates on some documents of a part, or on all; False if the search is to stop.
 
@@ -145,62 +140,69 @@ def run_finals(
     """
     if not finalists:
         raise FinalsFailed("no candidate could be scored")
-    selected = _select(record, finalists, race, judge, score_on)
-    if selected is None:
+    scored = [t for t in record.trials if t.score is not None]
+    parents = [t for t in scored if t.ask.kind == "parent"]
+    best_parents = _race(record, parents, "search", races["search"], judge, score_on)
+    if best_parents is None:
         return None
-    ranked, best_parent = selected
+    open_ = _race(record, finalists, "selection", races["selection"], judge, score_on)
+    if open_ is None:
+        return None
+    if not open_:
+        raise FinalsFailed("no finalist could be scored on the selection documents; see run.log")
+    ranked = _ranked(record, open_, finalists, judge("selection"))
     champion = ranked[0].trial
-    reported = [t for t in record.trials if t.ask.kind == "parent" or t.ask.name == UNIFORM]
-    held_out = {t.ask.number: t for t in (champion, *reported) if t.score is not None}
+    reported = [*parents, *(t for t in scored if t.ask.name == UNIFORM)]
+    held_out = {t.ask.number: t for t in (champion, *reported)}
     if not score_on("holdout", [t.ask for t in held_out.values()], None):
         return None
     _require([t for t in held_out.values() if record.scores(t.ask, "holdout") is None], "holdout")
     several = len(champion.losses) > 1
     front = tuple(_front_of(ranked, record, judge("selection"))) if several else ()
-    return Finals(champion, best_parent or champion, tuple(ranked), front)
+    return Finals(champion, best_parents[0] if best_parents else champion, tuple(ranked), front)
 
 
-def _select(
+def _race(
     record: Record,
-    finalists: Sequence[Trial],
+    trials: Sequence[Trial],
+    part: str,
     race: Schedule,
     judge: Callable[[str], Judge],
     score_on: Callable[[str, Sequence[Ask], DocumentIds | None], bool],
-) -> tuple[list[Finalist], Trial | None] | None:
-    """All finalists, best first, and the best parent; None if the search is to stop.
+) -> list[Trial] | None:
+    """Who is left of a race on a part of the documents, best first; None if the search is to stop.
 
-    Finalists meet the documents in chunks. After each, those drop out that the best of them beats beyond doubt; a
-    parent stays as long as it may be the best parent. Scores of who dropped out are estimates.
+    All meet the documents in chunks, and are compared on these. After each, those drop out that the best of them
+    beats beyond doubt.
     """
-    open_, parents = list(finalists), [t for t in finalists if t.ask.kind == "parent"]
-    best_parent = parents[0] if parents else None
+    open_ = list(trials)
     alpha = ALPHA / max(1, len(race.looks) - 1)
     for look in race.looks:
-        parents = parents if len(parents) > 1 else []
-        racing = {t.ask.number: t for t in (*open_, *parents)}
         documents = {task: race.documents[task][:n] for task, n in look.items()}
-        if not score_on("selection", [t.ask for t in racing.values()], documents):
+        if not score_on(part, [t.ask for t in open_], documents):
             return None
-        failed = [t for t in racing.values() if missing(documents, record.scores(t.ask, "selection"))]
-        _require([t for t in failed if t.ask.kind in ("parent", "baseline")], "selection")
-        accepted = 0.0 if look is race.looks[-1] else alpha
-        judged = judge("selection")
-        open_, parents = (
-            _unbeaten(_by_score(of, record, "selection", judged), record, "selection", judged, accepted)
-            for of in ([t for t in open_ if t not in failed], parents)
+        found = [(t, record.scores(t.ask, part)) for t in open_]
+        failed = [t for t, scores in found if missing(documents, scores)]
+        _require([t for t in failed if t.ask.kind in ("parent", "baseline")], part)
+        judged, met = (
+            judge(part),
+            [(t, scores.only(documents)) for t, scores in found if scores and t not in failed],
         )
-        best_parent = parents[0] if parents else best_parent
-        if len(open_) <= 1 and len(parents) <= 1:
+        met.sort(key=lambda one: (-judged.score(one[1]), -(one[0].score or 0.0), one[0].ask.number))
+        open_ = _unbeaten(met, judged, 0.0 if look is race.looks[-1] else alpha)
+        if len(open_) <= 1:
             break
-    if not open_:
-        raise FinalsFailed("no finalist could be scored on the selection documents; see run.log")
+    return open_
+
+
+def _ranked(record: Record, open_: Sequence[Trial], finalists: Sequence[Trial], judge: Judge) -> list[Finalist]:
+    """All finalists that could be scored, best first; scores of who dropped out of the race are estimates."""
     best = record.scores(open_[0].ask, "selection")
     assert best is not None
     found = {t.ask.number: scores for t in finalists if (scores := record.scores(t.ask, "selection"))}
-    estimates = {number: judge("selection").estimate(scores, best)[0] for number, scores in found.items()}
+    estimates = {number: judge.estimate(scores, best)[0] for number, scores in found.items()}
     rest = sorted((t for t in finalists if t not in open_), key=lambda t: -estimates.get(t.ask.number, 0.0))
-    ranked = [Finalist(t, estimates[t.ask.number]) for t in (*open_, *rest) if t.ask.number in estimates]
-    return ranked, best_parent
+    return [Finalist(t, estimates[t.ask.number]) for t in (*open_, *rest) if t.ask.number in estimates]
 
 
 def _front_of(ranked: Sequence[Finalist], record: Record, judge: Judge) -> list[Trial]:

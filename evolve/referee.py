@@ -86,11 +86,15 @@ class Referee:
         return self._objective.needs_parents or self._racing.order == "informative" or not self._racing.enabled
 
     @property
-    def finals_race(self) -> Schedule:
-        """How finalists meet the selection documents: all at once, unless one number ranks them by itself."""
+    def finals_races(self) -> dict[str, Schedule]:
+        """How parents meet the search documents, till the best is found, and finalists the selection documents.
+
+        The latter all at once, unless one number ranks finalists by itself.
+        """
         racing = self._racing
         enabled = racing.enabled and not self._objective.needs_parents
-        return Schedule.of(self._split.selection, factor=racing.factor, enabled=enabled)
+        selection = Schedule.of(self._split.selection, factor=racing.factor, enabled=enabled)
+        return {"search": self._race, "selection": selection}
 
     def parents_scored(self, part: str) -> bool:
         """Whether all parents have met all documents of a part."""

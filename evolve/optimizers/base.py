@@ -34,6 +34,8 @@ from numpy.typing import NDArray
 
 Vector: TypeAlias = NDArray[np.float64]
 
+SIGMA0 = 0.2  # of the first points, as a fraction of each range: from the middle, three of it reach the bounds
+
 
 @dataclass(frozen=True)
 class Axis:

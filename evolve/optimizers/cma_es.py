@@ -19,9 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from heterosis.evolve.optimizers.base import Axis, Vector, at_levels, finite, optimizer
+from heterosis.evolve.optimizers.base import SIGMA0, Axis, Vector, at_levels, finite, optimizer
 
-SIGMA0 = 0.2  # a fifth of each range: three standard deviations reach the bounds from the middle
 MAX_POPULATION_GROWTH = 8  # three doublings; more would leave a small budget without any update
 
 

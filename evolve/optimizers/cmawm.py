@@ -14,10 +14,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from heterosis.evolve.optimizers.base import Axis, Vector, at_levels, finite, optimizer
+from heterosis.evolve.optimizers.base import SIGMA0, Axis, Vector, at_levels, finite, optimizer
 
-SIGMA0 = 0.2  # as in cma_es.py, and so is the next
-MAX_POPULATION_GROWTH = 8
+MAX_POPULATION_GROWTH = 8  # as in cma_es.py
 MAX_AGE = 5  # updates since a point was sampled
 
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from heterosis.evolve.optimizers.base import Axis, Optimizer, Vector, optimizer, seed32
-from heterosis.evolve.optimizers.sampling import SamplerOptimizer
+from heterosis.evolve.optimizers.base import SIGMA0, Axis, Optimizer, Vector, optimizer, seed32
+from heterosis.evolve.optimizers.sampling import SamplerOptimizer, normal_around
 
 
 @optimizer("gp", multi_objective=True, model_based=True)
@@ -19,20 +19,24 @@ def gp(
 ) -> Optimizer:
     """The Gaussian process of Optuna with log expected improvement; see https://arxiv.org/abs/2310.20708.
 
-    Noise is estimated; running trials are taken into account by their expected results. The first ten results
-    are of random points, after ``initial``. A proposal takes tenths of a second.
+    Noise is estimated; running trials are taken into account by their expected results. Until
+    ten results are known, points are drawn around ``initial``. A proposal takes tenths of a second.
 
     Args:
         axes: Of the cube.
         objectives: Any number.
         initial: The first proposal.
         seed: Of this optimizer's own random streams.
-        sigma0: Not used.
+        sigma0: Standard deviation of the first points, 0.2 by default.
         popsize: Not used.
         budget: Not used.
     """
     from optuna.samplers import GPSampler
 
     return SamplerOptimizer(
-        lambda: GPSampler(seed=seed32(seed), warn_independent_sampling=False), axes, objectives, initial
+        lambda: GPSampler(seed=seed32(seed), warn_independent_sampling=False),
+        axes,
+        objectives,
+        initial,
+        normal_around(initial, axes, SIGMA0 if sigma0 is None else sigma0, seed),
     )

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 PENALTY = 0.1  # a failed trial loses this part of the range of all losses more than the worst of them
 
 
+# Results that a model needs. Until it has them, points are drawn around the first one: in twelve dimensions
+# ten points anywhere in the cube tell a model nothing of the neighbourhood that the search begins in.
+STARTUP = 10
+
+
 def generation_size(budget: int) -> int:
     """How many points make a generation of a genetic algorithm: few, so that a small budget has several.
 
@@ -42,10 +47,16 @@ class SamplerOptimizer:
         axes: Of the cube.
         objectives: How many losses each result has.
         initial: The first proposal, unless its losses are known before.
+        nearby: Proposed after it, instead of the sampler's own points, until ten results are known.
     """
 
     def __init__(
-        self, make_sampler: "Callable[[], BaseSampler]", axes: Sequence[Axis], objectives: int, initial: Vector
+        self,
+        make_sampler: "Callable[[], BaseSampler]",
+        axes: Sequence[Axis],
+        objectives: int,
+        initial: Vector,
+        nearby: Iterator[Vector] | None = None,
     ) -> None:
         import optuna
 
@@ -55,6 +66,7 @@ class SamplerOptimizer:
             self._sampler = make_sampler()
             self._study = optuna.create_study(directions=["minimize"] * objectives, sampler=self._sampler)
         self._first: Vector | None = at_levels(initial, self._axes)
+        self._nearby, self._results = nearby, 0
         self._running: defaultdict[bytes, deque[int]] = defaultdict(deque)  # numbers of the trials at a point
         self._failed: list[int] = []  # trials that failed before any losses were known
         self._best, self._worst = np.full((2, objectives), np.inf) * [[1.0], [-1.0]]
@@ -63,6 +75,8 @@ class SamplerOptimizer:
         if self._first is not None:
             self._study.enqueue_trial(self._params(self._first))
             self._first = None
+        elif self._nearby and self._results < STARTUP:
+            self._study.enqueue_trial(self._params(next(self._nearby)))
         with _quietly():
             trial = self._study.ask(self._distributions)
         x = self._point(trial.params)
@@ -79,6 +93,7 @@ class SamplerOptimizer:
         else:
             self._best, self._worst = np.minimum(self._best, known), np.maximum(self._worst, known)
             self._study.tell(trial, known)
+            self._results += 1
         if np.all(np.isfinite(self._worst)):
             failed, self._failed = self._failed, []
             for number in failed:
@@ -116,6 +131,14 @@ class SamplerOptimizer:
             for name, axis in zip(self._distributions, self._axes, strict=True)
         )
         return np.fromiter(values, dtype=np.float64, count=len(self._axes))
+
+
+def normal_around(centre: Vector, axes: Sequence[Axis], sigma: float, seed: int) -> Iterator[Vector]:
+    """Normal points around one, ``[d]`` each, cut off at the faces of the cube; categories are any."""
+    rng, ordered = np.random.default_rng(seed), [axis.ordered for axis in axes]
+    while True:
+        near, anywhere = centre + sigma * rng.standard_normal(len(axes)), rng.random(len(axes))
+        yield at_levels(np.where(ordered, near, anywhere), axes)
 
 
 def _distribution(axis: Axis) -> "BaseDistribution":

@@ -22,7 +22,8 @@ Point = dict[str, Any]
 # Documents of a task. The held-out ones are for the run's own report; the true score has its own.
 SIZES = Sizes(search=50, selection=50, holdout=100)
 
-FEWEST, GROWTH = 8, 1.5  # trials of the smallest budget, and from one budget to the next
+FEWEST = 8  # trials of the smallest budget
+FEW, FINE, COARSE = 30, 1.2, 1.75  # growth from one budget to the next, up to few trials and above
 
 # Each ingredient switched off alone: what is changed in the config, a section's keys one by one.
 ABLATIONS: dict[str, dict[str, Any]] = {
@@ -83,20 +84,21 @@ def _changed(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 
 
 def searches(scorer: Scorer, seed: int, budget: int, changes: Mapping[str, Any]) -> Iterator[Point]:
-    """Searches with more and more trials, until one has scored as many documents as the budget allows.
+    """Searches with more and more trials, as far as the documents that they score fit into the budget.
 
     Each is a run of its own, as of a user who gave that number of trials, so each pays for its baselines and its
     finals. Its documents are all that the pool was asked for but the held-out ones, on which nothing is decided;
     these are counted apart.
     """
     config = config_of(scorer.place, seed, changes)
-    trials = float(max(FEWEST, len(scorer.place.experts) + 4))
-    while True:
-        point = run(scorer, config, round(trials))
-        if point["documents"] > budget:
-            return
+    trials, last = max(FEWEST, len(scorer.place.experts) + 4), {"trials": 0, "documents": 0}
+    while (point := run(scorer, config, trials))["documents"] <= budget:
         yield point
-        trials *= GROWTH
+        each = max(1.0, (point["documents"] - last["documents"]) / (trials - last["trials"]))
+        last, fitting = point, trials + int(0.95 * (budget - point["documents"]) / each)
+        trials = min(round(trials * (FINE if trials < FEW else COARSE)), fitting)
+        if trials < 1.1 * point["trials"]:  # what it might add would be lost in the noise
+            return
 
 
 def run(scorer: Scorer, config: EvolveConfig, trials: int) -> Point:

@@ -319,6 +319,16 @@ def test_samplers_begin_with_the_initial_point_unless_it_is_known(name: str) -> 
     assert informed.ask().tolist() != [0.5, 0.5, 0.5]
 
 
+def test_a_gaussian_process_learns_from_points_around_the_initial_one_first() -> None:
+    subject = make("gp", 12)
+    first = [subject.ask() for _ in range(9)]
+    distances = [float(np.sqrt(np.mean((x - 0.5) ** 2))) for x in first[1:]]
+    assert 0.05 < min(distances) < max(distances) < 0.28  # 0.2, and of points anywhere 0.29
+    for x in first:
+        subject.tell(x, sphere(x))
+    assert len({x.tobytes() for x in first}) == 9
+
+
 @pytest.mark.parametrize("name", ["cmawm", *SAMPLERS])
 def test_all_that_learn_keep_away_from_failures(name: str) -> None:
     """Half of the cube fails, and the losses there would be the best."""
