@@ -20,6 +20,7 @@ from heterosis.errors import InputError
 
 from .faults import brief
 from .kernels import compiled
+from .workspace import Workspace
 
 if TYPE_CHECKING:
     from .checkpoint import TensorSource, Weights
@@ -64,6 +65,9 @@ _OUTPUT_EMBEDDINGS = frozenset({"lm_head", "embed_out"})
 # overrides fan_in_fan_out accordingly. Only for square weights does the shape not tell.
 _CONV1D = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
 _CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
+
+# Of each thread. The allocator would give every block memory of its own, and keep much of it: up to a gigabyte.
+_WORKSPACE = Workspace()
 
 _TILE = 1024  # columns; partial sums of this many stay in the L1 cache
 
@@ -133,7 +137,7 @@ class LoraTensor:
         Computed in float64 for a float64 ``out``, else in float32.
         """
         wide = out.dtype in (torch.float32, torch.float64) and out.is_contiguous()
-        work = out if wide else torch.empty(stop - start, dtype=torch.float32)
+        work = out if wide else _WORKSPACE.buffer("sum", stop - start, torch.float32)
         self.base.read(start, stop, work)
         self.add_delta(start, work)
         if work is not out:
