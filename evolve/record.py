@@ -2,8 +2,7 @@
 
 Five places, in the order of writing:
 
-* ``asks.jsonl``: every candidate before it is handed to a worker, with its recipe and the number of results
-  known at that moment;
+* ``asks.jsonl``: every candidate, with its recipe and the number of results known when it was handed to a worker;
 * ``attempts.jsonl``: attempts to score a candidate that came to nothing through no failure of its merge;
 * ``scores.jsonl``: the scores of every document of a candidate, chunk by chunk, before they are used, and its
   answers to held-out documents;
@@ -11,6 +10,11 @@ Five places, in the order of writing:
 * an Optuna study, for other programs: a finished trial for each result, in the same order, each in one
   transaction. Optuna takes several queries for each parameter, so this is done while the driver waits for its
   workers; what the study lacks after a crash is written by the next session.
+
+Scores are on the disk before they are used, and asks before whatever refers to them; results before the asks that
+come after them, and before the study has them. What a power cut takes with it are asks that nothing came of yet,
+and results whose scores are there. So with many workers the driver waits for the disk once a candidate, not three
+times.
 
 Repeating the asks and tells in their recorded order rebuilds an optimizer.
 """
@@ -153,10 +157,12 @@ class Record:
         self.study = StudyWriter(folder, storage, study_name, objectives)
         self._folder = folder
         self.guard: Callable[[], None] = lambda: None
+        self._unwritten: set[str] = set()  # files of which lines may not be on the disk yet
         self.asks: dict[int, Ask] = {}
         self.baselines: dict[str, Ask] = {}
         for ask in read_asks(folder):
             self._take_ask(ask)
+        self._written_asks = len(self.asks)  # that are on the disk
         self._scores = read_scores(folder)
         self._met: dict[tuple[str, str], int] = {}  # documents of a part, by recipe
         self._documents = 0
@@ -215,7 +221,7 @@ class Record:
         stage: int = 0,
         incumbent: int | None = None,
     ) -> Ask:
-        """Record a candidate before it is handed out."""
+        """Record a candidate that is handed out."""
         ask = Ask(len(self.asks), kind, name, recipe, dict(values), len(self.trials), stage, incumbent)
         self._append(ASKS, asdict(ask))
         self._take_ask(ask)
@@ -224,7 +230,8 @@ class Record:
     def add_attempt(self, ask: Ask, part: str, cause: str, *, blamed: bool) -> None:
         """Keep that an attempt to score a candidate came to nothing."""
         attempt = Attempt(ask.number, part, self.met(ask, part), cause, blamed)
-        self._append(ATTEMPTS, asdict(attempt))
+        self._append_about(ask, ATTEMPTS, asdict(attempt))
+        self._write_out(ATTEMPTS)
         self.attempts.append(attempt)
 
     def copy_scores(self, source: Ask, ask: Ask, part: str) -> None:
@@ -252,7 +259,8 @@ class Record:
         _keep(self._scores, (ask.number, part), scores)
         self._count_documents(ask, part)
         line = {"ask": ask.number, "part": part, "scores": json.loads(scores.to_json())}
-        self._append(SCORES, line | more)
+        self._append_about(ask, SCORES, line | more)
+        self._write_out(SCORES)
 
     def scores(self, ask: Ask, part: str) -> Scores | None:
         """What :meth:`add_scores` kept, of all chunks together."""
@@ -288,7 +296,7 @@ class Record:
         at = round(time.time(), 3)
         told = Trial(len(self.trials), ask, score, cause, times, losses, pruned, documents, at)
         line = {name: getattr(told, name) for name in _RESULT}
-        self._append(RESULTS, {"ask": ask.number, **line})
+        self._append_about(ask, RESULTS, {"ask": ask.number, **line})
         self._take(told)
         if self.study.written + BEHIND < len(self.trials):
             self.write_study()
@@ -304,6 +312,7 @@ class Record:
         # A stage that begins from the results of the one before is not known until it is reached again.
         if not behind or not behind[0].ask.values.keys() <= self._distributions.keys():
             return False
+        self._write_out(RESULTS)
         self.guard()
         self.study.add(self._frozen(behind[0]))
         return self.study.written < len(self.trials)
@@ -327,10 +336,26 @@ class Record:
         frozen.datetime_start = frozen.datetime_complete - timedelta(seconds=sum(trial.seconds.values()))
         return frozen
 
+    def _append_about(self, ask: Ask, name: str, line: Mapping[str, Any]) -> None:
+        """Add a line that refers to a candidate."""
+        if ask.number >= self._written_asks:
+            self._write_out(RESULTS)
+            self._write_out(ASKS)
+            self._written_asks = len(self.asks)
+        self._append(name, line)
+
     def _append(self, name: str, line: Mapping[str, Any]) -> None:
         self.guard()
         with disk_faults(self._folder):
             _append(self._folder / name, line)
+        self._unwritten.add(name)
+
+    def _write_out(self, name: str) -> None:
+        """Wait until all lines of a file are on the disk."""
+        if name in self._unwritten:
+            with disk_faults(self._folder), (self._folder / name).open("rb") as file:
+                os.fsync(file.fileno())
+            self._unwritten.remove(name)
 
 
 # What a line of results has beside the ask's number.
@@ -375,15 +400,13 @@ def _keep(found: dict[tuple[int, str], Scores], key: tuple[int, str], scores: Sc
 
 
 def _append(path: Path, line: Mapping[str, Any]) -> None:
-    """Add a line, durably. What a crash left of the line before it is cut off."""
+    """Add a line. What a crash left of the line before it is cut off."""
     data = (json.dumps(line, ensure_ascii=False) + "\n").encode()
     with path.open("ab+") as file:
         file.seek(0, os.SEEK_END)
         if file.tell() and not _ends_whole(file):
             file.truncate(_whole_lines(path))
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _ends_whole(file: Any) -> bool:

@@ -236,6 +236,35 @@ class TestResume:
         scored = [(line["ask"], line["part"]) for line in read_lines(tmp_path / "run/scores.jsonl")]
         assert len(scored) == len(set(scored)) == len(asked) > 28
 
+    @pytest.mark.parametrize(("workers", "crash_after"), [(1, 9), (1, 25), (4, 2), (4, 13), (4, 22)])
+    def test_loses_no_scores_to_a_power_cut(
+        self, run: Any, pools: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, crash_after: int
+    ) -> None:
+        """A power cut takes with it what was written to a file since it was last waited for."""
+        on_disk: dict[str, int] = {}
+        wait = os.fsync
+
+        def fsync(descriptor: int) -> None:
+            wait(descriptor)
+            on_disk[str(Path(f"/proc/self/fd/{descriptor}").readlink())] = os.fstat(descriptor).st_size
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        with pytest.raises(pools.crash):
+            run(trials=24, workers=workers, pool={"crash_after": crash_after})
+        for name in ("asks.jsonl", "scores.jsonl", "results.jsonl"):
+            path = tmp_path.resolve() / "run" / name
+            with path.open("rb+") as file:
+                file.truncate(on_disk.get(str(path), 0))
+        finished = len(list(read_lines(tmp_path / "run/scores.jsonl")))
+        assert finished == crash_after
+        summary = run(trials=24, workers=workers)
+
+        assert summary["trials"] == {"complete": 24, "pruned": 0, "failed": 0, "budget": 24}
+        scored = [(line["ask"], line["part"]) for line in read_lines(tmp_path / "run/scores.jsonl")]
+        assert len(scored) == len(set(scored))
+        told = [line["ask"] for line in read_lines(tmp_path / "run/results.jsonl")]
+        assert sorted(told) == [ask.number for ask in read_asks(tmp_path / "run")] == list(range(24))
+
     @pytest.mark.parametrize("at", [1, 6])
     def test_scores_on_the_disk_are_told_without_scoring_again(
         self, run: Any, pools: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
