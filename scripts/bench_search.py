@@ -101,9 +101,8 @@ def measure(scorer: Scorer, seed: int, options: argparse.Namespace, results: Res
         else:
             curve = follow(scorer, name, seed, split.search, options.evaluations)
         seconds = round(time.monotonic() - begun, 1)
-        results.add(
-            zoo.name, name, seed, curve=curve, known=known(scorer), definition=zoo.definition, run_seconds=seconds
-        )
+        more = {"known": known(scorer), "definition": zoo.definition, "budget": budget, "run_seconds": seconds}
+        results.add(zoo.name, name, seed, curve=curve, **more)
         last = curve[-1] if curve else {"search": 0.0, "true": 0.0, "documents": 0}
         print(
             f"{zoo.name} {name} {seed}: search {last['search']:.3f}, true {last['true']:.3f} after "

@@ -89,3 +89,15 @@ def test_a_curve_has_reached_a_score_when_it_stays_there(bench: Any) -> None:
     assert results.reaches("zoo", "heterosis", 0.5) == 20  # means 0.3, 0.6, 0.5, 0.7
     assert results.reaches("zoo", "heterosis", 0.55) == 40
     assert results.reaches("zoo", "heterosis", 0.75) is None
+
+
+def test_what_is_changed_is_compared_at_its_own_budget(bench: Any) -> None:
+    results = bench["Results"](None)
+    for seed in range(2):
+        plain = [{"documents": d, "search": 0.9, "true": d / 100 + seed / 10} for d in (10, 30, 50)]
+        changed = [{"documents": d, "search": 0.9, "true": 0.25 + seed / 5} for d in (10, 40)]
+        for name, curve, budget in (("heterosis", plain, 100), ("heterosis without luck", changed, 40)):
+            results.add("zoo", name, seed, curve=curve, budget=budget, known={"uniform": 0.1})
+    lines = list(bench["tables"](results))
+    assert "| zoo | without luck | 40 | 2 | 0.350 ± 1.271 | +0.000 ± 0.635 |" in lines
+    assert not any(line.startswith("| heterosis without luck") for line in lines)

@@ -30,6 +30,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "racing": {"racing": {"enabled": False}},
     "auto_optimizer": {"optimizer": {"name": "cma"}},
     "gp": {"optimizer": {"name": "tpe"}},
+    "depth": {"genome": {"control_points": 1}},
     "shortlist": {"finalists": 1},
 }
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from math import ceil, floor, log10
 
-from .results import OURS, Results
+from .results import OURS, Results, is_ablation
 
 Curve = list[tuple[float, float, float]]
 
@@ -32,7 +32,7 @@ STYLE = """
 def curves_plot(results: Results) -> str:
     """Mean curves over seeds with their 95 % intervals, the best parent and the uniform merge dashed."""
     zoos = results.zoos()
-    names = [c for c in dict.fromkeys(c for zoo in zoos for c in results.contenders(zoo)) if not _is_ablation(c)]
+    names = [c for c in dict.fromkeys(c for zoo in zoos for c in results.contenders(zoo)) if not is_ablation(c)]
     names.sort(key=lambda name: name != OURS)
     rows = ceil(len(zoos) / COLUMNS)
     width = LEFT + COLUMNS * (WIDTH + GAP)
@@ -59,10 +59,6 @@ def curves_plot(results: Results) -> str:
             "</svg>\n",
         ]
     )
-
-
-def _is_ablation(contender: str) -> bool:
-    return contender.startswith(f"{OURS} ")
 
 
 def _legend(names: Sequence[str]) -> list[str]:

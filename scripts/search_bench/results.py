@@ -79,9 +79,23 @@ class Results:
             reached = documents
         return reached
 
+    def ablated(self, zoo: str) -> list[str]:
+        """Heterosis with something changed."""
+        return [contender for contender in self.contenders(zoo) if is_ablation(contender)]
+
+    def within(self, zoo: str, contender: str, documents: float) -> dict[int, float]:
+        """The true score of what is returned after so many documents, by seed, where there is anything yet."""
+        runs = self.runs(zoo, contender).items()
+        begun = {seed: run["curve"] for seed, run in runs if run["curve"]}
+        return {s: _at(c, documents)["true"] for s, c in begun.items() if c[0]["documents"] <= documents}
+
     def ends(self, zoo: str, contender: str, key: str = "true") -> dict[int, float]:
         """The last point's value, by seed."""
         return {seed: run["curve"][-1][key] for seed, run in self.runs(zoo, contender).items() if run["curve"]}
+
+
+def is_ablation(contender: str) -> bool:
+    return contender.startswith(f"{OURS} ")
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -114,10 +128,12 @@ def tables(results: Results) -> Iterator[str]:
     for zoo in results.zoos():
         yield from ("", *_zoo_table(results, zoo))
     yield from ("", *_goal_table(results))
+    if any(map(results.ablated, results.zoos())):
+        yield from ("", *_ablation_table(results))
 
 
 def _zoo_table(results: Results, zoo: str) -> Iterator[str]:
-    contenders = results.contenders(zoo)
+    contenders = [contender for contender in results.contenders(zoo) if not is_ablation(contender)]
     known = next(iter(results.runs(zoo, contenders[0]).values()))["known"]
     baselines = ", ".join(f"{name} {score:.3f}" for name, score in known.items())
     yield f"**{zoo}** ({baselines})"
@@ -179,6 +195,22 @@ def _goal_table(results: Results) -> Iterator[str]:
         after = f"{reached:.0f}" if reached else ""
         paired = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
         yield f"| {zoo} | {target:.3f} | {after} | {fewer} | {_text(estimate(paired), '+') if paired else ''} |"
+
+
+def _ablation_table(results: Results) -> Iterator[str]:
+    """Heterosis changed in one thing, and as it is, on the same seeds within the same number of documents."""
+    yield from _head("zoo", OURS, "documents", "seeds", "true score", "less as it is, paired difference")
+    for zoo in results.zoos():
+        for name in results.ablated(zoo):
+            budget = min(run["budget"] for run in results.runs(zoo, name).values())
+            changed, plain = results.within(zoo, name, budget), results.within(zoo, OURS, budget)
+            seeds = sorted(changed.keys() & plain.keys())
+            if not seeds:
+                continue
+            score = _text(estimate([changed[seed] for seed in seeds]))
+            paired = _text(estimate([changed[seed] - plain[seed] for seed in seeds]), "+")
+            row = [zoo, name.removeprefix(f"{OURS} "), f"{budget}", f"{len(seeds)}", score, paired]
+            yield f"| {' | '.join(row)} |"
 
 
 def _target(results: Results, zoo: str) -> float | None:
