@@ -157,12 +157,13 @@ class Record:
         self.study = StudyWriter(folder, storage, study_name, objectives)
         self._folder = folder
         self.guard: Callable[[], None] = lambda: None
-        self._unwritten: set[str] = set()  # files of which lines may not be on the disk yet
+        # Files of which lines may not be on the disk yet: those of a session that was killed neither.
+        self._unwritten = {name for name in (ASKS, RESULTS) if (folder / name).exists()}
+        self._written_asks = 0  # that are on the disk
         self.asks: dict[int, Ask] = {}
         self.baselines: dict[str, Ask] = {}
         for ask in read_asks(folder):
             self._take_ask(ask)
-        self._written_asks = len(self.asks)  # that are on the disk
         self._scores = read_scores(folder)
         self._met: dict[tuple[str, str], int] = {}  # documents of a part, by recipe
         self._documents = 0
