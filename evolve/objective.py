@@ -213,6 +213,11 @@ class Judge:
             return any(gains[t] + self._upper(t, scores, incumbent, share) < worst for t in gains)
         return self._pooled_difference(scores, incumbent, self._linear, 2 * alpha / tests).high < 0
 
+    def alike(self, scores: Scores, other: Scores) -> bool:
+        """Whether two models have the same score of every document that both have met."""
+        pairs = self._pairs(scores, other)
+        return all(mine == theirs for strata in pairs.values() for mine, theirs, _ in strata.values())
+
     def _upper(self, task: str, scores: Scores, other: Scores, alpha: float) -> float:
         """The upper limit of the difference in a task's gain, at a one-sided level."""
         return self._pooled_difference(scores, other, {task: 1 / self._units[task]}, 2 * alpha).high

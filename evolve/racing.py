@@ -65,8 +65,13 @@ class Schedule:
         return {}
 
     def is_lost(self, judge: Judge, met: Scores, incumbent: Scores, alpha: float) -> bool:
-        """Whether a candidate need not go on."""
+        """Whether a candidate is beaten by the incumbent."""
         return judge.beaten(met, incumbent, alpha / max(1, len(self.looks) - 1))
+
+    def is_drawn(self, judge: Judge, met: Scores, incumbent: Scores) -> bool:
+        """Whether a candidate has answered half of the documents as the incumbent did: it is hardly better."""
+        half = all(2 * len(met.documents.get(task, ())) >= len(own) for task, own in self.documents.items())
+        return half and judge.alike(met, incumbent)
 
 
 def missing(documents: DocumentIds, met: Scores | None) -> dict[str, list[int]]:

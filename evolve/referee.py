@@ -51,11 +51,14 @@ class Referee:
         if incumbent is None:
             return self._alone.next(met)
         rest, judge = self._race.next(met), self.judge("search")
-        # Nobody is called the best parent by mistake.
-        alpha = self._racing.alpha if ask.kind in ("search", "mean") else min(self._racing.alpha, ALPHA)
-        if rest and met is not None and self._race.is_lost(judge, met, incumbent, alpha):
-            return {}
-        return rest
+        if not rest or met is None:
+            return rest
+        if ask.kind in ("search", "mean"):
+            over = self._race.is_lost(judge, met, incumbent, self._racing.alpha)
+            over = over or self._race.is_drawn(judge, met, incumbent)
+        else:  # nobody is called the best parent by mistake
+            over = self._race.is_lost(judge, met, incumbent, min(self._racing.alpha, ALPHA))
+        return {} if over else rest
 
     def result(self, ask: Ask) -> Result:
         """What came of a candidate whose race is over."""

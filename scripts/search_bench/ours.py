@@ -113,6 +113,8 @@ def run(scorer: Scorer, config: EvolveConfig, trials: int) -> Point:
     with tempfile.TemporaryDirectory(prefix="heterosis-bench-") as name:
         folder = Path(name) / "run"
         summary = search(config, folder, trials=trials, make_pool=make_pool)
+        if summary["status"] != "finished":
+            raise SystemExit(f"the search with {trials} trials was stopped: {summary['stopped']}")
         champion = Recipe.load(folder / "best.yaml").model_copy(update={"heterosis": {"seed": config.seed}})
         asks = [json.loads(line) for line in (folder / "asks.jsonl").read_text().splitlines()]
     (pool,) = pools

@@ -78,6 +78,24 @@ def test_all_looks_together_stop_an_equal_no_oftener_than_alpha() -> None:
     assert sum(worse_met) / len(worse_met) < 100
 
 
+def test_a_candidate_that_answers_as_the_incumbent_does_stops_half_way() -> None:
+    judge = Objective({"a": 1.0, "b": 1.0}, {"a": "acc,none", "b": "acc,none"}, {}).judge([])
+    schedule = Schedule.of({"a": list(range(64)), "b": list(range(32))})
+
+    def answered(share: float, differing: int | None = None) -> Scores:
+        return Scores(
+            {
+                task: {d: {"acc,none": float((d % 3 == 0) != (d == differing))} for d in range(int(share * n))}
+                for task, n in (("a", 64), ("b", 32))
+            }
+        )
+
+    assert not schedule.is_drawn(judge, answered(1 / 4), answered(1))
+    assert schedule.is_drawn(judge, answered(1 / 2), answered(1))
+    assert not schedule.is_drawn(judge, answered(1 / 2), answered(1, differing=20))
+    assert schedule.is_drawn(judge, answered(1 / 2), answered(1, differing=40))
+
+
 SHUFFLED = {"a": random.Random(0).sample(range(200), 200)}
 PARENTS = [{"a": {d: float(d < 40) for d in range(200)}}, {"a": dict.fromkeys(range(200), 0.0)}]
 
