@@ -5,8 +5,8 @@ random sample, and the same for all candidates: differences are paired. After ea
 is compared with the best one at the time when it was asked; the error of all looks together is at most ``alpha``
 (Bonferroni). Half-way, one who has answered all documents as the best one did stops too.
 
-With the order ``informative``, documents on which the parents' scores differ come sooner than the others. These two
-parts are strata: differences are weighted by how many documents of each there are, so estimates have no bias.
+With the order ``informative``, documents on which the parents' scores differ come sooner than the others. These
+two parts are strata: differences are weighted by how many documents of each there are, so estimates have no bias.
 (Birattari et al., "A racing algorithm for configuring metaheuristics", GECCO 2002, has the idea.)
 """
 
