@@ -48,6 +48,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="raw results, appended to")
     parser.add_argument("--tables", action="store_true", help="measure nothing; print the tables of --json")
     options = parser.parse_args()
+    if options.runs:
+        options.runs.mkdir(parents=True, exist_ok=True)
     if options.tables:
         if options.json is None:
             parser.error("--tables needs --json")
