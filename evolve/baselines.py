@@ -17,7 +17,7 @@ RECIPES_BUDGET = 30
 # Weighted sums of task vectors, or of models, once nothing is dropped from them.
 _SUMS = ("linear", "task_arithmetic", "dare_linear", "della_linear", "breadcrumbs")
 # Those that drop entries, with the settings that drop none.
-_NOTHING_DROPPED = {"density": 1.0, "gamma": 0.0, "epsilon": 0.0}
+NOTHING_DROPPED = {"density": 1.0, "gamma": 0.0, "epsilon": 0.0}
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _sums(space: "SearchSpace", shares: Mapping[str, float]) -> Iterator[Recipe]
         normalized = constants.get("normalize", constants.get("normalize_weights", method.name == "nuslerp"))
         if (normalized or method.name == "linear") and abs(sum(weights.values()) - 1.0) > 1e-9:
             continue  # the base has a share, but no weight
-        own = {name: value for name, value in _NOTHING_DROPPED.items() if name in method.per_input}
+        own = {name: value for name, value in NOTHING_DROPPED.items() if name in method.per_input}
         factor = {"lambda": 1.0} if "lambda" in method.per_merge else {}
         yield _recipe(space, method.name, weights, own, constants | factor)
         present = {model: weight for model, weight in weights.items() if weight}

@@ -12,7 +12,7 @@ from heterosis.errors import InputError
 Matrix = NDArray[np.float64]
 
 # Control points that are chosen by themselves, in at most so many dimensions in all.
-_POINTS = (1, 2, 3)
+_POINTS = (1, 3)
 _MOST_DIMENSIONS = 12
 _TRIALS_PER_DIMENSION = 2
 
@@ -110,25 +110,23 @@ def check_stages(points: Sequence[int], n_layers: int) -> None:
             )
 
 
-def default_control_points(models: int, parameters_per_point: int, n_layers: int, budget: int) -> tuple[int, ...]:
+def default_control_points(dimensions: int, n_layers: int, budget: int) -> tuple[int, ...]:
     """Control points for a config that says nothing about depth: few at small budgets, never many dimensions.
 
     Published searches gained little from more than one group of layers (Akiba et al. 2024 ended with six numbers
     in all). Where layers matter, three points from the start found more in 12 dimensions, with 30 and with 50
     trials, than one, two or five did, or one and then three; where they do not, 12 and 24 dimensions found less
-    than 8 or 4 (docs/design/0006-a-search-that-wins.md). So there are up to three points, as 12 dimensions and
-    half of the budget allow, and one stage; more are for configs that ask for them.
+    than 8, 5 or 4 (docs/design/0006-a-search-that-wins.md). So there are three points where 12 dimensions and half
+    of the budget allow them, else one, and one stage; more are for configs that ask for them.
 
     Args:
-        models: How many have parameters of their own; 1 for methods whose parameters belong to the merge.
-        parameters_per_point: Of each of them, filters counted.
+        dimensions: Of one point.
         n_layers: Of each model.
         budget: Trials.
 
     Returns:
         The number of points of the only stage.
     """
-    dimensions = max(1, models * parameters_per_point)
     most = min(_MOST_DIMENSIONS, budget // _TRIALS_PER_DIMENSION) // dimensions
     finest = max((n for n in _POINTS if n <= min(most, n_layers)), default=1)
     return (finest,)

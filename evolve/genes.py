@@ -19,7 +19,7 @@ class Gene:
         name: What its dimensions' names begin with: the parameter, and after an ``@`` the methods, where others
             search it somewhere else.
         parameter: As a recipe spells it.
-        per_input: Whether each model has values of its own.
+        per_model: Whether each model has values of its own.
         integer: Whether only whole numbers count.
         methods: The methods' names.
         spans: Where it is searched, by what that holds for (see ``Genome.ranges``), and under ``*`` for the rest.
@@ -27,7 +27,7 @@ class Gene:
 
     name: str
     parameter: str
-    per_input: bool
+    per_model: bool
     integer: bool
     methods: tuple[str, ...]
     spans: Mapping[str, Span]
@@ -46,25 +46,22 @@ def genes_of(genome: Genome, methods: Sequence[MethodSpec]) -> tuple[Gene, ...]:
     common range would hold values that are nonsense to one of the methods, as slerp's ``t`` is to nearswap.
     """
     names = [name for method in methods for name in method.search]
-    return tuple(
-        gene
-        for name in dict.fromkeys((*names, *genome.ranges))
-        for per_input in (True, False)
-        for gene in _genes(genome, name, [m for m in methods if name in _parameters(m, per_input)], per_input)
-    )
+    found = []
+    for name in dict.fromkeys((*names, *genome.ranges)):
+        of_models = [m for m in methods if name in m.per_input]
+        of_merge = [m for m in methods if name in m.per_merge]
+        found += _genes(genome, name, of_models, own=True, alone=not of_merge)
+        found += _genes(genome, name, of_merge, own=False, alone=not of_models)
+    return tuple(found)
 
 
-def _parameters(method: MethodSpec, per_input: bool) -> Mapping[str, object]:
-    return method.per_input if per_input else method.per_merge
-
-
-def _genes(genome: Genome, name: str, methods: Sequence[MethodSpec], per_input: bool) -> Iterator[Gene]:
-    """The genes of a parameter that all these methods have."""
+def _genes(genome: Genome, name: str, methods: Sequence[MethodSpec], *, own: bool, alone: bool) -> Iterator[Gene]:
+    """The genes of a parameter that all these methods have, of models or of the merge; ``alone`` if not of both."""
     given = genome.ranges.get(name, {})
     groups: dict[Span | None, list[MethodSpec]] = {}
     for method in methods:
-        own = method.search.get(name)
-        span = None if own is None or REST in given else Span(own.low, own.high)
+        usual = method.search.get(name)
+        span = None if usual is None or REST in given else Span(usual.low, usual.high)
         if span is not None and name == "weight" and genome.allow_negative_weights:
             reach = max(abs(span.low), abs(span.high))
             span = Span(-reach, reach)
@@ -75,11 +72,11 @@ def _genes(genome: Genome, name: str, methods: Sequence[MethodSpec], per_input: 
         groups = {union: [method for span in ranged for method in groups[span]]}
     groups = {span: sharing for span, sharing in groups.items() if span is not None or given}
     for span, sharing in groups.items():
-        spec = (sharing[0].per_input if per_input else sharing[0].per_merge)[name]
+        spec = (sharing[0].per_input if own else sharing[0].per_merge)[name]
         spans = dict(given) if span is None else {REST: span, **given}
         if REST not in spans:
-            default = float(spec.default[0] if per_input else spec.default)
+            default = float(spec.default[0] if own else spec.default)
             spans[REST] = Span(default, default)
         users = tuple(method.name for method in sharing)
-        label = name if len(groups) == 1 else f"{name}@{'+'.join(users)}"
-        yield Gene(label, name, per_input, spec.kind is int, users, spans)
+        label = name if alone and len(groups) == 1 else f"{name}@{'+'.join(users)}"
+        yield Gene(label, name, own and genome.is_per_model(name), spec.kind is int, users, spans)

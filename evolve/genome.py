@@ -26,7 +26,7 @@ UNIFORM = "uniform"
 FIXED_RECIPES = ("task_arithmetic", "ties", "dare_linear")
 # Keys that say what is searched of the merge method's parameters.
 _OF_PARAMETERS: tuple[str, ...] = ("merge_method", "layer_granularity", "normalize", "allow_negative_weights")
-_OF_PARAMETERS += ("smooth", "control_points", "filters", "subset", "ranges")
+_OF_PARAMETERS += ("smooth", "control_points", "filters", "per_model", "subset", "ranges")
 
 
 # --- what a search must know of a merge method ------------------------------------------------------------------
@@ -120,6 +120,8 @@ class Genome(Section):
         control_points: Values of each parameter over depth, which are interpolated: mergekit's gradients. Several
             numbers are searched one after the other, coarse to fine.
         filters: Parts of tensor names that get parameters of their own; the first that fits counts.
+        per_model: Parameters, besides ``weight``, of which each model has values of its own. All models share
+            those of the others, unless ``ranges`` names a model for one.
         tokenizer_source: As in a recipe.
         dtype: As in a recipe.
         out_dtype: As in a recipe.
@@ -144,6 +146,7 @@ class Genome(Section):
     smooth: bool = False
     control_points: Annotated[tuple[int, ...] | None, BeforeValidator(_points)] = None
     filters: Annotated[tuple[str, ...], BeforeValidator(lambda value: () if value is None else value)] = ()
+    per_model: tuple[str, ...] = ()
     tokenizer_source: Model | None = None
     dtype: Dtype = "bfloat16"
     out_dtype: Dtype = None
@@ -160,6 +163,11 @@ class Genome(Section):
     def model_names(self) -> tuple[str, ...]:
         """A short name for each of the models."""
         return short_names(self.models, reserved=(UNIFORM, *FIXED_RECIPES))
+
+    def is_per_model(self, parameter: str) -> bool:
+        """Whether each model has values of its own of one of the methods' parameters of models."""
+        named = {place.split("/")[0] for place in self.ranges.get(parameter, ())}
+        return parameter in ("weight", *self.per_model) or not named.isdisjoint(self.model_names)
 
     @property
     def stage_name(self) -> str | None:
@@ -268,6 +276,13 @@ class Genome(Section):
         chosen = [methods[name] for name in self.methods]
         for method in chosen:
             yield from self._input_faults(method, chosen)
+        own = dict.fromkeys(name for method in chosen for name in method.per_input)
+        yield from (
+            f"genome.per_model[{i}]: must be a parameter that each model has in {' or '.join(self.methods)} "
+            f"({', '.join(own) or 'there is none'}), but got {name!r}{did_you_mean(name, own)}"
+            for i, name in enumerate(self.per_model)
+            if name not in own
+        )
         yield from self._range_faults(chosen)
         if len(chosen) == 1 and not chosen[0].search and not self.ranges and self.subset is None:
             yield (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from heterosis.evolve.depth import Matrix
-from heterosis.evolve.dimensions import Value
+from heterosis.evolve.dimensions import Value, same_values
 from heterosis.evolve.genes import METHOD, Gene
 from heterosis.evolve.genome import MethodSpec, ParameterSpec
 from heterosis.evolve.optimizers import Vector
@@ -68,11 +68,18 @@ class _Reader:
         found |= {switch: int(model in refs) for model, switch in space.switches.items()}
         space.models_of(found)  # or too few or too many take part
         self._check_constants(method)
+        weighted = {model: ref for model, ref in refs.items() if model in space.weighted(method)}
         for gene, model, filter_ in space.places():
-            if method.name in gene.methods and (
-                model is None or (model in refs and model in space.weighted(method))
-            ):
-                found |= self._gene(method, gene, model, filter_, refs)
+            if method.name not in gene.methods or (model is not None and model not in weighted):
+                continue
+            if model is not None:
+                owners: list[ModelRef | None] = [weighted[model]]
+            else:  # the merge's, or one that all models share
+                owners = [*weighted.values()] if gene.parameter in method.per_input else [None]
+            first, *others = [self._gene(method, gene, model, filter_, ref) for ref in owners]
+            if not all(same_values(first, other) for other in others):
+                raise _NotHere
+            found |= first
         return found
 
     def _models(self, method: MethodSpec) -> dict[str, ModelRef]:
@@ -110,12 +117,11 @@ class _Reader:
         return "lambda" in constants and "weight" in method.per_input and not constants.get("normalize", True)
 
     def _gene(
-        self, method: MethodSpec, gene: Gene, model: str | None, filter_: str, refs: Mapping[str, ModelRef]
+        self, method: MethodSpec, gene: Gene, model: str | None, filter_: str, ref: ModelRef | None
     ) -> dict[str, Value]:
-        """The values of a gene for one model and filter."""
+        """The values of a gene for one model, or for all, and a filter, as the recipe's model has them."""
         space = self._space
-        parameters = method.per_input if gene.per_input else method.per_merge
-        ref = None if model is None else refs[model]
+        parameters = method.per_merge if ref is None else method.per_input
         profile = self._profile(gene.parameter, parameters[gene.parameter], ref, filter_)
         if gene.parameter == "weight" and self._factor_moves(method):
             factor = self._profile("lambda", method.per_merge["lambda"], None, filter_)

@@ -148,10 +148,10 @@ class SearchSpace:
         def own(model: str, cells: Sequence[int]) -> dict[str, Any]:
             if model not in self.weighted(method):
                 return {}
-            return {g.parameter: self._setting(g, model, cells, values) for g in genes if g.per_input}
+            return {g.parameter: self._setting(g, model, cells, values) for g in genes if g.per_model}
 
         def shared(cells: Sequence[int]) -> dict[str, Any]:
-            return {g.parameter: self._setting(g, None, cells, values) for g in genes if not g.per_input}
+            return {g.parameter: self._setting(g, None, cells, values) for g in genes if not g.per_model}
 
         recipe: dict[str, Any] = {"merge_method": method.name, "base_model": base}
         constants = self.constants(method)
@@ -314,7 +314,7 @@ class SearchSpace:
 
     def owners(self, gene: Gene) -> list[str | None]:
         """The models with values of a gene; None stands for the merge."""
-        if not gene.per_input:
+        if not gene.per_model:
             return [None]
         owning = {m for method in self.methods if method.name in gene.methods for m in self.weighted(method)}
         return [model for model in self.config.genome.models if model in owning]
@@ -401,9 +401,8 @@ def control_points_of(
     if genome.layer_granularity is not None or genome.smooth:
         return None
     space = SearchSpace.from_config(config, n_layers, methods, control_points=1)
-    models = max((len(space.owners(gene)) for gene in space.genes), default=1)
     over_depth = [d for d in space.parameters if not d.choices and not d.integer]
-    return default_control_points(models, math.ceil(len(over_depth) / models), n_layers, config.trials)
+    return default_control_points(max(1, len(over_depth)), n_layers, config.trials)
 
 
 def stages_of(

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from heterosis.evolve.baselines import Baseline
-from heterosis.evolve.dimensions import Value
+from heterosis.evolve.baselines import NOTHING_DROPPED, Baseline
+from heterosis.evolve.dimensions import Space, Value
 from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.optimizers import Optimizer, Vector, choose_optimizer, get_optimizer, is_model_based
 from heterosis.evolve.preflight import Preflight
@@ -135,14 +135,23 @@ class Stages:
         return sorted(scored, key=lambda t: t.ask.number)
 
     def _start(self, stage: int, known: Sequence[Trial]) -> Vector:
-        """The best point known, off the faces of the cube; a parent only if it is clearly better than uniform."""
+        """The best point known, off the faces of the cube; a parent only if it is clearly better than uniform.
+
+        A sum is a point that drops nothing, which says nothing of how much a search had better drop.
+        """
         space, best = self._spaces[stage], _best(known)
         start = space.initial
         if best is not None and (best.ask.kind != "parent" or self._is_clear(best)):
             values = self._values(best, stage)
-            start = start if values is None else space.encode(values)
+            if values is not None:
+                start = np.where(self._drops_nothing(values, space), start, space.encode(values))
         continuous = [axis.levels is None for axis in space.axes]
         return np.where(continuous, np.clip(start, MARGIN, 1 - MARGIN), start)
+
+    @staticmethod
+    def _drops_nothing(values: Mapping[str, Value], space: Space) -> list[bool]:
+        """Of each dimension, whether it is one that drops entries, and drops none."""
+        return [NOTHING_DROPPED.get(d.parameter) == values[d.name] for d in space.parameters]
 
     def _values(self, trial: Trial, stage: int) -> Mapping[str, Value] | None:
         """A result's point in a stage's space."""

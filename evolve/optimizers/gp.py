@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from heterosis.evolve.optimizers.base import SIGMA0, Axis, Optimizer, Vector, optimizer, seed32
-from heterosis.evolve.optimizers.sampling import SamplerOptimizer, normal_around
+from heterosis.evolve.optimizers.sampling import SamplerOptimizer, spread_around
 
 
 @optimizer("gp", multi_objective=True, model_based=True)
@@ -20,7 +20,7 @@ def gp(
     """The Gaussian process of Optuna with log expected improvement; see https://arxiv.org/abs/2310.20708.
 
     Noise is estimated; running trials are taken into account by their expected results. Until
-    ten results are known, points are drawn around ``initial``. A proposal takes tenths of a second.
+    ten results are known, points are spread around ``initial``. A proposal takes tenths of a second.
 
     Args:
         axes: Of the cube.
@@ -38,5 +38,5 @@ def gp(
         axes,
         objectives,
         initial,
-        normal_around(initial, axes, SIGMA0 if sigma0 is None else sigma0, seed),
+        spread_around(initial, axes, SIGMA0 if sigma0 is None else sigma0, seed),
     )

@@ -4,6 +4,7 @@ A sampler of Optuna sees a list of trials, finished, failed or running. This fil
 and translates between its parameters and points of the unit cube. Everything else is the sampler's.
 """
 
+import math
 import warnings
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -133,12 +134,20 @@ class SamplerOptimizer:
         return np.fromiter(values, dtype=np.float64, count=len(self._axes))
 
 
-def normal_around(centre: Vector, axes: Sequence[Axis], sigma: float, seed: int) -> Iterator[Vector]:
-    """Normal points around one, ``[d]`` each, cut off at the faces of the cube; categories are any."""
-    rng, ordered = np.random.default_rng(seed), [axis.ordered for axis in axes]
+def spread_around(centre: Vector, axes: Sequence[Axis], sigma: float, seed: int) -> Iterator[Vector]:
+    """Points of a box around one, ``[d]`` each: one Latin hypercube of `STARTUP` points after the other.
+
+    The box has the standard deviation ``sigma`` on every axis, and ends at the faces of the cube: points beyond
+    would all lie on them, most on several at once. Categories, which have no neighbours, are any. (McKay et al., "A
+    comparison of three methods for selecting values of input variables", Technometrics 1979.)
+    """
+    from scipy.stats import qmc
+
+    hypercube = qmc.LatinHypercube(len(axes), seed=np.random.default_rng(seed))
+    reach = np.where([axis.ordered for axis in axes], math.sqrt(3) * sigma, 1.0)
+    low, high = np.clip([centre - reach, centre + reach], 0.0, 1.0)
     while True:
-        near, anywhere = centre + sigma * rng.standard_normal(len(axes)), rng.random(len(axes))
-        yield at_levels(np.where(ordered, near, anywhere), axes)
+        yield from (at_levels(low + (high - low) * x, axes) for x in hypercube.random(STARTUP))
 
 
 def _distribution(axis: Axis) -> "BaseDistribution":

@@ -165,44 +165,39 @@ def test_places_share_the_cells_that_the_recipe_language_gives_them() -> None:
 # --- what a config without a word on depth gets -----------------------------------------------------------------
 
 
-@given(
-    models=st.integers(1, 12),
-    parameters=st.integers(1, 6),
-    n_layers=st.integers(1, 80),
-    budget=st.integers(1, 2000),
-)
-def test_default_points_keep_the_space_small(models: int, parameters: int, n_layers: int, budget: int) -> None:
-    points = default_control_points(models, parameters, n_layers, budget)
+@given(dimensions=st.integers(1, 72), n_layers=st.integers(1, 80), budget=st.integers(1, 2000))
+def test_default_points_keep_the_space_small(dimensions: int, n_layers: int, budget: int) -> None:
+    points = default_control_points(dimensions, n_layers, budget)
     assert len(points) == 1
     assert points[0] <= n_layers
-    assert points == (1,) or points[0] * models * parameters <= min(12, budget / 2)
+    assert points == (1,) or points[0] * dimensions <= min(12, budget / 2)
     stages(n_layers, list(points))  # each refines the one before
-    assert default_control_points(models, parameters, n_layers, budget + 100)[-1] >= points[-1]
+    assert default_control_points(dimensions, n_layers, budget + 100)[-1] >= points[-1]
 
 
 @pytest.mark.parametrize(
-    ("models", "parameters", "n_layers", "budget", "points"),
+    ("dimensions", "n_layers", "budget", "points"),
     [
-        (3, 1, 30, 36, (3,)),
-        (3, 1, 30, 20, (3,)),
-        (3, 1, 30, 10, (1,)),
-        (2, 1, 30, 100, (3,)),
-        (2, 2, 30, 100, (3,)),
-        (3, 2, 30, 100, (2,)),
-        (4, 2, 30, 100, (1,)),
-        (8, 2, 30, 1000, (1,)),
-        (2, 1, 4, 1000, (3,)),
-        (1, 1, 30, 1000, (3,)),
+        (3, 30, 36, (3,)),
+        (3, 30, 18, (3,)),
+        (3, 30, 17, (1,)),
+        (4, 30, 100, (3,)),
+        (5, 30, 100, (1,)),
+        (8, 30, 1000, (1,)),
+        (2, 4, 1000, (3,)),
+        (2, 2, 1000, (1,)),
+        (1, 30, 1000, (3,)),
     ],
 )
-def test_default_points(models: int, parameters: int, n_layers: int, budget: int, points: tuple[int, ...]) -> None:
-    assert default_control_points(models, parameters, n_layers, budget) == points
+def test_default_points(dimensions: int, n_layers: int, budget: int, points: tuple[int, ...]) -> None:
+    assert default_control_points(dimensions, n_layers, budget) == points
 
 
 def test_what_a_config_says_about_depth_is_as_written() -> None:
     assert control_points_of(config(), 30, METHODS) == (3,)
     assert control_points_of(config(merge_method="slerp", base_model=None), 30, METHODS) == (3,)
-    assert control_points_of(config(trials=10), 30, METHODS) == (2,)
+    assert control_points_of(config(trials=10), 30, METHODS) == (1,)
+    assert control_points_of(config(merge_method="ties", trials=18), 30, METHODS) == (3,)  # one density for all
     assert control_points_of(config(control_points=9, trials=20), 30, METHODS) == (9,)
     assert control_points_of(config(layer_granularity=0), 30, METHODS) is None
     assert control_points_of(config(layer_granularity=8, smooth=True), 30, METHODS) is None

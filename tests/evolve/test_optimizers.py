@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 import random
 import subprocess
@@ -42,13 +43,18 @@ Event = tuple[str, list[float], list[float] | None]  # "ask" or "tell", a point,
 
 
 def make(
-    name: str, axes: int | tuple[Axis, ...] = 3, seed: int = 1, popsize: int | None = None, objectives: int = 1
+    name: str,
+    axes: int | tuple[Axis, ...] = 3,
+    seed: int = 1,
+    popsize: int | None = None,
+    objectives: int = 1,
+    initial: float = 0.5,
 ) -> Optimizer:
     axes = (Axis(),) * axes if isinstance(axes, int) else axes
     return get_optimizer(name)(
         axes=axes,
         objectives=objectives,
-        initial=np.full(len(axes), 0.5),
+        initial=np.full(len(axes), initial),
         seed=seed,
         sigma0=None,
         popsize=popsize,
@@ -319,14 +325,15 @@ def test_samplers_begin_with_the_initial_point_unless_it_is_known(name: str) -> 
     assert informed.ask().tolist() != [0.5, 0.5, 0.5]
 
 
-def test_a_gaussian_process_learns_from_points_around_the_initial_one_first() -> None:
-    subject = make("gp", 12)
-    first = [subject.ask() for _ in range(9)]
-    distances = [float(np.sqrt(np.mean((x - 0.5) ** 2))) for x in first[1:]]
-    assert 0.05 < min(distances) < max(distances) < 0.28  # 0.2, and of points anywhere 0.29
-    for x in first:
-        subject.tell(x, sphere(x))
-    assert len({x.tobytes() for x in first}) == 9
+@pytest.mark.parametrize("start", [0.5, 0.02])
+def test_a_gaussian_process_begins_with_a_latin_hypercube_around_its_start(start: float) -> None:
+    subject = make("gp", 12, initial=start)
+    first, *around = [subject.ask() for _ in range(11)]
+    assert first.tolist() == [start] * 12
+    reach = math.sqrt(3) * 0.2
+    low, high = max(0.0, start - reach), start + reach  # the box ends where the cube does
+    tenths = np.sort(np.floor((np.array(around) - low) / (high - low) * 10), axis=0)
+    np.testing.assert_array_equal(tenths, np.tile(np.arange(10.0)[:, None], 12))
 
 
 @pytest.mark.parametrize("name", ["cmawm", *SAMPLERS])

@@ -65,7 +65,16 @@ def recipe_of(subject: SearchSpace, point: Any) -> dict[str, Any]:
         ),
         ({"layer_granularity": 9}, ["weight/math", "weight/code"]),
         (genome_of("slerp", layer_granularity=3), ["t/layers.0-2", "t/layers.3-5"]),
-        (genome_of("ties", models=["a"]), ["weight/a", "density/a"]),
+        (genome_of("ties"), ["weight/math", "weight/code", "density"]),
+        (genome_of("ties", per_model=["density"]), ["weight/math", "weight/code", "density/math", "density/code"]),
+        (
+            genome_of("ties", ranges={"density": {"code": [0.1, 0.4]}}),
+            ["weight/math", "weight/code", "density/math", "density/code"],
+        ),
+        (
+            genome_of("ties", filters=["mlp"], models=["a"]),
+            ["weight/a/mlp", "weight/a/*", "density/mlp", "density/*"],
+        ),
         ({"models": ["a"], "ranges": {"lambda": [0.5, 2]}}, ["weight/a", "lambda"]),
     ],
 )
@@ -212,17 +221,16 @@ def test_the_method_is_one_choice_for_the_recipe() -> None:
     assert [d.name for d in subject.parameters] == [
         "weight/a",
         "weight/b",
-        "density/a",
-        "density/b",
+        "density",
         "merge_method",
     ]
     assert subject.axes[-1] == Axis(2, ordered=False)
-    values = subject.values([1, 1, 0, 0, 0.75])
+    values = subject.values([1, 1, 0, 0.75])
     assert values["merge_method"] == "ties"
     recipe = yaml.safe_load(subject.decode(values).to_yaml())
     assert recipe["merge_method"] == "ties"
-    assert recipe["models"][0]["parameters"] == {"weight": 1.5, "density": 0.05}
-    assert recipe["parameters"] == {"normalize": True, "rescale": False, "lambda": 1.0}
+    assert recipe["models"][0]["parameters"] == {"weight": 1.5}
+    assert recipe["parameters"] == {"density": 0.05, "normalize": True, "rescale": False, "lambda": 1.0}
     recipe = yaml.safe_load(subject.decode(values | {"merge_method": "task_arithmetic"}).to_yaml())
     assert recipe["models"][0]["parameters"] == {"weight": 1.5}
     assert recipe["parameters"] == {"normalize": False, "lambda": 1.0}
@@ -235,21 +243,19 @@ def test_methods_share_a_parameter_that_they_search_in_one_place() -> None:
     found = {d.name: (d.low, d.high) for d in subject.parameters}
     assert found == {
         "weight/a": (0.0, 1.5),  # the union of linear's and the others'
-        "density@ties+dare_ties/a": (0.05, 1.0),
-        "density@della/a": (0.2, 0.8),
-        "epsilon/a": (0.0, 0.19),
+        "density@ties+dare_ties": (0.05, 1.0),
+        "density@della": (0.2, 0.8),
+        "epsilon": (0.0, 0.19),
         "merge_method": (0, 3),
     }
     values = subject.values(np.ones(len(subject))) | {"merge_method": "della"}
-    assert yaml.safe_load(subject.decode(values).to_yaml())["models"][0]["parameters"] == {
-        "weight": 1.5,
-        "density": 0.8,
-        "epsilon": 0.19,
-    }
+    recipe = yaml.safe_load(subject.decode(values).to_yaml())
+    assert recipe["models"][0]["parameters"] == {"weight": 1.5}
+    assert recipe["parameters"].items() >= {"density": 0.8, "epsilon": 0.19}.items()
     shared = space(merge_method=["ties", "della"], models=["a"], ranges={"density": [0.3, 0.7]})
-    assert [d.name for d in shared.parameters if d.parameter == "density"] == ["density/a"]
+    assert [d.name for d in shared.parameters if d.parameter == "density"] == ["density"]
     both = space(merge_method=["ram", "della"], models=["a"])  # one epsilon of the merge, one of each model
-    assert [d.name for d in both.parameters if d.parameter == "epsilon"] == ["epsilon/a", "epsilon"]
+    assert [d.name for d in both.parameters if d.parameter == "epsilon"] == ["epsilon@della", "epsilon@ram"]
 
 
 @pytest.mark.parametrize("names", [["karcher", "linear"], ["model_stock", "sce"]])
@@ -479,7 +485,7 @@ def test_equal_ends_fix_a_parameter() -> None:
     subject = space(**genome_of("ties", ranges={"density": [0.3, 0.3]}, filters=["mlp"], layer_granularity=3))
     assert {d.parameter for d in subject.parameters} == {"weight"}
     recipe = recipe_at(subject)
-    assert recipe["slices"][1]["sources"][0]["parameters"]["density"] == 0.3
+    assert recipe["slices"][1]["parameters"]["density"] == 0.3
     with pytest.raises(InputError, match="nothing is searched"):
         space(ranges={"weight": [1, 1]})
 
@@ -512,7 +518,7 @@ def test_probabilities_stay_inside_their_range_in_every_corner(method: str) -> N
     for corner in np.ndindex(2, 2):
         ends = dict(zip(("density", "epsilon"), corner, strict=True))
         unit = [float(ends.get(d.parameter, 0)) for d in subject.parameters]
-        settings_ = recipe_of(subject, unit)["models"][0]["parameters"]
+        settings_ = recipe_of(subject, unit)["parameters"]
         for density, epsilon in zip(settings_["density"], settings_["epsilon"], strict=True):
             assert 0 < density - epsilon <= density + epsilon < 1
 
