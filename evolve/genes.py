@@ -56,7 +56,7 @@ def genes_of(genome: Genome, methods: Sequence[MethodSpec]) -> tuple[Gene, ...]:
 
 
 def _genes(genome: Genome, name: str, methods: Sequence[MethodSpec], *, own: bool, alone: bool) -> Iterator[Gene]:
-    """The genes of a parameter that all these methods have, of models or of the merge; ``alone`` if not of both."""
+    """The genes of a parameter that all these methods have: of models or of the merge, or else of both."""
     given = genome.ranges.get(name, {})
     groups: dict[Span | None, list[MethodSpec]] = {}
     for method in methods:

@@ -138,8 +138,8 @@ def spread_around(centre: Vector, axes: Sequence[Axis], sigma: float, seed: int)
     """Points of a box around one, ``[d]`` each: one Latin hypercube of `STARTUP` points after the other.
 
     The box has the standard deviation ``sigma`` on every axis, and ends at the faces of the cube: points beyond
-    would all lie on them, most on several at once. Categories, which have no neighbours, are any. (McKay et al., "A
-    comparison of three methods for selecting values of input variables", Technometrics 1979.)
+    would all lie on them, most on several at once. Categories, which have no neighbours, are any. (McKay et
+    al., "A comparison of three methods for selecting values of input variables", Technometrics 1979.)
     """
     from scipy.stats import qmc
 

@@ -246,6 +246,14 @@ models:
   - {model: org/math, parameters: {weight: 0.25}}
   - {model: org/code, parameters: {weight: 1}}
 """
+TIES = """
+merge_method: ties
+base_model: org/base
+parameters: {normalize: true}
+models:
+  - {model: org/math, parameters: {weight: 0.25, density: 0.3}}
+  - {model: org/code, parameters: {weight: 1, density: 0.3}}
+"""
 SLICED = """
 merge_method: task_arithmetic
 base_model: org/base
@@ -326,6 +334,13 @@ slices:
         (PLAIN.replace("org/math", "org/other"), {}, None),
         (PLAIN.replace("org/base", "org/other"), {}, None),
         (PLAIN.replace("task_arithmetic", "ties"), {}, None),
+        (TIES, {"merge_method": "ties"}, {"weight/math": 0.25, "weight/code": 1.0, "density": 0.3}),
+        (
+            TIES,
+            {"merge_method": "ties", "per_model": ["density"]},
+            {"weight/math": 0.25, "weight/code": 1.0, "density/math": 0.3, "density/code": 0.3},
+        ),
+        (TIES.replace("1, density: 0.3", "1, density: 0.4"), {"merge_method": "ties"}, None),
         (PLAIN.replace("0.25", "'many'"), {}, None),
         (SLICED.replace("[2, 6]", "[3, 7]"), {"layer_granularity": 2}, None),
         (SLICED.replace("[2, 6]", "[2, 5]"), {"layer_granularity": 2}, None),

@@ -903,6 +903,21 @@ def test_options_replace_the_config(toy_config: Any, pools: Any, tmp_path: Path)
     assert pools.made[0].size == 2
 
 
+def test_a_search_from_a_parent_begins_with_its_weights_and_a_usual_density(run: Any, tmp_path: Path) -> None:
+    """A parent is the point that drops nothing, which says nothing of the density of a merge."""
+
+    def judge(ask: Ask, part: str) -> float:
+        return 5 if ask.name == "ann" else 2
+
+    run(judge=judge, trials=5, genome={"merge_method": "ties", "layer_granularity": 0}, optimizer="gp")
+    first = next(ask for ask in read_asks(tmp_path / "run") if ask.kind == "search")
+    assert {name: round(float(value), 3) for name, value in first.values.items()} == {
+        "weight/ann": 1.0,
+        "weight/bob": 0.15,  # a tenth of the range away from its end
+        "density": 0.5,
+    }
+
+
 STAGES = {"layer_granularity": 0, "control_points": [1, 2]}
 
 
