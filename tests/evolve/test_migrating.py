@@ -91,7 +91,10 @@ def test_a_result_of_mergekit_evolve_is_a_point_of_the_space(
     from mergekit.evo.config import EvolMergeConfiguration
     from mergekit.evo.genome import ModelGenome
 
-    config = EvolveConfig.parse(block.text)
+    data = yaml.safe_load(block.text)
+    if data["genome"]["merge_method"] in ("ties", "dare_ties"):
+        data["genome"]["per_model"] = ["density"]
+    config = EvolveConfig.parse(yaml.safe_dump(data))
     named(config)
     theirs = ModelGenome(EvolMergeConfiguration.model_validate(yaml.safe_load(block.text)).genome)
     shape = theirs.initial_genotype().shape
