@@ -28,7 +28,7 @@ trap cleanup EXIT
 cd "$folder"
 # The password is there to be looked for in logs and files.
 "${as[@]}" bash -c "echo s3cret > '$folder/password'"
-"${as[@]}" "$server/initdb" -D "$folder/data" -U heterosis -A scram-sha-256 --pwfile="$folder/password" >/dev/null
+"${as[@]}" "$server/initdb" -D "$folder/data" --encoding=UTF8 --no-locale -U heterosis -A scram-sha-256 --pwfile="$folder/password" >/dev/null
 "${as[@]}" bash -c "cat >> '$folder/data/postgresql.conf'" <<SETTINGS
 listen_addresses = '127.0.0.1'
 port = $port
