@@ -281,11 +281,11 @@ def _start(address: str | None, workers: int, setup: Setup) -> None:
         where = address or "this machine"
         raise InputError(f"--ray-address: no Ray at {where}: {str(error).splitlines()[0]}") from error
     there = ray.cluster_resources()
-    fitting = min(
-        (int(there.get(kind, 0.0) / each) for kind, each in (("CPU", setup.cpus), ("GPU", setup.gpus)) if each),
-        default=workers,
-    )
-    if fitting < (1 if address else workers):
+    needed = {kind: each for kind, each in (("CPU", setup.cpus), ("GPU", setup.gpus)) if each}
+    fitting = min((int(there.get(kind, 0.0) / each) for kind, each in needed.items()), default=workers)
+    # A cluster without any yet: its nodes are still to come, from an autoscaler or after a loss.
+    awaited = address is not None and not all(there.get(kind) for kind in needed)
+    if fitting < (1 if address else workers) and not awaited:
         ray.shutdown()
         has = _words(1, Setup(setup.config, setup.split, cpus=there.get("CPU", 0.0), gpus=there.get("GPU", 0.0)))
         raise InputError(

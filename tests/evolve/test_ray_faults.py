@@ -69,9 +69,9 @@ def test_a_lost_node_is_survived_and_a_new_one_used(
 ) -> None:
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
+        pool = RayPool(setup, 1, address=nodes.address)  # which waits for a node
         node = nodes.add_node(num_cpus=1)
-        ray.init(address=nodes.address, logging_level="error", log_to_driver=False)
-        pool = started(RayPool(setup, 1))
+        started(pool)
         pool.submit("a", recipe, documents)
         nodes.remove_node(node, allow_graceful=False)
         lost = outcome(pool)
