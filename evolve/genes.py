@@ -46,7 +46,7 @@ def genes_of(genome: Genome, methods: Sequence[MethodSpec]) -> tuple[Gene, ...]:
     common range would hold values that are nonsense to one of the methods, as slerp's ``t`` is to nearswap.
     """
     names = [name for method in methods for name in method.search]
-    found = []
+    found: list[Gene] = []
     for name in dict.fromkeys((*names, *genome.ranges)):
         of_models = [m for m in methods if name in m.per_input]
         of_merge = [m for m in methods if name in m.per_merge]
