@@ -278,8 +278,8 @@ class Genome(Section):
             yield from self._input_faults(method, chosen)
         own = dict.fromkeys(name for method in chosen for name in method.per_input)
         yield from (
-            f"genome.per_model[{i}]: must be a parameter that each model has in {' or '.join(self.methods)} "
-            f"({', '.join(own) or 'there is none'}), but got {name!r}{did_you_mean(name, own)}"
+            f"genome.per_model[{i}]: must be a parameter that each model has in {' or '.join(self.methods)}, "
+            f"but got {name!r}{did_you_mean(name, own)}"
             for i, name in enumerate(self.per_model)
             if name not in own
         )

@@ -313,7 +313,7 @@ class SearchSpace:
                     yield gene, model, filter_
 
     def owners(self, gene: Gene) -> list[str | None]:
-        """The models with values of a gene; None stands for the merge."""
+        """The models with values of a gene; None stands for the merge, or for all of them together."""
         if not gene.per_model:
             return [None]
         owning = {m for method in self.methods if method.name in gene.methods for m in self.weighted(method)}

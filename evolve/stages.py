@@ -137,14 +137,15 @@ class Stages:
     def _start(self, stage: int, known: Sequence[Trial]) -> Vector:
         """The best point known, off the faces of the cube; a parent only if it is clearly better than uniform.
 
-        A sum is a point that drops nothing, which says nothing of how much a search had better drop.
+        A baseline that is a sum drops nothing, which says nothing of how much a search had better drop.
         """
         space, best = self._spaces[stage], _best(known)
         start = space.initial
         if best is not None and (best.ask.kind != "parent" or self._is_clear(best)):
             values = self._values(best, stage)
             if values is not None:
-                start = np.where(self._drops_nothing(values, space), start, space.encode(values))
+                usual = best.ask.kind != "search" and self._drops_nothing(values, space)
+                start = np.where(usual, start, space.encode(values))
         continuous = [axis.levels is None for axis in space.axes]
         return np.where(continuous, np.clip(start, MARGIN, 1 - MARGIN), start)
 

@@ -383,7 +383,7 @@ def test_an_optimizer_may_be_just_a_name() -> None:
         (plain(genome={"ranges": {"normalize": [0, 1]}}), "genome.ranges.normalize: unknown parameter of"),
         (
             plain(genome={"merge_method": "ties", "per_model": ["densty"]}),
-            "genome.per_model[0]: must be a parameter that each model has in ties (weight, density), but got 'den",
+            "genome.per_model[0]: must be a parameter that each model has in ties, but got 'densty'; did you mean",
         ),
         (plain(tasks=[]), "tasks: must list at least one entry, but is empty"),
         (plain(tasks=["x", "x"]), "tasks: each may be listed once, but got 'x' 2 times"),
