@@ -32,6 +32,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "gp": {"optimizer": {"name": "tpe"}},
     "depth": {"genome": {"control_points": 1}},
     "shortlist": {"finalists": 1},
+    "start": {"random_init": True},
+    "one_density": {"genome": {"per_model": ["density"]}},  # of methods that have one
 }
 
 
