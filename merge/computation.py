@@ -322,10 +322,15 @@ class Computation:
             elif row.dtype != torch.bfloat16:
                 self._read_task_vector(source, start, base, row)
             elif self._subtracts:
-                self._read_bits(source, start, base, row)
-                subtract_base(_array(row), _array(base))
+                subtract_base(_array(self._bits(source, start, base, row)), _array(base), _array(row))
             else:
                 self._read_bits(source, start, base, row)
+
+    def _bits(self, source: TensorSource, start: int, base: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        """A source's values as bits, in a buffer that stays in the cache."""
+        bits = self._workspace.buffer("bits", row.numel(), torch.bfloat16)
+        self._read_bits(source, start, base, bits)
+        return bits
 
     def _read_bits(self, source: TensorSource, start: int, base: torch.Tensor, row: torch.Tensor) -> None:
         """Read a source's values as bits."""

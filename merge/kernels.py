@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 from numba import types
-from numba.extending import overload, register_jitable
+from numba.extending import intrinsic, overload, register_jitable
 
 Row = np.ndarray[tuple[int], np.dtype[Any]]
 
@@ -302,6 +302,25 @@ def _all_finite_overload(row):  # type: ignore[no-untyped-def]
     return of_floats
 
 
+# --- arithmetic -------------------------------------------------------------------------------------------------
+
+
+def fused(a: Any, b: Any, c: Any) -> Any:
+    """``a b + c`` of float64, for compiled code rounded once: one instruction, and the same on every processor."""
+    return a * b + c
+
+
+@overload(fused)
+def _fused_overload(a, b, c):  # type: ignore[no-untyped-def]
+    return lambda a, b, c: _fma(np.float64(a), np.float64(b), np.float64(c))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _fma(context, a, b, c):  # type: ignore[no-untyped-def]
+    signature = types.float64(types.float64, types.float64, types.float64)
+    return signature, lambda context, builder, signature, arguments: builder.fma(*arguments)
+
+
 # --- random numbers ---------------------------------------------------------------------------------------------
 
 # Multipliers of a 32-bit mixing function with low bias (C. Wellons, hash-prospector, 2018).
@@ -425,6 +444,62 @@ def map_loop(formula: Callable[..., Any], each: Callable[..., Any] | None = None
 
 
 @cache
+def totals_loop(formula: Callable[..., Any]) -> Callable[..., None]:
+    """Add what a formula gives for every element of a block to sums of runs.
+
+    Args:
+        formula: ``formula(i, x, *numbers)``, which gives a tuple of q numbers.
+
+    Returns:
+        ``loop(rows, base, start, numbers, values, sums)``. ``values`` is room for ``q * LANES`` numbers, and
+        ``sums`` is ``[q, LANES + runs]``, as of `add_magnitudes`.
+    """
+    jitable = register_jitable(formula)
+
+    def loop(rows, base, start, numbers, values, sums):  # type: ignore[no-untyped-def]
+        done, end = 0, rows[0].shape[0]
+        while done < end:
+            index, within = divmod(start + done, RUN)
+            lane = within % LANES
+            stop = min(done + LANES - lane, end)
+            at, size = start + done, stop - done
+            part, of_base = _parts(rows, done, stop), _part(base, done, stop)
+            for k in range(np.int32(size)):
+                _spread(jitable(at + k, _column(part, of_base, k), *numbers), values, k)
+            for q in range(sums.shape[0]):
+                if within == 0:
+                    sums[q, :LANES] = 0
+                given, lanes = values[q * LANES : q * LANES + size], sums[q, lane : lane + size]
+                for k in range(size):
+                    lanes[k] += np.float64(given[k])
+                if stop == end or within + size == RUN:
+                    sums[q, LANES + index] = sums[q, :LANES].sum()
+            done = stop
+
+    return compiled(loop, formula, error_model="numpy")
+
+
+def _spread(numbers: Any, out: Any, k: Any) -> None:
+    """Put a tuple's numbers into a result, `LANES` apart: of one array, LLVM sees that they do not overlap."""
+
+
+@overload(_spread)
+def _spread_overload(numbers, out, k):  # type: ignore[no-untyped-def]
+    if len(numbers) == 1:
+
+        def last(numbers, out, k):  # type: ignore[no-untyped-def]
+            out[k] = numbers[0]
+
+        return last
+
+    def first(numbers, out, k):  # type: ignore[no-untyped-def]
+        out[k] = numbers[0]
+        _spread(numbers[1:], out, k + LANES)
+
+    return first
+
+
+@cache
 def row_loop(formula: Callable[..., Any]) -> Callable[..., None]:
     """A number for every row of a block of whole rows, from the values of all models there.
 
@@ -501,10 +576,10 @@ def widen_row(row, base, out):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def subtract_base(bits, base):  # type: ignore[no-untyped-def]
-    """Make the bits of a model those of its task vector, rounded to bfloat16."""
-    for i in range(bits.shape[0]):
-        bits[i] = np.uint16(_rounded_bits(_wide(bits[i]) - _wide(base[i])) >> np.uint32(16))
+def subtract_base(bits, base, out):  # type: ignore[no-untyped-def]
+    """Make the bits of a model those of its task vector, rounded to bfloat16; ``out`` may be ``bits``."""
+    for i in range(out.shape[0]):
+        out[i] = np.uint16(_rounded_bits(_wide(bits[i]) - _wide(base[i])) >> np.uint32(16))
 
 
 @compiled
@@ -548,10 +623,6 @@ def _adding(term: Callable[..., Any]) -> Callable[..., Any]:
     return compiled(add, term)
 
 
-def _value(a: Any, b: Any) -> Any:
-    return np.float64(a)
-
-
 def _magnitude(a: Any, b: Any) -> Any:
     return np.float64(abs(a))
 
@@ -560,7 +631,7 @@ def _product(a: Any, b: Any) -> Any:
     return np.float64(a) * np.float64(b)
 
 
-add_values, add_magnitudes, add_products = map(_adding, (_value, _magnitude, _product))
+add_magnitudes, add_products = map(_adding, (_magnitude, _product))
 
 
 @cache
@@ -576,8 +647,8 @@ def step_loop(formula: Callable[..., Any], per_row: bool, random: bool) -> Calla
     Returns:
         ``loop(row, base, start, length, key, numbers, values, u, before, after, out)``. ``length`` is that of a
         row; ``values`` and ``u`` are room for some whole rows of floats, which are worked on at a time; ``before``
-        and ``after`` are sums (see `add_values`), or empty; ``out`` takes floats or bits of bfloat16, and may be
-        the row.
+        and ``after`` are sums (see `add_magnitudes`), or empty; ``out`` takes floats or bits of bfloat16, and may
+        be the row.
     """
     jitable = register_jitable(formula)
 
@@ -637,12 +708,7 @@ def count_magnitudes(row, base, counts):  # type: ignore[no-untyped-def]
         part, onto, size = row[at:stop], _part(base, at, stop), sizes[: stop - at]
         for i in range(size.shape[0]):
             size[i] = _magnitude_bits(part, onto, i)
-        whole = size.shape[0] // 8 * 8
-        for i in range(0, whole, 8):
-            for k in range(8):
-                counts[(k & 1) << 15 | size[i + k]] += np.uint32(1)
-        for i in range(whole, size.shape[0]):
-            counts[size[i]] += np.uint32(1)
+        _count_in_turn(size, counts)
 
 
 @compiled
@@ -657,26 +723,48 @@ def count_digits(bits, shift, lower, prefix, counts):  # type: ignore[no-untyped
         counts: ``[2 ** 16]``; of the first digit, which has no sign, a histogram in each half, taken in turn.
 
     Returns:
-        Whether of the values counted, one has a bit below the digit.
+        Whether of the values counted, one has a bit below the digit; and of the first digit, how many are zero.
     """
-    below = bits[0] & 0
+    unsigned = bits.dtype.type
+    below, zeros = unsigned(0), np.int64(0)
     top = bits.itemsize * 8 - shift
-    if top == 16:
-        whole = bits.shape[0] // 2 * 2
-        for i in range(0, whole, 2):
-            for k in range(2):
-                below |= bits[i + k] & lower
-                counts[k << 15 | ((bits[i + k] >> shift) & 0x7FFF)] += np.uint32(1)
-        for i in range(whole, bits.shape[0]):
-            below |= bits[i] & lower
-            counts[(bits[i] >> shift) & 0x7FFF] += np.uint32(1)
-        return below != 0
-    for i in range(bits.shape[0]):
-        digits = bits[i] >> shift
-        if (digits >> 16) & (1 << (top - 17)) - 1 == prefix:
-            below |= bits[i] & lower
-            counts[digits & 0xFFFF] += np.uint32(1)
-    return below != 0
+    magnitude, above = unsigned(~unsigned(0) >> unsigned(1)), unsigned(shift + unsigned(16))
+    digits, flags = np.empty(LANES, np.uint16), np.zeros(LANES, np.uint8)
+    words = flags.view(np.uint64)
+    for at in range(0, bits.shape[0], LANES):
+        part = bits[at : at + LANES]
+        digit, flag = digits[: part.shape[0]], flags[: part.shape[0]]
+        if top == 16:
+            zero = np.uint16(0)
+            for i in range(part.shape[0]):
+                size = unsigned(part[i] & magnitude)
+                below |= unsigned(size & lower)
+                zero += np.uint16(size == 0)
+                digit[i] = np.uint16(size >> shift)
+            zeros += np.int64(zero)
+            _count_in_turn(digit, counts)
+            continue
+        flags[:] = 0
+        for i in range(part.shape[0]):
+            flag[i] = np.uint8(unsigned(part[i] & magnitude) >> above == prefix)
+        for word in range(words.shape[0]):
+            if words[word]:  # in most, there is none with the prefix
+                for i in range(8 * word, min(8 * word + 8, part.shape[0])):
+                    if flag[i]:
+                        below |= unsigned(part[i] & lower)
+                        counts[(part[i] >> shift) & unsigned(0xFFFF)] += np.uint32(1)
+    return below != 0, zeros
+
+
+@register_jitable
+def _count_in_turn(sizes, counts):  # type: ignore[no-untyped-def]
+    """Count numbers below ``2 ** 15``, in two histograms in turn: equal neighbours wait less for each other."""
+    whole = sizes.shape[0] // 8 * 8
+    for i in range(0, whole, 8):
+        for k in range(8):
+            counts[(k & 1) << 15 | sizes[i + k]] += np.uint32(1)
+    for i in range(whole, sizes.shape[0]):
+        counts[sizes[i]] += np.uint32(1)
 
 
 @compiled

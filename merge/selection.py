@@ -25,24 +25,26 @@ class Histogram:
         digits: Those that occur, ascending, ``[k]``.
         counts: In each part of the tensor, ``[parts, k]``.
         deeper: Whether a value has bits below the digit.
+        zeros: How many values are zero in each part, ``[parts]``.
     """
 
     digits: npt.NDArray[np.uint16]
     counts: npt.NDArray[np.uint32]
     deeper: bool
+    zeros: npt.NDArray[np.uint32]
 
     @property
     def array(self) -> npt.NDArray[np.uint32]:
         """All of it in one array."""
         array = np.empty((1 + len(self.counts), 1 + len(self.digits)), np.uint32)
-        array[:, 0] = self.deeper
+        array[0, 0], array[1:, 0] = self.deeper, self.zeros
         array[0, 1:], array[1:, 1:] = self.digits, self.counts
         return array
 
     @classmethod
     def of_array(cls, array: npt.NDArray[np.uint32]) -> "Histogram":
         """The inverse of `array`."""
-        return cls(array[0, 1:].astype(np.uint16), array[1:, 1:], bool(array[0, 0]))
+        return cls(array[0, 1:].astype(np.uint16), array[1:, 1:], bool(array[0, 0]), array[1:, 0])
 
 
 class Values(Protocol):

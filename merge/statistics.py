@@ -22,7 +22,6 @@ from heterosis.merge.kernels import (
     Unrounded,
     add_columns,
     add_products,
-    add_values,
     count_digits,
     count_magnitudes,
     find_equal,
@@ -30,6 +29,7 @@ from heterosis.merge.kernels import (
     part_of,
     row_loop,
     step_loop,
+    totals_loop,
     widen_row,
 )
 from heterosis.merge.methods.base import Bound, Cut, formula
@@ -100,6 +100,7 @@ class Statistics:
         self._in_place = in_place
         self._keep = keep
         self.stepped: Bound | None = None
+        self._counted: tuple[Bound, Histogram] | None = None
         self._numbers: dict[int, tuple[Bound, list[tuple[int, int, tuple[object, ...]]]]] = {}
 
     @property
@@ -154,20 +155,25 @@ class Statistics:
             grams[a, b] = grams[b, a] = own
         return grams
 
-    def totals(self, *quantities: Bound) -> tuple[float, ...]:
-        """The sum of every quantity over the tensor, in one pass."""
-        if any(quantity.numbers for quantity in quantities):
-            return tuple(self._totals(quantities))
-        key = ("totals", *map(_name, quantities))
-        return tuple(self._kept(key, lambda: np.array(self._totals(quantities))).tolist())
+    def totals(self, quantity: Bound) -> tuple[float, ...]:
+        """The sums over the tensor of the numbers that a quantity has for each element, a tuple."""
+        if quantity.numbers:
+            return tuple(self._totals(quantity).tolist())
+        return tuple(self._kept(("totals", _name(quantity)), lambda: self._totals(quantity)).tolist())
 
-    def _totals(self, quantities: Sequence[Bound]) -> list[float]:
-        partials = self._partials(len(quantities))
-        for start, inputs in self._pieces(_PIECE):
-            for quantity, sums in zip(quantities, partials, strict=True):
-                values = self._values(quantity, start, inputs)
-                add_values(values, values, start, RUN, sums)
-        return [_total(sums) for sums in partials]
+    def _totals(self, quantity: Bound) -> Vector:
+        segments = self._segments(quantity)
+        zeros = (self._dtype.type(0),) * len(quantity.models or range(self.models))
+        count = len(quantity.formula(0, zeros, *segments[0][2]))
+        loop, dtype = totals_loop(quantity.formula.function), np.float64 if quantity.formula.wide else self._dtype
+        values, partials = np.empty(count * LANES, dtype), self._partials(count)
+        for start, inputs in self._blocks():
+            for first, last, numbers in segments:
+                at, end = max(start, first), min(start + len(inputs.rows[0]), last)
+                if at < end:
+                    part = inputs.part(slice(at - start, end - start))
+                    loop(_rows_of(quantity, part), part.base, at, numbers, values, partials)
+        return np.array([_total(sums) for sums in partials])
 
     def row_length(self, dim: int = -1) -> int:
         """Elements of a row: lines along the last dimension are rows, those along the first have one of each."""
@@ -276,9 +282,22 @@ class Statistics:
                 row[start : start + len(values)] = values
         return rows
 
+    def positive(self, quantity: Bound) -> int:
+        """How many values of a quantity, which is never negative, are not zero."""
+        (histogram,) = self.histograms([(quantity, self._first_digit, 0)])
+        self._counted = quantity, histogram  # a cut is asked for next
+        return self.numel - int(histogram.zeros.sum())
+
+    @property
+    def _first_digit(self) -> int:
+        """The position of the highest digit's lowest bit."""
+        return self._dtype.itemsize * 8 - 16
+
     def histograms(self, digits: Sequence[Digit]) -> list[Histogram]:
         """The histogram of each digit, from one pass for a handful unless they are kept."""
-        first = self._dtype.itemsize * 8 - 16
+        first = self._first_digit
+        if self._counted and [d[:2] for d in digits] == [(self._counted[0], first)]:
+            return [self._counted[1]]
         if self._keep is None or any(shift != first or quantity.numbers for quantity, shift, _ in digits):
             batches = (digits[at : at + _AT_ONCE] for at in range(0, len(digits), _AT_ONCE))
             return [histogram for batch in batches for histogram in self._histograms(batch)]
@@ -293,41 +312,52 @@ class Statistics:
         parts = -(-self.numel // self.part)
         counts = self._workspace.array("counts", (len(digits), parts, 1 << 16), np.uint32)
         counts.fill(0)
-        deeper = [False] * len(digits)
+        deeper, zeros = [False] * len(digits), np.zeros((len(digits), parts), np.uint32)
         of_quantities: dict[int, list[int]] = {}  # the values of each are computed once
         for k, (quantity, _, _) in enumerate(digits):
             of_quantities.setdefault(id(quantity), []).append(k)
         for start, inputs in self._pieces(self.part):
-            part = counts[:, start // self.part]
+            part = start // self.part
             for own in of_quantities.values():
-                found = self._count([digits[k] for k in own], start, inputs, [part[k] for k in own])
-                for k, more in zip(own, found, strict=True):
+                found = self._count([digits[k] for k in own], start, inputs, [counts[k, part] for k in own])
+                for k, (more, none) in zip(own, found, strict=True):
                     deeper[k] |= more
-        first = self._dtype.itemsize * 8 - 16
+                    zeros[k, part] += none
         return [
-            _histogram(count, shift == first, more)
-            for count, (_, shift, _), more in zip(counts, digits, deeper, strict=True)
+            _histogram(count, shift == self._first_digit, more, none)
+            for count, (_, shift, _), more, none in zip(counts, digits, deeper, zeros, strict=True)
         ]
 
     def _count(
         self, digits: Sequence[Digit], start: int, inputs: Inputs, counts: Sequence[npt.NDArray[np.uint32]]
-    ) -> list[bool]:
-        """Count digits of one quantity in a block; returns for each whether there are bits below it."""
+    ) -> list[tuple[bool, int]]:
+        """Count digits of one quantity in a block.
+
+        Returns:
+            For each, whether there are bits below it, and how many values are zero.
+        """
         quantity = digits[0][0]
-        if quantity.formula is magnitude and quantity.models is not None:
-            row, base = inputs.rows[quantity.models[0]], inputs.base
-            floats = isinstance(base, np.ndarray) and base.dtype != row.dtype
-            if row.dtype == np.uint16 and not floats and not isinstance(base, Unrounded):
-                count_magnitudes(row, base, counts[0])  # bits of bfloat16 have one digit
-                return [False]
+        if quantity.models is not None and self._has_one_digit(quantity, inputs):
+            before = int(counts[0][0]) + int(counts[0][1 << 15])
+            count_magnitudes(inputs.rows[quantity.models[0]], inputs.base, counts[0])
+            return [(False, int(counts[0][0]) + int(counts[0][1 << 15]) - before)]
         unsigned = np.dtype(f"u{self._dtype.itemsize}")
-        deeper = [False] * len(digits)
+        found = [(False, 0)] * len(digits)
         for at, piece in _pieces(start, inputs, _PIECE):
             bits = self._values(quantity, at, piece).view(unsigned)
             for k, (_, shift, prefix) in enumerate(digits):
                 numbers = map(unsigned.type, (shift, (1 << shift) - 1, prefix))
-                deeper[k] |= bool(count_digits(bits, *numbers, counts[k]))
-        return deeper
+                more, none = count_digits(bits, *numbers, counts[k])
+                found[k] = (found[k][0] or bool(more), found[k][1] + int(none))
+        return found
+
+    def _has_one_digit(self, quantity: Bound, inputs: Inputs) -> bool:
+        """Whether a quantity is a magnitude of bfloat16."""
+        if quantity.formula is not magnitude or quantity.models is None:
+            return False
+        row, base = inputs.rows[quantity.models[0]], inputs.base
+        floats = isinstance(base, np.ndarray) and base.dtype != row.dtype
+        return bool(row.dtype == np.uint16) and not floats and not isinstance(base, Unrounded)
 
     def find(self, quantity: Bound, value: float, count: int, start: int) -> int:
         """The position of the ``count``-th value equal to ``value``, from ``start`` on."""
@@ -354,7 +384,7 @@ class Statistics:
         """A quantity's values in a block; the next call overwrites them."""
         dtype = np.dtype(np.float64) if quantity.formula.wide else self._dtype
         values = self._workspace.array("values", (len(inputs.rows[0]),), dtype)
-        rows = inputs.rows if quantity.models is None else tuple(inputs.rows[j] for j in quantity.models)
+        rows = _rows_of(quantity, inputs)
         loop, length = map_loop(quantity.formula.function), quantity.row_length or self.numel
         stop = start + len(values)
         for first, last, numbers in self._segments(quantity):
@@ -396,11 +426,18 @@ def _pieces(start: int, inputs: Inputs, size: int) -> Iterator[tuple[int, Inputs
         yield start + piece.start, inputs.part(piece)
 
 
-def _histogram(counts: npt.NDArray[np.uint32], halves: bool, deeper: bool) -> Histogram:
+def _histogram(
+    counts: npt.NDArray[np.uint32], halves: bool, deeper: bool, zeros: npt.NDArray[np.uint32]
+) -> Histogram:
     """From counts ``[parts, 2 ** 16]``; in two halves where these count in turn."""
     summed = counts[:, : 1 << 15] + counts[:, 1 << 15 :] if halves else counts
     digits = np.flatnonzero(summed.any(axis=0))
-    return Histogram(digits.astype(np.uint16), summed[:, digits], deeper)
+    return Histogram(digits.astype(np.uint16), summed[:, digits], deeper, zeros)
+
+
+def _rows_of(quantity: Bound, inputs: Inputs) -> tuple[Row, ...]:
+    """The rows of the models that a quantity is of."""
+    return inputs.rows if quantity.models is None else tuple(inputs.rows[j] for j in quantity.models)
 
 
 def _name(quantity: Bound) -> tuple[object, ...]:

@@ -5,6 +5,7 @@ import math
 import numpy as np
 from numba.extending import register_jitable
 
+from heterosis.merge.kernels import fused
 from heterosis.merge.methods.base import Bound, Program, formula, merge_method, row_quantity
 from heterosis.merge.statistics import Statistics
 
@@ -43,7 +44,7 @@ def polynomial(coefficients, x):  # type: ignore[no-untyped-def]
     """A polynomial's value, given its coefficients from the highest power on."""
     value = coefficients[0]
     for c in coefficients[1:]:
-        value = value * x + c
+        value = fused(value, x, c)
     return value
 
 
@@ -57,9 +58,9 @@ def power_of_two(k):  # type: ignore[no-untyped-def]
 def exponential(x):  # type: ignore[no-untyped-def]
     """``exp(x)`` for ``x <= 0``, as ``2 ** k exp(r)`` with ``|r| <= LN2 / 2``; 1e-304 stands for less."""
     x = -700.0 if x < -700.0 else x
-    shifted = x * (1 / LN2) + ROUNDED
+    shifted = fused(x, 1 / LN2, ROUNDED)
     k = shifted - ROUNDED
-    return polynomial(EXP, x - k * LN2) * power_of_two(np.float64(shifted).view(np.int64))
+    return polynomial(EXP, fused(k, -LN2, x)) * power_of_two(np.float64(shifted).view(np.int64))
 
 
 @register_jitable
@@ -74,8 +75,8 @@ def part(p, q):  # type: ignore[no-untyped-def]
     near = q * power_of_two(k)
     s = (p - near) / (p + near)
     z = s * s
-    close = (p + near) * (z + (s + z) * z * polynomial(ATANH, z))
-    return close + (p * ((np.int64(k + ROUNDED_BITS).view(np.float64) - ROUNDED) * LN2) + (q - near))
+    close = (p + near) * fused((s + z) * z, polynomial(ATANH, z), z)
+    return close + fused(p, (np.int64(k + ROUNDED_BITS).view(np.float64) - ROUNDED) * LN2, q - near)
 
 
 @register_jitable
@@ -120,7 +121,7 @@ def divergence(rows):  # type: ignore[no-untyped-def]
     b, x = rows
     q, p = 1.0 / exponentials(b), 1.0 / exponentials(x)
     for k in range(len(b)):
-        b[k] = part(x[k] * p + EPSILON, b[k] * q + EPSILON)
+        b[k] = part(fused(x[k], p, EPSILON), fused(b[k], q, EPSILON))
     return total(b)
 
 

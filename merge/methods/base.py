@@ -30,6 +30,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
+from numba.extending import overload, register_jitable
 
 from heterosis.errors import InputError, did_you_mean
 
@@ -102,7 +103,8 @@ class Formula:
 
     Per row, ``x`` holds whole rows of the tensor, ``[rows, length]``, to be changed in place from ``i`` on.
 
-    A wide one gives float64, to be summed; others give floats of the type that they get.
+    A wide one gives float64, to be summed; others give floats of the type that they get. One that is summed
+    gives a tuple, with a number for each sum.
 
     A random step gets random numbers after x, in [0, 1): one for the element, or as many as there are in the rows.
     They depend on the recipe's seed, the tensor, the model and the position alone.
@@ -253,6 +255,25 @@ def row_quantity(function: Callable[..., Any]) -> Formula:
     ``rows`` is a tuple of one row of the tensor for each model, arrays of float64, which it may overwrite.
     """
     return Formula(function, per_row=True, wide=True)
+
+
+def per_model(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make ``function(x_j, *numbers)`` a function of all models' values, ``f(x, *numbers)``, that gives a tuple.
+
+    For formulas to call: those that give a number for each model.
+    """
+    jitable = register_jitable(function)
+
+    def apply(x: Any, *numbers: Any) -> Any:
+        return tuple(function(value, *numbers) for value in x)
+
+    @overload(apply)
+    def apply_overload(x, *numbers):  # type: ignore[no-untyped-def]
+        if len(x) == 1:
+            return lambda x, *numbers: (jitable(x[0], *numbers),)
+        return lambda x, *numbers: (jitable(x[0], *numbers), *apply(x[1:], *numbers))
+
+    return apply
 
 
 def merge_method(

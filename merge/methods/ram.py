@@ -6,7 +6,7 @@ one has learnt.
 
 from typing import Annotated
 
-from heterosis.merge.methods.base import ONE, ZERO, Program, Uniform, Within, formula, merge_method
+from heterosis.merge.methods.base import ONE, ZERO, Program, Uniform, Within, formula, merge_method, per_model
 from heterosis.merge.statistics import Statistics
 
 PAPER = "https://arxiv.org/abs/2601.13572"
@@ -38,19 +38,26 @@ def reinforce(i, d, epsilon, factor):  # type: ignore[no-untyped-def]
     return total * own if count == ONE else total / max(count, ONE)
 
 
-@formula
-def active(i, d, epsilon):  # type: ignore[no-untyped-def]
-    """1 where the entry of the one model that it is bound to is active."""
-    return ZERO if abs(d[0]) <= epsilon else ONE
+@per_model
+def activity(d, epsilon):  # type: ignore[no-untyped-def]
+    """1 where an entry is active."""
+    return ZERO if abs(d) <= epsilon else ONE
+
+
+@per_model
+def alone(active, count):  # type: ignore[no-untyped-def]
+    """1 where an entry is the only active one."""
+    return active if count == ONE else ZERO
 
 
 @formula
-def unique(i, d, epsilon):  # type: ignore[no-untyped-def]
-    """1 where the entry of the first model that it is bound to is the only active one."""
-    others = ZERO
-    for j in range(1, len(d)):
-        others += ZERO if abs(d[j]) <= epsilon else ONE
-    return ZERO if (others > ZERO) | (abs(d[0]) <= epsilon) else ONE
+def activities(i, d, epsilon):  # type: ignore[no-untyped-def]
+    """For every model, 1 where its entry is active, then for every model, 1 where it is the only active one."""
+    active = activity(d, epsilon)
+    count = ZERO
+    for j in range(len(active)):
+        count += active[j]
+    return active + alone(active, count)
 
 
 @merge_method("ram", paper=PAPER, base="required", search={"epsilon": EPSILON})
@@ -89,14 +96,9 @@ def ramplus_tl(
 
     Differs from the paper: the numbers are those of a tensor (hence ``_tl``, tensor-local), not of the model.
     """
-    models = range(deltas.models)
-    first = [(j, *(k for k in models if k != j)) for j in models]
-    counts = deltas.totals(
-        *(active.bind(epsilon, models=(j,)) for j in models),
-        *(unique.bind(epsilon, models=order) for order in first),
-    )
+    counts = deltas.totals(activities.bind(epsilon))
     factors = tuple(
-        1.0 + r * min((changed - alone) / max(alone, 1.0), alpha)
-        for changed, alone in zip(counts[: deltas.models], counts[deltas.models :], strict=True)
+        1.0 + r * min((changed - own) / max(own, 1.0), alpha)
+        for changed, own in zip(counts[: deltas.models], counts[deltas.models :], strict=True)
     )
     return Program(reinforce.bind(epsilon, factors))

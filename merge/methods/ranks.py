@@ -19,6 +19,8 @@ ZEROS = 8
 def rank_rows(rows, ranks):  # type: ignore[no-untyped-def]
     """The rank of every entry in its row by magnitude, from 0; of equals the first has the lowest.
 
+    Zeros have the lowest ranks, in any order: whether they are kept makes no difference.
+
     Args:
         rows: Floats, ``[rows, length]``.
         ranks: int32, ``[rows, length]``.
@@ -73,7 +75,7 @@ def _rank(keys, unused, ranks, place):  # type: ignore[no-untyped-def]
     """Ranks of keys, for which ``place`` has room; of equals the first has the lowest.
 
     Each entry waits until the one before with the same key has been counted. As nothing is as frequent as zero,
-    zeros are counted apart, and in `place` in turn.
+    zeros have keys in turn.
     """
     place[:] = 0
     for k in range(keys.shape[0]):
@@ -82,15 +84,10 @@ def _rank(keys, unused, ranks, place):  # type: ignore[no-untyped-def]
     for k in range(place.shape[0]):
         below += place[k]
         place[k] = below - place[k]
-    zeros = np.int64(0)
     for k in range(keys.shape[0]):
-        key = np.int64(keys[k] >> unused)
-        zero = (key - ZEROS) >> 63  # all bits or none: of a choice, LLVM would make a branch
-        rank = np.int64(place[key])
-        rank += (zeros - rank) & zero
-        zeros = np.int64(zeros - zero)
-        ranks[k] = rank
-        place[key] = rank + 1
+        key = np.uint64(keys[k] >> unused)  # an index that is never taken for one from the end
+        ranks[k] = place[key]
+        place[key] += 1
 
 
 @register_jitable

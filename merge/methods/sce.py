@@ -15,6 +15,7 @@ from heterosis.merge.methods.base import (
     Within,
     formula,
     merge_method,
+    per_model,
     wide_formula,
 )
 from heterosis.merge.statistics import Statistics
@@ -46,19 +47,16 @@ def variation(i, d):  # type: ignore[no-untyped-def]
     return spread(d)
 
 
-@formula
-def varies(i, d):  # type: ignore[no-untyped-def]
-    """1 where the models differ, else 0."""
-    return ONE if spread(d) > 0 else ZERO
+@per_model
+def square(d, counts):  # type: ignore[no-untyped-def]
+    """``d_j^2``, or zero."""
+    return np.float64(d) * np.float64(d) if counts else np.float64(0)
 
 
 @wide_formula
-def selected_square(i, d, own, cut):  # type: ignore[no-untyped-def]
-    """``d_j^2`` where selected; ``own`` is 1 for model j, else 0, as an index would keep it from vectorising."""
-    entry = np.float64(0)
-    for k in range(len(d)):
-        entry += np.float64(own[k] * d[k])
-    return entry * entry if is_selected(d, cut) else np.float64(0)
+def selected_squares(i, d, cut):  # type: ignore[no-untyped-def]
+    """``d_j^2`` of every model where selected."""
+    return square(d, is_selected(d, cut))
 
 
 @formula
@@ -83,10 +81,9 @@ def fuse(i, d, weight, cut):  # type: ignore[no-untyped-def]
 
 def _select(deltas: Statistics, fraction: float) -> Cut:
     """The cut that keeps a fraction of the positions where the models differ at all."""
-    keep = deltas.numel
-    if fraction < 1:
-        keep = math.floor(fraction * deltas.totals(varies.bind())[0])
-    return deltas.cut(variation.bind(), keep)
+    quantity = variation.bind()
+    keep = math.floor(fraction * deltas.positive(quantity)) if fraction < 1 else deltas.numel
+    return deltas.cut(quantity, keep)
 
 
 @merge_method(
@@ -110,8 +107,7 @@ def sce(deltas: Statistics, *, select_topk: Annotated[float, Within(0.0, 1.0)] =
     Differs from mergekit: variances are not rounded to the recipe's dtype.
     """
     cut = _select(deltas, select_topk)
-    units = [tuple(float(k == j) for k in range(deltas.models)) for j in range(deltas.models)]
-    squares = deltas.totals(*(selected_square.bind(own, cut) for own in units))
+    squares = deltas.totals(selected_squares.bind(cut))
     total = math.fsum(squares)
     uniform = total / deltas.numel < NEGLIGIBLE
     weight = tuple(1 / deltas.models if uniform else square / total for square in squares)

@@ -24,7 +24,6 @@ from heterosis.merge.kernels import (
     add_magnitudes,
     add_products,
     add_rounded,
-    add_values,
     all_finite,
     compiled,
     count_digits,
@@ -241,8 +240,7 @@ def summed(add: Callable[..., None], rows: tuple[Array, Array], edges: Iterable[
 def test_sums_do_not_depend_on_blocks_and_are_right(n: int, dtype: type) -> None:
     rng = np.random.default_rng(n)
     a, b = ((rng.normal(size=n) * 10.0 ** rng.integers(-3, 3, n)).astype(dtype) for _ in range(2))
-    terms = {add_values: a.astype(float), add_magnitudes: abs(a).astype(float)}
-    terms[add_products] = a.astype(float) * b.astype(float)
+    terms = {add_magnitudes: abs(a).astype(float), add_products: a.astype(float) * b.astype(float)}
     for add, term in terms.items():
         whole, runs = summed(add, (a, b), [])
         assert whole == pytest.approx(math.fsum(term), rel=1e-13, abs=1e-13 * math.fsum(abs(term)))
@@ -261,9 +259,9 @@ def test_sums_do_not_depend_on_blocks_and_are_right(n: int, dtype: type) -> None
 
 def test_sums_take_whole_numbers_exactly() -> None:
     ones = np.ones(3 * RUN + 7, np.float32)
-    for add in (add_values, add_magnitudes, add_products):
+    for add in (add_magnitudes, add_products):
         assert summed(add, (ones, ones), [10, RUN + 3])[0] == len(ones)
-    assert summed(add_values, (-ones, ones), [10])[0] == -len(ones)
+    assert summed(add_products, (-ones, ones), [10])[0] == -len(ones)
 
 
 @pytest.mark.parametrize("run", [1, 3, LANES - 1, LANES + 1, 2 * LANES, 600])
@@ -330,9 +328,11 @@ def test_digits_are_counted_where_those_above_are_the_prefix(n: int, unsigned: t
         lower = (1 << shift) - 1
         for prefix in {v >> shift + 16 for v in plain}:
             counts = np.zeros(1 << 16, np.uint32)
-            deeper = count_digits(bits, unsigned(shift), unsigned(lower), unsigned(prefix), counts)
+            numbers = map(unsigned, (shift, lower, prefix))
+            deeper, zeros = count_digits(bits, *numbers, counts)
             of_prefix = [v for v in plain if v >> shift + 16 == prefix]
             assert deeper == any(v & lower for v in of_prefix)
+            assert shift < top - 16 or zeros == plain.count(0)
             got = counts[: 1 << 15] + counts[1 << 15 :] if shift == top - 16 else counts
             expected = np.bincount([v >> shift & 0xFFFF for v in of_prefix], minlength=len(got))
             assert np.array_equal(got, expected)

@@ -35,6 +35,12 @@ def beyond(i, x, cut):  # type: ignore[no-untyped-def]
     return abs(x[0]) if abs(x[0]) >= cut else np.float32(0)
 
 
+@formula
+def size_beyond(i, x, cut):  # type: ignore[no-untyped-def]
+    """The same, to be summed."""
+    return (abs(x[0]) if abs(x[0]) >= cut else np.float32(0),)
+
+
 class Counted(Statistics):
     """Statistics of a tensor in memory that note what was counted.
 
@@ -242,5 +248,5 @@ def test_loops_cut_off_at_subnormal_thresholds(dtype: type) -> None:
     tiny = np.finfo(dtype).smallest_subnormal
     row = np.array([0, tiny, 2 * tiny, 0, tiny, 2 * tiny], dtype)
     deltas = Counted(Inputs((row,)))
-    got = deltas.totals(beyond.bind(Cut(float(tiny), 2), models=(0,)))
+    got = deltas.totals(size_beyond.bind(Cut(float(tiny), 2), models=(0,)))
     assert got == (5 * float(tiny),)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heterosis.merge.kernels import RUN, Inputs
-from heterosis.merge.methods.base import ONE, Bound, Cut, wide_formula
+from heterosis.merge.methods.base import ONE, Bound, Cut, per_model, wide_formula
 from heterosis.merge.methods.random_mask import drop, mask_key
 from heterosis.merge.statistics import Statistics, magnitude
 
@@ -22,9 +22,14 @@ VALUES = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1.0000001, 0.5, -0.5, 1e-45, -1e
 KEYS = ((1, 3), (2, 4), (3, 5))
 
 
+@per_model
+def square(x):  # type: ignore[no-untyped-def]
+    return np.float64(x) * np.float64(x)
+
+
 @wide_formula
-def product(i, x):  # type: ignore[no-untyped-def]
-    return np.float64(x[0]) * np.float64(x[1])
+def squares(i, x):  # type: ignore[no-untyped-def]
+    return square(x)
 
 
 def statistics(rows: Sequence[Row], ends: Sequence[int] = (), width: int = 1) -> Statistics:
@@ -87,13 +92,14 @@ def test_sums_depend_on_no_blocks_and_are_right(dtype: type, n: int) -> None:
     before, after = whole.absolute_sums(step)
     np.testing.assert_allclose(before, [math.fsum(abs(r).tolist()) for r in rows], rtol=1e-6)
     assert after[2] == before[2]
-    squares = [product.bind(models=(j, j)) for j in range(3)]
-    np.testing.assert_allclose(whole.totals(*squares), np.diag(exact), rtol=1e-11)
+    np.testing.assert_allclose(whole.totals(squares.bind()), np.diag(exact), rtol=1e-11)
+    some = whole.totals(squares.bind(models=(2, 0)))
+    assert some == tuple(whole.totals(squares.bind())[j] for j in (2, 0))
     for ends in ([RUN], [RUN, 2 * RUN], [3 * RUN], range(0, n, RUN), [1, 2, 7, RUN - 1, RUN + 6, 3 * RUN + 2]):
         parts = statistics(rows, ends)
         assert parts.gram() == whole.gram()
         assert parts.absolute_sums(step) == (before, after)
-        assert parts.totals(*squares) == whole.totals(*squares)
+        assert parts.totals(squares.bind()) == whole.totals(squares.bind())
 
 
 def test_sums_after_a_step_leave_rows_alone() -> None:
