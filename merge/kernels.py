@@ -105,10 +105,15 @@ def part_of(row: Any, elements: slice) -> Any:
 @register_jitable
 def _rounded_bits(x):  # type: ignore[no-untyped-def]
     """The bits of a float32 rounded to bfloat16, to nearest and ties to even, in the upper half."""
+    return np.uint32(0x7FC00000) if x != x else _rounded_difference(x)  # a NaN could become a number else
+
+
+@register_jitable
+def _rounded_difference(x):  # type: ignore[no-untyped-def]
+    """The same of a difference of values of bfloat16: in a NaN the lower half is zero, and so it stays one."""
     bits = np.float32(x).view(np.uint32)
     even = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
-    up = np.uint32(np.uint32(bits + np.uint32(0x7FFF)) + even)
-    return np.uint32(0x7FC00000) if x != x else up  # a NaN could become a number else
+    return np.uint32(np.uint32(bits + np.uint32(0x7FFF)) + even)
 
 
 def _wide(value: Any) -> Any:
@@ -136,7 +141,7 @@ def _delta_overload(row, base, i):  # type: ignore[no-untyped-def]
         return lambda row, base, i: _wide(row[i]) - _wide(base.row[i])
     if isinstance(base.dtype, types.Integer):
         return lambda row, base, i: np.uint32(
-            np.uint32(_rounded_bits(_wide(row[i]) - _wide(base[i]))) & np.uint32(0xFFFF0000)
+            np.uint32(_rounded_difference(_wide(row[i]) - _wide(base[i]))) & np.uint32(0xFFFF0000)
         ).view(np.float32)
     return lambda row, base, i: _wide(row[i]) - base[i]
 
@@ -579,7 +584,7 @@ def widen_row(row, base, out):  # type: ignore[no-untyped-def]
 def subtract_base(bits, base, out):  # type: ignore[no-untyped-def]
     """Make the bits of a model those of its task vector, rounded to bfloat16; ``out`` may be ``bits``."""
     for i in range(out.shape[0]):
-        out[i] = np.uint16(_rounded_bits(_wide(bits[i]) - _wide(base[i])) >> np.uint32(16))
+        out[i] = np.uint16(_rounded_difference(_wide(bits[i]) - _wide(base[i])) >> np.uint32(16))
 
 
 @compiled
