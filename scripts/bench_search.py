@@ -5,9 +5,10 @@
     python scripts/bench_search.py --json FILE --tables --plot SVG (measures nothing)
     python scripts/bench_search.py --coverage 2000 --json FILE     (how honest its intervals are; another FILE)
 
-The zoos are trained where they are not in --folder: minutes on one core. The curves are the true score (on
-documents that no search has) of what a contender would return, by the documents it has scored till then. The GA
-needs pymoo.
+The zoos are trained where they are not in --folder: minutes on one core. The zoo french_math is the quickstart's
+language model with its adapters (scripts/fetch_base_model.py fetches it), on fewer documents. The curves are the
+true score (on documents that no search has) of what a contender would return, by the documents it has scored till
+then. The GA needs pymoo.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import torch
 import yaml
 from search_bench.contenders import CONTENDERS
 from search_bench.coverage import coverage_table, read_coverage, repeat
+from search_bench.french_math import Example, ExampleScorer, example_home
 from search_bench.ours import ABLATIONS, make_split, searches
 from search_bench.plot import curves_plot
 from search_bench.results import OURS, Results, tables
@@ -30,7 +32,7 @@ from heterosis.merge import Recipe
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--zoos", nargs="+", choices=ZOOS, default=list(ZOOS))
+    parser.add_argument("--zoos", nargs="+", choices=(*ZOOS, Example.name), default=list(ZOOS))
     parser.add_argument("--contenders", nargs="+", choices=(OURS, *CONTENDERS), default=[OURS, *CONTENDERS])
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--evaluations", type=int, default=100, help="full evaluations, which set the budget")
@@ -70,18 +72,29 @@ def main() -> None:
             print("\n".join(tables(results)))
         return
     for name in options.zoos:
-        scorer = Scorer(home(ZOOS[name], options.folder))
+        scorer = (
+            Scorer(home(ZOOS[name], options.folder))
+            if name in ZOOS
+            else ExampleScorer(example_home(options.folder))
+        )
         if options.check:
             check(scorer, options.check)
             continue
+        facts = known(scorer)
         for seed in range(options.seeds):
-            measure(scorer, seed, options, results)
+            measure(scorer, seed, options, results, facts)
             scorer.forget()
     if not options.check:
         print("\n".join(tables(results)))
 
 
-def measure(scorer: Scorer, seed: int, options: argparse.Namespace, results: Results) -> None:
+def measure(
+    scorer: Scorer | ExampleScorer,
+    seed: int,
+    options: argparse.Namespace,
+    results: Results,
+    facts: dict[str, float],
+) -> None:
     """Run every contender, and heterosis without its ingredients, where the results lack it."""
     zoo = scorer.place.zoo
     split = make_split(scorer.place, seed)
@@ -103,7 +116,7 @@ def measure(scorer: Scorer, seed: int, options: argparse.Namespace, results: Res
         else:
             curve = follow(scorer, name, seed, split.search, options.evaluations)
         seconds = round(time.monotonic() - begun, 1)
-        more = {"known": known(scorer), "definition": zoo.definition, "budget": budget, "run_seconds": seconds}
+        more = {"known": facts, "definition": zoo.definition, "budget": budget, "run_seconds": seconds}
         results.add(zoo.name, name, seed, curve=curve, **more)
         last = curve[-1] if curve else {"search": 0.0, "true": 0.0, "documents": 0}
         print(
@@ -114,11 +127,11 @@ def measure(scorer: Scorer, seed: int, options: argparse.Namespace, results: Res
 
 
 def follow(
-    scorer: Scorer, name: str, seed: int, documents: dict[str, list[int]], evaluations: int
+    scorer: Scorer | ExampleScorer, name: str, seed: int, documents: dict[str, list[int]], evaluations: int
 ) -> list[dict[str, Any]]:
     """A contender's curve: a point for each recipe that it would have returned, and one at the end."""
     each = sum(map(len, documents.values()))
-    best, curve = -1.0, []
+    best, improved = -1.0, []
     search = CONTENDERS[name](scorer.place, seed)
     recipe = next(search)
     for evaluation in range(1, evaluations + 1):
@@ -129,17 +142,20 @@ def follow(
         except Unscorable:
             score = None
         if score is not None and score > best:
-            best, true = score, scorer.true_score(recipe)
-            curve.append({"documents": evaluation * each, "search": score, "true": true})
+            best = score
+            improved.append((evaluation * each, score, recipe))
         try:
             recipe = search.send(score)
         except StopIteration:
             break
-    curve.append({**curve[-1], "documents": evaluations * each})
-    return curve
+    curve = [
+        {"documents": documents, "search": score, "true": scorer.true_score(recipe)}
+        for documents, score, recipe in (improved[-1:] if scorer.place.zoo.ends_only else improved)
+    ]
+    return [*curve, {**curve[-1], "documents": evaluations * each}]
 
 
-def known(scorer: Scorer) -> dict[str, float]:
+def known(scorer: Scorer | ExampleScorer) -> dict[str, float]:
     """True scores of what needs no search."""
     place, recipes = scorer.place, {}
     for path in (place.base, *place.experts):
@@ -147,12 +163,12 @@ def known(scorer: Scorer) -> dict[str, float]:
     models = [{"model": path, "parameters": {"weight": 1 / len(place.experts)}} for path in place.experts]
     recipes["uniform"] = {"merge_method": "linear", "models": models, "parameters": {"normalize": True}}
     return {
-        name: round(scorer.true_score(Recipe.model_validate({**r, "dtype": "bfloat16"}).to_yaml()), 4)
+        name: round(scorer.true_score(Recipe.model_validate({**r, "dtype": place.zoo.dtype}).to_yaml()), 4)
         for name, r in recipes.items()
     }
 
 
-def check(scorer: Scorer, count: int) -> None:
+def check(scorer: Scorer | ExampleScorer, count: int) -> None:
     """Print what the models and random merges of a zoo can do."""
     place = scorer.place
     print(f"{place.zoo.name}: {place.zoo.purpose}; {place.zoo.method}", flush=True)

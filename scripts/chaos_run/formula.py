@@ -30,6 +30,7 @@ class Formula:
     """Scores recipes: best where every weight is 0.7. A document is right or wrong, so that candidates are often
     equal, and ties have to be decided."""
 
+    metric = METRIC
     checksum = "formula"
 
     def score(self, recipe: str, documents: Mapping[str, Sequence[int]]) -> dict[str, dict[int, float]]:

@@ -159,5 +159,5 @@ def _named(numbers: Sequence[str], values: np.ndarray) -> dict[str, float]:
 
 def _recipe(place: Home, data: dict[str, Any]) -> str:
     base = {"base_model": place.base} if place.zoo.method != "linear" else {}
-    common = {"merge_method": place.zoo.method, **base, "dtype": "bfloat16"}
+    common = {"merge_method": place.zoo.method, **base, "dtype": place.zoo.dtype}
     return Recipe.model_validate({**common, **data}).to_yaml()

@@ -108,6 +108,7 @@ def _mean(setting: Any) -> float:
 class FormulaScorer:
     """Scores recipes by a world's formulas, as `scoring.Scorer` does by models."""
 
+    metric = "acc,none"
     checksum = ""
 
     def __init__(self, world: World, tasks: list[str], count: int) -> None:

@@ -3,12 +3,13 @@
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from heterosis.evaluate import Sizes, Split, TaskSet, TaskSpec, split_documents
+from heterosis.evaluate import Split, TaskSet, TaskSpec, split_documents
 from heterosis.evolve import search
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.worker import Setup
@@ -19,10 +20,6 @@ from .zoos import Home
 
 Point = dict[str, Any]
 
-# Documents of a task. The held-out ones are for the run's own report; the true score has its own.
-SIZES = Sizes(search=50, selection=50, holdout=100)
-
-FEWEST = 8  # trials of the smallest budget
 FEW, FINE, COARSE = 30, 1.2, 1.75  # growth from one budget to the next, up to few trials and above
 
 # Each ingredient switched off alone: what is changed in the config, a section's keys one by one.
@@ -40,7 +37,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 def make_split(place: Home, seed: int) -> Split:
     """The documents of a seed, the same for every contender: heterosis' own split."""
     tasks = _task_set(place)
-    return split_documents(tasks.groups(), SIZES, seed, tasks.fingerprints())
+    return split_documents(tasks.groups(), place.zoo.sizes, seed, tasks.fingerprints())
 
 
 _TASK_SETS: dict[Path, TaskSet] = {}
@@ -56,24 +53,20 @@ def config_of(place: Home, seed: int, changes: Mapping[str, Any]) -> EvolveConfi
     """The shortest config of a zoo: models, method, tasks; the rest is default."""
     weight = 1 / len(place.task_names)
     data: dict[str, Any] = {
-        "models": place.experts,
+        "models": list(place.experts),
         "merge_method": place.zoo.method,
         "tasks": [{"name": name, "weight": weight} for name in place.task_names],
         "include_path": str(place.tasks),
         "apply_chat_template": False,
-        "documents": {
-            "search": SIZES.search,
-            "selection": SIZES.selection,
-            "holdout": SIZES.holdout,
-            "seed": seed,
-        },
+        "documents": {**asdict(place.zoo.sizes), "seed": seed},
+        "dtype": place.zoo.dtype,
         "workers": 1,
         "seed": seed,
     }
     if place.zoo.method != "linear":
         data["base_model"] = place.base
     if "genome" in changes:  # a genome's keys stand at the top, or in their section, but not in both
-        genome = {key: data.pop(key) for key in ("models", "merge_method", "base_model") if key in data}
+        genome = {key: data.pop(key) for key in ("models", "merge_method", "base_model", "dtype") if key in data}
         data["genome"] = genome
     return EvolveConfig.parse(yaml.safe_dump(_changed(data, changes)), "the benchmark's config")
 
@@ -94,7 +87,10 @@ def searches(scorer: Scorer, seed: int, budget: int, changes: Mapping[str, Any])
     these are counted apart.
     """
     config = config_of(scorer.place, seed, changes)
-    trials, last = max(FEWEST, len(scorer.place.experts) + 4), {"trials": 0, "documents": 0}
+    trials, last = (
+        max(scorer.place.zoo.fewest_trials, len(scorer.place.experts) + 4),
+        {"trials": 0, "documents": 0},
+    )
     while (point := run(scorer, config, trials))["documents"] <= budget:
         yield point
         each = max(1.0, (point["documents"] - last["documents"]) / (trials - last["trials"]))
@@ -121,9 +117,7 @@ def run(scorer: Scorer, config: EvolveConfig, trials: int) -> Point:
         asks = [json.loads(line) for line in (folder / "asks.jsonl").read_text().splitlines()]
     (pool,) = pools
     true = scorer.true_score(champion.to_yaml())
-    baselines = {
-        ask["name"]: scorer.true_score(ask["recipe"]) for ask in asks if ask["kind"] in ("parent", "baseline")
-    }
+    recipes = {ask["name"]: ask["recipe"] for ask in asks if ask["kind"] in ("parent", "baseline")}
     over_parent, over_uniform = summary["gain_over_best_parent"], summary["gain_over_uniform"]
     return {
         "trials": trials,
@@ -133,9 +127,9 @@ def run(scorer: Scorer, config: EvolveConfig, trials: int) -> Point:
         "true": true,
         "champion": summary["champion"]["name"],
         "gain_over_best_parent": over_parent and [over_parent["holdout"], *over_parent["ci95"]],
-        "true_gain_over_best_parent": over_parent and true - baselines[over_parent["parent"]],
+        "true_gain_over_best_parent": over_parent and true - scorer.true_score(recipes[over_parent["parent"]]),
         "gain_over_uniform": over_uniform and [over_uniform["holdout"], *over_uniform["ci95"]],
-        "true_gain_over_uniform": over_uniform and true - baselines["uniform"],
+        "true_gain_over_uniform": over_uniform and true - scorer.true_score(recipes["uniform"]),
         "outcome": summary["outcome"],
         "seconds": summary["seconds"]["total"],
     }

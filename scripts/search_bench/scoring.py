@@ -16,8 +16,6 @@ from heterosis.merge import MergeError, Recipe, Reductions
 from .skills import PROMPT, encode
 from .zoos import Home
 
-METRIC = "acc,none"  # all tokens of the answer are the most probable ones: lm-eval's acc of a likelihood
-
 PerTask = dict[str, dict[int, float]]
 
 
@@ -31,6 +29,8 @@ class Scorer:
     What was scored once is kept: searches with the same seed and different budgets ask the same questions. They
     still count as scored, by whoever asks.
     """
+
+    metric = "acc,none"  # all tokens of the answer are the most probable ones: lm-eval's acc of a likelihood
 
     def __init__(self, place: Home) -> None:
         self.place = place
@@ -111,7 +111,10 @@ def _right(model: torch.nn.Module, ids: torch.Tensor) -> np.ndarray:
 
 
 class Scoring(Protocol):
-    """What scores recipes: 1 or 0 for each document, and a checksum of the model that did it."""
+    """What scores recipes: 1 or 0 for each document, by a metric, and a checksum of the model that did it."""
+
+    @property
+    def metric(self) -> str: ...
 
     @property
     def checksum(self) -> str: ...
@@ -155,7 +158,8 @@ class InProcessPool:
             return Failure(str(error))
         self.scored += sum(map(len, documents.values()))
         seconds = time.perf_counter() - begun
-        scores = Scores({task: {d: {METRIC: x} for d, x in of.items()} for task, of in scored.items()}, seconds)
+        metric = self._scorer.metric
+        scores = Scores({t: {d: {metric: x} for d, x in of.items()} for t, of in scored.items()}, seconds)
         return Evaluation(scores, {"merge": 0.0, "forward": seconds, "other": 0.0}, self._scorer.checksum)
 
     def close(self) -> None:

@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+
+from heterosis.evaluate import Sizes
 
 from .skills import LENGTH, PROMPT, VOCABULARY, Skill, batches, encode, habits, save_tokenizer, skills
 
@@ -58,7 +60,16 @@ class Zoo:
         granularity: Layers that share parameters, for contenders that have to be told.
         strangers: Experts that were not trained from the base but from other random weights.
         seed: Of all its training.
+        sizes: Documents of a task; the held-out ones are for a run's own report, the true score has others.
+        dtype: Of the merges.
+        fewest_trials: Of heterosis' smallest search.
+        ends_only: Whether other contenders' true scores are measured at the end alone.
     """
+
+    sizes: ClassVar = Sizes(search=50, selection=50, holdout=100)
+    dtype: ClassVar = "bfloat16"
+    fewest_trials: ClassVar = 8
+    ends_only: ClassVar = False
 
     name: str
     purpose: str
