@@ -320,7 +320,7 @@ def _fused_overload(a, b, c):  # type: ignore[no-untyped-def]
     return lambda a, b, c: _fma(np.float64(a), np.float64(b), np.float64(c))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _fma(context, a, b, c):  # type: ignore[no-untyped-def]
     signature = types.float64(types.float64, types.float64, types.float64)
     return signature, lambda context, builder, signature, arguments: builder.fma(*arguments)

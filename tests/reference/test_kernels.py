@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numba
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -100,6 +101,23 @@ def test_every_pattern_of_bits_is_finite_or_not() -> None:
     assert all_finite(np.empty(0, np.float32))
 
 
+# --- arithmetic -------------------------------------------------------------------------------------------------
+
+
+@numba.njit
+def fused_row(a, b, c, out):  # type: ignore[no-untyped-def]
+    for k in range(len(out)):
+        out[k] = kernels.fused(a[k], b[k], c[k])
+
+
+def test_products_are_added_before_they_are_rounded() -> None:
+    a, b = np.full(37, 1 + 2.0**-30), np.full(37, 1 - 2.0**-30)
+    out = np.empty(37)
+    fused_row(a, b, np.full(37, -1.0), out)
+    assert out.tolist() == [-(2.0**-60)] * 37
+    assert kernels.fused(2.0, 3.0, 4.0) == 10.0  # the same function, not compiled
+
+
 # --- random numbers ---------------------------------------------------------------------------------------------
 
 
@@ -161,6 +179,19 @@ def test_floats_are_narrowed_to_nearest_and_ties_to_even() -> None:
     row, doubles = np.empty(len(wide)), np.where(np.isnan(wide), np.float32(0), wide).astype(np.float64)
     narrow_row(doubles, row)
     assert same(row, doubles)
+
+
+@pytest.mark.parametrize("base", [0x0000, 0x8000, 0x3F80, 0x7F80, 0xFF80, 0x7F81, 0x7FFF, 0xFFFF])
+def test_what_is_no_number_is_none_less_the_base(base: int) -> None:
+    bits = np.arange(1 << 16).astype(np.uint16)
+    bases = np.full_like(bits, base)
+    with np.errstate(invalid="ignore"):
+        exact = floats_of(bits) - floats_of(bases)
+    out, wide = np.empty_like(bits), np.empty(len(bits), np.float32)
+    kernels.subtract_base(bits, bases, out)
+    widen_row(bits, bases, wide)
+    assert same(floats_of(out), rounded(exact))
+    assert same(wide, rounded(exact))
 
 
 @pytest.mark.parametrize("n", LENGTHS)

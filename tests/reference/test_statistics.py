@@ -102,6 +102,19 @@ def test_sums_depend_on_no_blocks_and_are_right(dtype: type, n: int) -> None:
         assert parts.totals(squares.bind()) == whole.totals(squares.bind())
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [1, 300, 5000, 3 * RUN + 7])
+def test_what_is_not_zero_is_counted(dtype: type, n: int) -> None:
+    rng = np.random.default_rng(n)
+    tiny = np.finfo(dtype).smallest_subnormal
+    row = rng.choice(np.array([0.0, -0.0, tiny, -tiny, 1.0, -1e30], dtype), n)
+    quantity = magnitude.bind(models=(0,))
+    deltas = statistics([row], [1, 7, RUN])
+    assert deltas.positive(quantity) == np.count_nonzero(row)
+    for keep in {1, n // 2 or 1, n}:  # what was counted serves the cut
+        assert deltas.cut(quantity, keep) == statistics([row]).cut(quantity, keep)
+
+
 def test_sums_after_a_step_leave_rows_alone() -> None:
     rows = [np.random.default_rng(j).normal(size=3 * RUN + 5).astype(np.float32) for j in range(2)]
     copies = [row.copy() for row in rows]
