@@ -22,7 +22,7 @@ Kept: TypeAlias = npt.NDArray[Any]
 Keep: TypeAlias = Callable[[Hashable, Callable[[], Kept]], Kept]
 
 # Of what the arrays mean; what another version left behind is not used.
-VERSION = 1
+VERSION = 2
 
 # A file has a header of so many 64-bit integers, the kind and the shape; then the array. (numpy's own format is
 # parsed as Python, which in Python 3.11 fails now and then when threads do so at once.)
