@@ -7,7 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import replace
+from dataclasses import astuple, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -205,7 +205,7 @@ class _Driver:
         self._table = TableWriter(folder.path)
         self._save_from, self._saved = self._begun, True
         parents = len(config.genome.models)
-        self._finals_cost = finals_cost(self._split, parents, config.finalists)
+        self._finals_cost = finals_cost(self._split, parents, config.shortlisted)
         self._pulse = PulseWriter(
             folder.path, Pulse(workers=self.workers, finals=self._finals_cost, hours=config.hours)
         )
@@ -482,8 +482,9 @@ class _Driver:
     def _tell(self, ask: Ask) -> Trial:
         result = self._referee.result(ask)
         seconds: Mapping[str, float] = self._seconds_of.pop(ask.number, {})
+        score, losses, terms = astuple(result.verdict)
         trial = self._record.tell(
-            ask, result.score, result.losses, pruned=result.pruned, documents=result.documents, seconds=seconds
+            ask, score, losses, terms=terms, pruned=result.pruned, documents=result.documents, seconds=seconds
         )
         self._show(trial)
         return trial
@@ -548,7 +549,7 @@ class _Driver:
 
     def _finals(self, pool: Pool) -> Finals | None:
         """Compare a frozen shortlist on selection documents; report the champion on held-out ones."""
-        finalists = shortlist(self._record, self._config.finalists, self._referee.judge("search"))
+        finalists = shortlist(self._record, self._config.shortlisted, self._referee.judge("search"))
         self._state["shortlist"] = [t.number for t in finalists]
         self._folder.save_state(self._state)
         self._stage(f"selection: {len(finalists)} finalists")

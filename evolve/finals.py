@@ -200,7 +200,7 @@ def _ranked(record: Record, open_: Sequence[Trial], finalists: Sequence[Trial], 
     best = record.scores(open_[0].ask, "selection")
     assert best is not None
     found = {t.ask.number: scores for t in finalists if (scores := record.scores(t.ask, "selection"))}
-    estimates = {number: judge.estimate(scores, best)[0] for number, scores in found.items()}
+    estimates = {number: judge.estimate(scores, best).score for number, scores in found.items()}
     rest = sorted((t for t in finalists if t not in open_), key=lambda t: -estimates.get(t.ask.number, 0.0))
     return [Finalist(t, estimates[t.ask.number]) for t in (*open_, *rest) if t.ask.number in estimates]
 

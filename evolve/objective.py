@@ -71,6 +71,22 @@ class Objective:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What a model's scores amount to.
+
+    Attributes:
+        score: The number that models are ranked by; of a Pareto front, the mean gain.
+        losses: What an optimizer minimises.
+        terms: What a single loss is the sum of: each task's part, and the penalty where there are constraints.
+            None where it is no such sum, or where there are several losses.
+    """
+
+    score: float
+    losses: tuple[float, ...]
+    terms: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
 class Judge:
     """Scores of models, and differences between them, on one part of the documents.
 
@@ -89,6 +105,10 @@ class Judge:
 
     # ------------------------------------------------------------------ one model
 
+    def verdict(self, scores: Scores) -> Verdict:
+        """What a model's scores amount to."""
+        return self._verdict(self._means(scores))
+
     def score(self, scores: Scores) -> float:
         """The number that models are ranked by; of a Pareto front, the mean gain."""
         return self._score(self._means(scores))
@@ -101,8 +121,8 @@ class Judge:
         """What an optimizer minimises."""
         return self._losses(self._means(scores))
 
-    def estimate(self, scores: Scores, reference: Scores) -> tuple[float, tuple[float, ...]]:
-        """Score and losses that a model would have on all documents of a reference that it met some of.
+    def estimate(self, scores: Scores, reference: Scores) -> Verdict:
+        """What a model's scores would amount to on all documents of a reference that it met some of.
 
         The reference's score and the mean difference on the documents that both met: what makes these documents
         hard or easy for both cancels.
@@ -111,7 +131,10 @@ class Judge:
         for task, pairs in self._pairs(scores, reference).items():
             for mine, theirs, share in pairs.values():
                 means[task] += share * (sum(mine.values()) - sum(theirs.values())) / len(mine)
-        return self._score(means), self._losses(means)
+        return self._verdict(means)
+
+    def _verdict(self, means: Mapping[str, float]) -> Verdict:
+        return Verdict(self._score(means), self._losses(means), self._terms(means))
 
     def _score(self, means: Mapping[str, float]) -> float:
         kind, weights = self.objective.kind, self.objective.weights
@@ -127,6 +150,14 @@ class Judge:
             return (-self._score(means),)
         penalty = PENALTY * sum(self._violations(means).values())
         return tuple(penalty - gain for gain in self._gains(means).values())
+
+    def _terms(self, means: Mapping[str, float]) -> tuple[float, ...]:
+        if self.objective.kind not in ("weighted", "gain"):
+            return ()
+        values = means if self.objective.kind == "weighted" else self._gains(means)
+        weights = self.objective.weights if self.objective.kind == "weighted" else self._shares
+        penalty = [PENALTY * sum(self._violations(means).values())] if self.objective.constraints else []
+        return (*(-abs(w) * values[task] for task, w in weights.items()), *penalty)
 
     def _means(self, scores: Scores) -> dict[str, float]:
         return {

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 
 from heterosis.evolve.dimensions import Space, same_values
-from heterosis.evolve.optimizers import Optimizer, Vector
+from heterosis.evolve.optimizers import Detail, Optimizer, Vector
 from heterosis.evolve.record import Ask, Record, Trial
 from heterosis.evolve.tally import best_of
 
@@ -23,14 +23,18 @@ class Proposer:
         space: Its space.
         optimizer: As it was when the stage began.
         record: The run's; what was asked and told in this stage is repeated.
+        documents: Of the search, as many as a candidate meets.
         ordered: 0 for results as they come.
 
     Attributes:
         best: The best result of all that the next proposal may depend on; of equals, the one asked first.
     """
 
-    def __init__(self, stage: int, space: Space, optimizer: Optimizer, record: Record, ordered: int = 0) -> None:
+    def __init__(
+        self, stage: int, space: Space, optimizer: Optimizer, record: Record, documents: int, ordered: int = 0
+    ) -> None:
         self.stage, self.space = stage, space
+        self._documents = documents
         self._optimizer = optimizer
         self._ordered = ordered
         self._asks: list[Ask] = []
@@ -97,7 +101,7 @@ class Proposer:
     def _inform(self, trial: Trial) -> None:
         self._told += 1
         self._waiting.pop(trial.ask.number, None)
-        self._optimizer.tell(self._points[trial.ask.number], trial.losses or None)
+        inform(self._optimizer, self._points[trial.ask.number], trial, self._documents)
         self._count_on(trial)
 
     def _count_on(self, trial: Trial) -> None:
@@ -124,6 +128,19 @@ class Proposer:
             self.adopt(ask, point)
         for trial in results:
             self.tell(trial)
+
+
+def inform(optimizer: Optimizer, x: Vector, trial: Trial, documents: int) -> None:
+    """Tell an optimizer a result, and what it is made of.
+
+    Args:
+        optimizer: Is told.
+        x: The result's point.
+        trial: The result.
+        documents: Of the search, as many as a candidate meets.
+    """
+    detail = Detail(trial.terms, trial.documents / documents) if trial.terms else None
+    optimizer.tell(x, trial.losses or None, detail)
 
 
 def _worth(trial: Trial) -> tuple[int, int]:

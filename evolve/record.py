@@ -90,6 +90,7 @@ class Trial:
         losses: What an optimizer minimises; none if it failed.
         pruned: Whether it was stopped early, and the score is an estimate.
         documents: Search documents that it has met.
+        terms: What a single loss is the sum of, if it is one.
         at: When it came, in seconds since the epoch.
     """
 
@@ -101,6 +102,7 @@ class Trial:
     losses: tuple[float, ...] = ()
     pruned: bool = False
     documents: int = 0
+    terms: tuple[float, ...] = ()
     at: float = 0.0
 
     @property
@@ -174,8 +176,12 @@ class Record:
         self.tally = Tally()
         self._told: dict[int, Trial] = {}
         for line in _read_lines(folder / RESULTS):
-            ask, losses = self.asks[line.pop("ask")], tuple(line.pop("losses"))
-            self._take(Trial(len(self.trials), ask, losses=losses, **line))
+            ask, losses, terms = (
+                self.asks[line.pop("ask")],
+                tuple(line.pop("losses")),
+                tuple(line.pop("terms", ())),
+            )
+            self._take(Trial(len(self.trials), ask, losses=losses, terms=terms, **line))
         if self.study.written > len(self.trials):
             raise InputError(
                 f"{folder / RESULTS}: the study has {self.study.written} results, but this file only "
@@ -286,16 +292,17 @@ class Record:
         score: float | None,
         losses: tuple[float, ...] = (),
         *,
+        terms: tuple[float, ...] = (),
         cause: str | None = None,
         pruned: bool = False,
         documents: int = 0,
         seconds: Mapping[str, float] | None = None,
     ) -> Trial:
-        """Record a candidate's result: score and losses, or the cause of its failure."""
+        """Record a candidate's result: score, losses and terms, or the cause of its failure."""
         assert (score is None) == (cause is not None) == (not losses)
         times = {k: round(v, 4) for k, v in (seconds or {}).items()}
         at = round(time.time(), 3)
-        told = Trial(len(self.trials), ask, score, cause, times, losses, pruned, documents, at)
+        told = Trial(len(self.trials), ask, score, cause, times, losses, pruned, documents, terms, at)
         line = {name: getattr(told, name) for name in _RESULT}
         self._append_about(ask, RESULTS, {"ask": ask.number, **line})
         self._take(told)

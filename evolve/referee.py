@@ -6,7 +6,7 @@ from functools import cached_property
 from heterosis.evaluate.scores import Scores
 from heterosis.evaluate.splits import Split
 from heterosis.evolve.config import Racing
-from heterosis.evolve.objective import Judge, Objective
+from heterosis.evolve.objective import Judge, Objective, Verdict
 from heterosis.evolve.racing import Schedule, by_disagreement, interleaved
 from heterosis.evolve.record import Ask, Record
 from heterosis.evolve.statistics import ALPHA
@@ -17,14 +17,12 @@ class Result:
     """What a candidate's scores on search documents amount to.
 
     Attributes:
-        score: The objective; of a candidate that was stopped early, its estimate.
-        losses: What an optimizer minimises.
+        verdict: Score and losses; of a candidate that was stopped early, their estimates.
         pruned: Whether it was stopped early.
         documents: Documents that it has met.
     """
 
-    score: float
-    losses: tuple[float, ...]
+    verdict: Verdict
     pruned: bool
     documents: int
 
@@ -66,10 +64,10 @@ class Referee:
         assert scores is not None
         met = count(scores)
         if met == self._size("search"):
-            return Result(judge.score(scores), judge.losses(scores), pruned=False, documents=met)
+            return Result(judge.verdict(scores), pruned=False, documents=met)
         incumbent = self._incumbent(ask)
         assert incumbent is not None
-        return Result(*judge.estimate(scores, incumbent), pruned=True, documents=met)
+        return Result(judge.estimate(scores, incumbent), pruned=True, documents=met)
 
     def judge(self, part: str) -> Judge:
         """What tells models from each other on a part of the documents; see `can_judge`."""
@@ -98,6 +96,11 @@ class Referee:
         enabled = racing.enabled and not self._objective.needs_parents
         selection = Schedule.of(self._split.selection, factor=racing.factor, enabled=enabled)
         return {"search": self._race, "selection": selection}
+
+    @property
+    def documents(self) -> int:
+        """Search documents."""
+        return self._size("search")
 
     def parents_scored(self, part: str) -> bool:
         """Whether all parents have met all documents of a part."""

@@ -11,7 +11,7 @@ from heterosis.evolve.dimensions import Space, Value
 from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.optimizers import Optimizer, Vector, choose_optimizer, get_optimizer, is_model_based
 from heterosis.evolve.preflight import Preflight
-from heterosis.evolve.proposals import Proposer
+from heterosis.evolve.proposals import Proposer, inform
 from heterosis.evolve.record import Record, Trial
 from heterosis.evolve.referee import Referee
 from heterosis.merge import Recipe
@@ -71,8 +71,10 @@ class Stages:
         for trial in self._told(stage, known):
             values = self._values(trial, stage)
             if values is not None:
-                optimizer.tell(self._spaces[stage].encode(values), trial.losses)
-        return Proposer(stage, self._spaces[stage], optimizer, self._record, self._config.ordered)
+                inform(optimizer, self._spaces[stage].encode(values), trial, self._referee.documents)
+        return Proposer(
+            stage, self._spaces[stage], optimizer, self._record, self._referee.documents, self._config.ordered
+        )
 
     def _told(self, stage: int, known: Sequence[Trial]) -> Sequence[Trial]:
         """What an optimizer is told when its stage begins: first the baselines; later all, if it has a model."""

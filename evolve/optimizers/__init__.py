@@ -4,7 +4,8 @@ base.py      the contract and the registry
 auto.py      which optimizer suits a search
 cma_es.py    CMA-ES
 cmawm.py     CMA-ES with margin, for cubes with levels
-gp.py        Bayesian optimization with a Gaussian process
+gp.py        Bayesian optimization with Gaussian processes
+models       what the last is made of
 nsga2.py     NSGA-II, for several objectives
 nsga3.py     NSGA-III, for many objectives
 random.py    uniform random points, the control
@@ -19,10 +20,19 @@ from pkgutil import iter_modules
 
 from heterosis.errors import InputError, did_you_mean
 from heterosis.evolve.optimizers.auto import choose_optimizer
-from heterosis.evolve.optimizers.base import OPTIMIZERS, Axis, Optimizer, OptimizerFactory, Vector, optimizer
+from heterosis.evolve.optimizers.base import (
+    OPTIMIZERS,
+    Axis,
+    Detail,
+    Optimizer,
+    OptimizerFactory,
+    Vector,
+    optimizer,
+)
 
 __all__ = [
     "Axis",
+    "Detail",
     "Optimizer",
     "OptimizerFactory",
     "Vector",

@@ -15,7 +15,7 @@ models or workers. Adding one is adding one file to this package::
         def ask(self) -> Vector:
             return at_levels(self._best + 0.1 * self._rng.standard_normal(len(self._axes)), self._axes)
 
-        def tell(self, x: Vector, losses: Sequence[float] | None) -> None:
+        def tell(self, x: Vector, losses: Sequence[float] | None, detail: Detail | None = None) -> None:
             losses = finite(losses)
             if losses is not None and losses[0] < self._loss:
                 self._best, self._loss = x.copy(), losses[0]
@@ -62,6 +62,19 @@ class Axis:
         return min(max(int(u * self.levels), 0), self.levels - 1)
 
 
+@dataclass(frozen=True)
+class Detail:
+    """What is known of a single loss beside its value.
+
+    Attributes:
+        terms: What the loss is the sum of: the tasks' shares of it. Their number is the same for all results.
+        share: Of the documents that it was measured on, in (0, 1]: its noise is that of a sample.
+    """
+
+    terms: tuple[float, ...]
+    share: float
+
+
 def at_levels(x: Vector, axes: Sequence[Axis]) -> Vector:
     """The point of the cube nearest to ``x``, ``[d]``, every axis with levels exactly at one; a new array."""
     x = np.clip(np.asarray(x, dtype=np.float64), 0.0, 1.0)
@@ -98,7 +111,7 @@ class Optimizer(Protocol):
         """The next point to try, ``[d]`` within [0, 1], level axes exactly at a level; a fresh array."""
         ...
 
-    def tell(self, x: Vector, losses: Sequence[float] | None) -> None:
+    def tell(self, x: Vector, losses: Sequence[float] | None, detail: Detail | None = None) -> None:
         """Takes in a result.
 
         Args:
@@ -106,6 +119,7 @@ class Optimizer(Protocol):
                 known (a baseline). Not modified or kept.
             losses: One for each objective, smaller is better. None (or any that is not finite) says that
                 the trial failed: the point counts as worse than every point that did not.
+            detail: Of a single loss, what it is made of. An optimizer may leave it alone.
         """
         ...
 

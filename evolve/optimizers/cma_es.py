@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from heterosis.evolve.optimizers.base import SIGMA0, Axis, Vector, at_levels, finite, optimizer
+from heterosis.evolve.optimizers.base import SIGMA0, Axis, Detail, Vector, at_levels, finite, optimizer
 
 MAX_POPULATION_GROWTH = 8  # three doublings; more would leave a small budget without any update
 
@@ -76,7 +76,7 @@ class CmaEs:
         self._asked[x.tobytes()].append(sample)
         return x
 
-    def tell(self, x: Vector, losses: Sequence[float] | None) -> None:
+    def tell(self, x: Vector, losses: Sequence[float] | None, detail: Detail | None = None) -> None:
         x = np.array(x, dtype=np.float64)
         known = finite(losses)
         loss = None if known is None else known[0]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from heterosis.evolve.optimizers.base import SIGMA0, Axis, Vector, at_levels, finite, optimizer
+from heterosis.evolve.optimizers.base import SIGMA0, Axis, Detail, Vector, at_levels, finite, optimizer
 
 MAX_POPULATION_GROWTH = 8  # as in cma_es.py
 MAX_AGE = 5  # updates since a point was sampled
@@ -70,7 +70,7 @@ class CmaEsWithMargin:
         self._asked[x.tobytes()].append((sample, self._updates))
         return x
 
-    def tell(self, x: Vector, losses: Sequence[float] | None) -> None:
+    def tell(self, x: Vector, losses: Sequence[float] | None, detail: Detail | None = None) -> None:
         x = np.array(x, dtype=np.float64)
         known = finite(losses)
         loss = None if known is None else known[0]

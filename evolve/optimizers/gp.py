@@ -1,4 +1,4 @@
-"""Bayesian optimization: a Gaussian process of the losses, and where it expects to gain most."""
+"""Bayesian optimization: Gaussian processes of a loss's terms, and where they expect to gain most."""
 
 from collections.abc import Sequence
 
@@ -17,10 +17,11 @@ def gp(
     popsize: int | None = None,
     budget: int = 0,
 ) -> Optimizer:
-    """The Gaussian process of Optuna with log expected improvement; see https://arxiv.org/abs/2310.20708.
+    """Bayesian optimization; a proposal takes tenths of a second.
 
-    Noise is estimated; running trials are taken into account by their expected results. Until
-    ten results are known, points are spread around ``initial``. A proposal takes tenths of a second.
+    One loss is the sum of its terms, each of which has a process of its own, and points are proposed by their log
+    expected improvement (https://arxiv.org/abs/2310.20708) over the best expected loss of the known ones. Several
+    losses are left to Optuna's sampler. Until ten results are known, points are spread around ``initial``.
 
     Args:
         axes: Of the cube.
@@ -31,12 +32,13 @@ def gp(
         popsize: Not used.
         budget: Not used.
     """
+    nearby = spread_around(initial, axes, SIGMA0 if sigma0 is None else sigma0, seed)
+    if objectives == 1:
+        from heterosis.evolve.optimizers.models.bayesian import BayesianOptimizer  # needs torch
+
+        return BayesianOptimizer(axes, initial, nearby, seed)
     from optuna.samplers import GPSampler
 
     return SamplerOptimizer(
-        lambda: GPSampler(seed=seed32(seed), warn_independent_sampling=False),
-        axes,
-        objectives,
-        initial,
-        spread_around(initial, axes, SIGMA0 if sigma0 is None else sigma0, seed),
+        lambda: GPSampler(seed=seed32(seed), warn_independent_sampling=False), axes, objectives, initial, nearby
     )

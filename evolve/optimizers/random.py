@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from heterosis.evolve.optimizers.base import Axis, Vector, at_levels, optimizer
+from heterosis.evolve.optimizers.base import Axis, Detail, Vector, at_levels, optimizer
 
 
 @optimizer("random", multi_objective=True)
@@ -28,7 +28,7 @@ class RandomSearch:
     def ask(self) -> Vector:
         return at_levels(self._rng.random(len(self._axes)), self._axes)
 
-    def tell(self, x: Vector, losses: Sequence[float] | None) -> None:
+    def tell(self, x: Vector, losses: Sequence[float] | None, detail: Detail | None = None) -> None:
         """Nothing to learn: the points do not depend on results."""
 
     def mean(self) -> Vector | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from heterosis.evolve.optimizers.base import Axis, Vector, at_levels, finite
+from heterosis.evolve.optimizers.base import Axis, Detail, Vector, at_levels, finite
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -84,7 +84,7 @@ class SamplerOptimizer:
         self._running[x.tobytes()].append(trial.number)
         return x
 
-    def tell(self, x: Vector, losses: Sequence[float] | None) -> None:
+    def tell(self, x: Vector, losses: Sequence[float] | None, detail: Detail | None = None) -> None:
         x = np.array(x, dtype=np.float64)
         running = self._running.get(x.tobytes())
         trial = running.popleft() if running else self._added(x)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from heterosis.evolve.optimizers.base import Axis, Vector, at_levels, optimizer
+from heterosis.evolve.optimizers.base import Axis, Detail, Vector, at_levels, optimizer
 
 
 @optimizer("sobol", multi_objective=True)
@@ -30,7 +30,7 @@ class SobolSearch:
     def ask(self) -> Vector:
         return at_levels(self._sequence.random(1)[0], self._axes)
 
-    def tell(self, x: Vector, losses: Sequence[float] | None) -> None:
+    def tell(self, x: Vector, losses: Sequence[float] | None, detail: Detail | None = None) -> None:
         """Nothing to learn: the points do not depend on results."""
 
     def mean(self) -> Vector | None:

@@ -1034,9 +1034,9 @@ def test_a_model_keeps_what_the_coarser_stage_found(
             self._optimizer = stages_get_optimizer("random")(**options)
             told.append([])
 
-        def tell(self, x: Any, losses: Any) -> None:
+        def tell(self, x: Any, losses: Any, detail: Any = None) -> None:
             told[-1].append((len(x), tuple(losses)))
-            self._optimizer.tell(x, losses)
+            self._optimizer.tell(x, losses, detail)
 
         def __getattr__(self, name: str) -> Any:
             return getattr(self._optimizer, name)

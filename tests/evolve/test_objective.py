@@ -74,15 +74,15 @@ class TestOneModel:
 class TestEstimate:
     def test_is_the_reference_and_the_paired_difference(self) -> None:
         reference = scores(a=[1, 0, 1, 0], b=[0, 0, 0, 0])
-        score, losses = judge().estimate(scores(a=[0, 0], b=[1]), reference)
-        assert score == pytest.approx((0.5 - 0.5) + (0 + 1))
-        assert losses == (-score,)
+        found = judge().estimate(scores(a=[0, 0], b=[1]), reference)
+        assert found.score == pytest.approx((0.5 - 0.5) + (0 + 1))
+        assert found.losses == (-found.score,)
 
     def test_of_all_documents_is_the_score(self) -> None:
         for kind in ("weighted", "gain", "worst", "pareto"):
-            score, losses = judge(kind).estimate(CHILD, PARENTS[0])
-            assert score == pytest.approx(judge(kind).score(CHILD))
-            assert losses == pytest.approx(judge(kind).losses(CHILD))
+            found = judge(kind).estimate(CHILD, PARENTS[0])
+            assert found.score == pytest.approx(judge(kind).score(CHILD))
+            assert found.losses == pytest.approx(judge(kind).losses(CHILD))
 
 
 def drawn(seed: int, a: float, b: float, n: int = 200) -> Scores:

@@ -116,7 +116,7 @@ class TestInformativeOrder:
         candidate = Scores({"a": {d: {"acc,none": 0.0 if d < 40 else 0.6} for d in order[:40]}})
         objective = Objective({"a": 1.0}, {"a": "acc,none"}, {})
         truth = 0.2 * 0.0 + 0.8 * 0.6
-        assert objective.judge([], strata).estimate(candidate, incumbent)[0] == pytest.approx(truth)
-        assert objective.judge([]).estimate(candidate, incumbent)[0] < truth - 0.2
+        assert objective.judge([], strata).estimate(candidate, incumbent).score == pytest.approx(truth)
+        assert objective.judge([]).estimate(candidate, incumbent).score < truth - 0.2
         difference = objective.judge([], strata).difference(candidate, incumbent)
         assert difference.mean == pytest.approx(truth - 0.5)

@@ -1,0 +1,159 @@
+"""Gaussian processes of the terms of a loss, against scikit-learn's, and the improvement that they expect."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import quad
+from scipy.stats import norm
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern
+
+from heterosis.evolve.optimizers import Axis, Detail, Optimizer, Vector, get_optimizer
+from heterosis.evolve.optimizers.models.bayesian import log_expected_improvement
+from heterosis.evolve.optimizers.models.gaussian_process import SumOfProcesses, fitted
+
+CONTINUOUS = np.zeros(3, dtype=bool)
+
+
+def curve(x: Vector) -> Vector:
+    """Two terms of points ``[n, 3]``: one depends on the first axis alone, one on the other two."""
+    return np.stack([np.sin(4 * x[:, 0]), (x[:, 1] - 0.3) ** 2 - x[:, 2]], axis=1)
+
+
+def drawn(n: int, seed: int = 0) -> Vector:
+    return np.random.default_rng(seed).random((n, 3))
+
+
+def model(n: int = 20, shares: Vector | None = None) -> SumOfProcesses:
+    points = drawn(n)
+    return fitted(points, curve(points), np.ones(n) if shares is None else shares, CONTINUOUS)
+
+
+def make(d: int, seed: int = 0) -> Optimizer:
+    return get_optimizer("gp")(
+        axes=[Axis()] * d,
+        objectives=1,
+        initial=np.full(d, 0.5),
+        seed=seed,
+        sigma0=None,
+        popsize=None,
+        budget=25,
+    )
+
+
+class TestPosterior:
+    def test_is_the_sum_of_scikit_learns(self) -> None:
+        shares = np.linspace(0.1, 1.0, 20)
+        found, x = model(shares=shares), drawn(50, seed=1)
+        mean, variance = (part.numpy() for part in found.posterior(torch.from_numpy(x)))
+        terms, means, variances = curve(drawn(20)), [], []
+        for k, parameters in enumerate(found.parameters.exp().numpy()):
+            level, scale = terms[:, k].mean(), terms[:, k].std()
+            kernel = ConstantKernel(parameters[-2]) * Matern(parameters[:-2] ** -0.5, nu=2.5)
+            noise = (parameters[-1] + 1e-6) / shares
+            oracle = GaussianProcessRegressor(kernel, alpha=noise, optimizer=None)
+            oracle.fit(drawn(20), (terms[:, k] - level) / scale)
+            expected, deviation = oracle.predict(x, return_std=True)
+            means.append(level + scale * expected)
+            variances.append((scale * deviation) ** 2)
+        assert mean == pytest.approx(np.sum(means, axis=0), abs=1e-7)
+        assert variance == pytest.approx(np.sum(variances, axis=0), abs=1e-7)
+
+    def test_learns_which_axes_a_term_depends_on(self) -> None:
+        one, other = model(40).parameters[:, :3]
+        assert one[0] > one[1:].max() + 1
+        assert other[1:].min() > other[0] + 1
+
+    def test_predicts_the_sum(self) -> None:
+        x = drawn(50, seed=1)
+        truth = curve(x).sum(1)
+        mean, _ = model(40).posterior(torch.from_numpy(x))
+        assert np.std(mean.numpy() - truth) < 0.1 * np.std(truth)
+
+    def test_trusts_few_documents_less(self) -> None:
+        points = np.vstack([drawn(12), [[0.5, 0.5, 0.5]]])
+        terms = np.vstack([curve(drawn(12)), [[5.0, 5.0]]])
+        centre = torch.full((1, 3), 0.5, dtype=torch.float64)
+        parameters = fitted(points, terms, np.ones(13), CONTINUOUS).parameters
+        low, high = (
+            SumOfProcesses(
+                torch.from_numpy(points), torch.from_numpy(terms.T), torch.from_numpy(1 / shares),
+                torch.from_numpy(CONTINUOUS), parameters, torch.ones(2, dtype=torch.float64), 0.0,
+            ).posterior(centre)[0]
+            for shares in (np.append(np.ones(12), 0.05), np.ones(13))
+        )  # fmt: skip
+        assert low < high - 0.3
+
+    def test_expects_what_it_expected(self) -> None:
+        """A believed result changes no mean and leaves less to learn there."""
+        found, more = model(), drawn(3, seed=2)
+        believing, x = found.expecting(more), torch.from_numpy(np.vstack([more, drawn(10, seed=3)]))
+        before, after = found.posterior(x), believing.posterior(x)
+        assert after[0].numpy() == pytest.approx(before[0].numpy(), abs=1e-6)
+        assert torch.all(after[1][:3] < before[1][:3])
+        assert torch.all(after[1] <= before[1] + 1e-12)
+
+    def test_of_equal_points_and_equal_losses(self) -> None:
+        """What scores that do not differ give: an unchanging loss, known nowhere better than elsewhere."""
+        points = np.full((5, 3), 0.5)
+        found = fitted(points, np.full((5, 1), 0.25), np.ones(5), CONTINUOUS)
+        mean, variance = found.posterior(torch.from_numpy(drawn(4)))
+        assert mean.numpy() == pytest.approx(np.full(4, 0.25))
+        assert torch.isfinite(variance).all()
+
+
+class TestExpectedImprovement:
+    @pytest.mark.parametrize("z", [3.0, 0.5, -0.9, -1.1, -5.0, -20.0])
+    def test_is_the_integral(self, z: float) -> None:
+        mean, deviation = 0.7, 0.2
+        best = mean + z * deviation
+        # Over the improvement, in units of its standard deviation, with what makes it small taken out.
+        weight = quad(lambda t: t * math.exp(-t * t / 2 + z * t), 0, 40)[0] * deviation
+        expected = math.log(weight) + norm.logpdf(z)
+        at = torch.tensor([mean]).double(), torch.tensor([deviation**2]).double()
+        found = log_expected_improvement(*at, best)
+        assert found.item() == pytest.approx(expected, rel=1e-6)
+
+    def test_has_a_slope_where_nothing_is_expected(self) -> None:
+        mean = torch.tensor([5.0], dtype=torch.float64, requires_grad=True)
+        log_expected_improvement(mean, torch.tensor([1e-4]).double(), 0.0).sum().backward()
+        assert mean.grad is not None
+        assert math.isfinite(mean.grad.item())
+        assert mean.grad.item() < 0
+
+
+class TestTerms:
+    @staticmethod
+    def regret(seed: int, *, detailed: bool) -> float:
+        """After 25 points, of four terms that each depend on two of six axes, with noise."""
+        rng = np.random.default_rng(seed)
+        best = rng.random(4)
+        subject = make(6, seed)
+
+        def terms(x: Vector) -> Vector:
+            return np.array([(x[k] - best[k]) ** 2 + 0.5 * x[k] * x[k + 2] for k in range(4)])
+
+        lowest = math.inf
+        for _ in range(25):
+            x = subject.ask()
+            told = terms(x) + 0.02 * rng.standard_normal(4)
+            subject.tell(x, [float(told.sum())], Detail(tuple(told), 1.0) if detailed else None)
+            lowest = min(lowest, float(terms(x).sum()))
+        return lowest
+
+    def test_find_more_than_their_sum(self) -> None:
+        seeds = range(5)
+        with_terms, without = (
+            [self.regret(seed, detailed=detailed) for seed in seeds] for detailed in (True, False)
+        )
+        assert np.mean(with_terms) < np.mean(without)
+
+
+def test_workers_get_different_points() -> None:
+    subject = make(3)
+    for x in drawn(12):
+        subject.tell(x, [float(curve(x[None]).sum())])
+    asked = [subject.ask() for _ in range(4)]
+    assert all(np.abs(a - b).max() > 1e-3 for i, a in enumerate(asked) for b in asked[:i])
