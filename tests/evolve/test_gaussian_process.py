@@ -1,6 +1,7 @@
 """Gaussian processes of the terms of a loss, against scikit-learn's, and the improvement that they expect."""
 
 import math
+from typing import cast
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
 from heterosis.evolve.optimizers import Axis, Detail, Optimizer, Vector, get_optimizer
-from heterosis.evolve.optimizers.models.bayesian import log_expected_improvement
+from heterosis.evolve.optimizers.models.bayesian import BayesianOptimizer, log_expected_improvement
 from heterosis.evolve.optimizers.models.gaussian_process import SumOfProcesses, fitted
 
 CONTINUOUS = np.zeros(3, dtype=bool)
@@ -157,3 +158,16 @@ def test_workers_get_different_points() -> None:
         subject.tell(x, [float(curve(x[None]).sum())])
     asked = [subject.ask() for _ in range(4)]
     assert all(np.abs(a - b).max() > 1e-3 for i, a in enumerate(asked) for b in asked[:i])
+
+
+def test_many_terms_are_added_up() -> None:
+    """Sixty tasks take as long as eight, and the sum stays what it was."""
+    subject = make(3)
+    for x in drawn(15):
+        told = np.repeat(curve(x[None]) / 30, 30)
+        subject.tell(x, [float(told.sum())], Detail(tuple(told), 1.0))
+    assert np.all((subject.ask() >= 0) & (subject.ask() <= 1))
+    found = cast(BayesianOptimizer, subject)._model()
+    assert len(found.values) == 8
+    known = found.posterior(torch.from_numpy(drawn(15)))[0].numpy()
+    assert known == pytest.approx(curve(drawn(15)).sum(1), abs=0.05)
