@@ -5,7 +5,7 @@ auto.py      which optimizer suits a search
 cma_es.py    CMA-ES
 cmawm.py     CMA-ES with margin, for cubes with levels
 gp.py        Bayesian optimization with Gaussian processes
-models       what the last is made of
+surrogates   what the last is made of
 nsga2.py     NSGA-II, for several objectives
 nsga3.py     NSGA-III, for many objectives
 random.py    uniform random points, the control

@@ -34,7 +34,7 @@ def gp(
     """
     nearby = spread_around(initial, axes, SIGMA0 if sigma0 is None else sigma0, seed)
     if objectives == 1:
-        from heterosis.evolve.optimizers.models.bayesian import BayesianOptimizer  # needs torch
+        from heterosis.evolve.optimizers.surrogates.bayesian import BayesianOptimizer  # needs torch
 
         return BayesianOptimizer(axes, initial, nearby, seed)
     from optuna.samplers import GPSampler

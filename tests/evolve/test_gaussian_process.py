@@ -12,8 +12,8 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
 from heterosis.evolve.optimizers import Axis, Detail, Optimizer, Vector, get_optimizer
-from heterosis.evolve.optimizers.models.bayesian import BayesianOptimizer, log_expected_improvement
-from heterosis.evolve.optimizers.models.gaussian_process import SumOfProcesses, fitted
+from heterosis.evolve.optimizers.surrogates.bayesian import BayesianOptimizer, log_expected_improvement
+from heterosis.evolve.optimizers.surrogates.gaussian_process import SumOfProcesses, fitted
 
 CONTINUOUS = np.zeros(3, dtype=bool)
 

@@ -1,0 +1,146 @@
+"""Proposing points by their expected improvement, as Gaussian processes have it."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from scipy.stats import qmc
+
+from heterosis.evolve.optimizers.base import Axis, Detail, Vector, at_levels, finite
+from heterosis.evolve.optimizers.sampling import PENALTY, STARTUP
+from heterosis.evolve.optimizers.surrogates.gaussian_process import SumOfProcesses, fitted
+
+Gain: TypeAlias = Callable[[torch.Tensor], torch.Tensor]  # of points ``[m, d]``, ``[m]``
+
+# Where a best point is looked for: anywhere, around the best known ones, and from the best of all these on.
+ANYWHERE, AROUND, BEST, REACH, CLIMBS = 1024, 64, 5, 0.1, 5
+# More terms are added up, neighbours with each other, to so many: each has parameters of its own to be fitted.
+MOST_TERMS = 8
+
+
+class BayesianOptimizer:
+    """Proposes where the expected improvement is largest, ``initial`` first.
+
+    Points that failed count as worse than all others in every term; of those without a result, what is expected of
+    them counts as theirs.
+
+    Args:
+        axes: Of the cube.
+        initial: The first proposal, unless its loss is known before.
+        nearby: Proposed after it, until ten results are known.
+        seed: Of the candidates among which the best one is looked for.
+    """
+
+    def __init__(self, axes: Sequence[Axis], initial: Vector, nearby: Iterator[Vector], seed: int) -> None:
+        self._axes = tuple(axes)
+        self._first: Vector | None = at_levels(initial, axes)
+        self._nearby = nearby
+        self._rng = np.random.default_rng([seed, 1])
+        self._running: list[Vector] = []
+        self._failed: list[Vector] = []
+        self._points: list[Vector] = []
+        self._terms: list[tuple[float, ...]] = []
+        self._shares: list[float] = []
+        self._parameters: torch.Tensor | None = None
+
+    def ask(self) -> Vector:
+        if self._first is not None:
+            x, self._first = self._first, None
+        elif len(self._points) < STARTUP:
+            x = next(self._nearby)
+        else:
+            x = self._most_promising()
+        self._running.append(x)
+        return x.copy()
+
+    def tell(self, x: Vector, losses: Sequence[float] | None, detail: Detail | None = None) -> None:
+        x = np.array(x, dtype=np.float64)
+        if self._first is not None and np.array_equal(x, self._first):
+            self._first = None
+        place = next((i for i, own in enumerate(self._running) if np.array_equal(own, x)), None)
+        if place is not None:
+            del self._running[place]
+        known = finite(losses)
+        if known is None:
+            self._failed.append(x)
+            return
+        self._points.append(x)
+        self._terms.append(detail.terms if detail else tuple(known))
+        self._shares.append(detail.share if detail else 1.0)
+
+    def mean(self) -> Vector | None:
+        return None
+
+    def _model(self) -> SumOfProcesses:
+        """What is known of the loss now."""
+        terms = np.array(self._terms)
+        if terms.shape[1] > MOST_TERMS:
+            terms = np.stack([part.sum(1) for part in np.array_split(terms, MOST_TERMS, axis=1)], axis=1)
+        spread = np.ptp(terms, 0)
+        worst = terms.max(0) + PENALTY * np.where(spread > 0, spread, 1.0)
+        model = fitted(
+            np.array([*self._points, *self._failed]),
+            np.vstack([terms, *(worst for _ in self._failed)]),
+            np.array([*self._shares, *(1.0 for _ in self._failed)]),
+            np.array([not axis.ordered for axis in self._axes]),
+            self._parameters,
+        )
+        self._parameters = model.parameters
+        return model
+
+    def _ranked(self, model: SumOfProcesses) -> tuple[Vector, float]:
+        """The known points of which most is expected, ``[few, d]``, and the loss that is expected of the best."""
+        expected = model.posterior(model.points)[0].numpy()
+        return model.points.numpy()[np.argsort(expected)[:BEST]], float(expected.min())
+
+    def _most_promising(self) -> Vector:
+        """Where the expected improvement is largest."""
+        model = self._model()
+        if self._running:
+            model = model.expecting(np.array(self._running))
+        best, loss = self._ranked(model)
+        return self._highest(lambda x: log_expected_improvement(*model.posterior(x), loss), best)
+
+    def _highest(self, gain: Gain, best: Vector) -> Vector:
+        """Where a function is largest: the best of several climbs from points anywhere, and around the best."""
+        candidates = self._candidates(best)
+        gains = gain(torch.from_numpy(candidates)).numpy()
+        climbed = np.array([self._climb(gain, candidates[i]) for i in np.argsort(-gains)[:CLIMBS]])
+        return np.array(climbed[int(gain(torch.from_numpy(climbed)).argmax())])
+
+    def _candidates(self, best: Vector) -> Vector:
+        """Points anywhere, and around the best known ones, ``[candidates, d]``."""
+        d = len(self._axes)
+        anywhere = qmc.Sobol(d, seed=self._rng).random(ANYWHERE)
+        around = best[:, None] + REACH * self._rng.standard_normal((len(best), AROUND, d))
+        return np.array([at_levels(x, self._axes) for x in (*anywhere, *around.reshape(-1, d))])
+
+    def _climb(self, gain: Gain, x: Vector) -> Vector:
+        """Where the gain is largest near a point, along the axes without levels."""
+        free = np.array([axis.levels is None for axis in self._axes])
+        if not free.any():
+            return x
+
+        def loss(moved: Vector) -> tuple[float, Vector]:
+            point = torch.from_numpy(np.where(free, moved, x)).requires_grad_()
+            value = -gain(point[None])[0]
+            (gradient,) = torch.autograd.grad(value, point)
+            return value.item(), np.where(free, gradient.numpy(), 0.0)
+
+        found = minimize(loss, x, jac=True, method="L-BFGS-B", bounds=[(0.0, 1.0)] * len(x))
+        return at_levels(found.x, self._axes)
+
+
+def log_expected_improvement(mean: torch.Tensor, variance: torch.Tensor, best: float) -> torch.Tensor:
+    """log E[max(0, best - loss)] of a normal loss; equations 5 and 9 of https://arxiv.org/abs/2310.20708."""
+    deviation = variance.sqrt()
+    z = ((best - mean) / deviation).clamp_min(-1e4)
+    near = z.clamp_min(-1.0)
+    density = torch.exp(-near.square() / 2) / math.sqrt(2 * math.pi)
+    direct = (density + near * torch.special.ndtr(near)).log()
+    far = z.clamp_max(-1.0)
+    tail = torch.log1p(math.sqrt(math.pi / 2) * far * torch.special.erfcx(-far / math.sqrt(2)))
+    return torch.where(z > -1.0, direct, tail - far.square() / 2 - math.log(2 * math.pi) / 2) + deviation.log()

@@ -1,0 +1,163 @@
+"""Independent Gaussian processes of the terms of a loss, and what their sum is expected to be.
+
+A loss that is a sum, such as one of several tasks, is better known by its terms than by its total: a task may
+depend on the weights of two models only, which a process of its own learns from few points, while the total
+depends on all. (Astudillo and Frazier, "Bayesian optimization of composite functions", ICML 2019, have the idea.)
+Equations are numbered as in Rasmussen and Williams, "Gaussian Processes for Machine Learning", 2006.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from heterosis.evolve.optimizers.base import Vector
+
+# Logarithms of parameters stay within this, and begin at 0, but for the noise.
+LIMIT, FIRST_NOISE = 7.0, math.log(0.01)
+JITTER = 1e-6  # added to the noise, so that equal points do no harm
+
+
+@dataclass(frozen=True)
+class SumOfProcesses:
+    """What is known of a loss at any point of the unit cube. Build it with :func:`fitted`.
+
+    Each term, less its mean and divided by its standard deviation, is a process with a Matern 5/2 kernel, which
+    has a length scale for each axis, and with noise, whose variance is inversely proportional to a result's share
+    of the documents.
+
+    Attributes:
+        points: Where it is known, ``[n, d]``.
+        values: The terms there, less their mean and divided by their standard deviation, ``[terms, n]``.
+        noise: Inverse of each result's share of the documents, ``[n]``.
+        categories: Which axes have no neighbours, ``[d]``: points differ there or do not.
+        parameters: Logarithms of each term's inverse squared length scales, its variance and its noise's,
+            ``[terms, d + 2]``.
+        scales: Standard deviation of each term, ``[terms]``.
+        level: Sum of the terms' means.
+    """
+
+    points: torch.Tensor
+    values: torch.Tensor
+    noise: torch.Tensor
+    categories: torch.Tensor
+    parameters: torch.Tensor
+    scales: torch.Tensor
+    level: float
+
+    def posterior(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and variance of the loss without noise at points ``[m, d]``, ``[m]`` each."""
+        mean, variance = self._terms(x)
+        return self.level + self.scales @ mean, self.scales.square() @ variance
+
+    def expecting(self, points: Vector) -> "SumOfProcesses":
+        """What would be known if results at more points, ``[m, d]``, came as they are expected.
+
+        (Ginsbourger, Le Riche and Carraro, "Kriging is well-suited to parallelize optimization", 2010: the kriging
+        believer.)
+        """
+        x = torch.from_numpy(points)
+        return replace(
+            self,
+            points=torch.cat([self.points, x]),
+            values=torch.cat([self.values, self._terms(x)[0]], 1),
+            noise=torch.cat([self.noise, torch.ones(len(x), dtype=torch.float64)]),
+        )
+
+    def _terms(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and variance of each term's values, ``[terms, m]`` each."""
+        factors, weights = self._solved
+        cross = _kernel(self.parameters, _squares(self.points, x, self.categories))
+        explained = torch.linalg.solve_triangular(factors, cross, upper=False).square().sum(1)
+        variance = self.parameters[:, -2, None].exp() - explained
+        return torch.einsum("tn,tnm->tm", weights, cross), variance.clamp_min(1e-12)
+
+    @cached_property
+    def _solved(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cholesky factors of the covariances ``K`` of all results, ``[terms, n, n]``, and ``K^-1 y``."""
+        squares = _squares(self.points, self.points, self.categories)
+        factors = torch.linalg.cholesky(_covariance(self.parameters, squares, self.noise))
+        return factors, torch.cholesky_solve(self.values[..., None], factors)[..., 0]
+
+
+def fitted(
+    points: Vector,
+    terms: Vector,
+    shares: Vector,
+    categories: NDArray[np.bool_],
+    begin: torch.Tensor | None = None,
+) -> SumOfProcesses:
+    """The processes whose parameters are the most probable ones, given results and a prior.
+
+    The prior is Optuna's: ``exp(-0.1 (q + 1/q))`` of an inverse squared length scale q, Gamma(2, 1) of a variance,
+    Gamma(1.1, 30) of the noise's.
+
+    Args:
+        points: ``[n, d]``, n >= 1.
+        terms: ``[n, terms]``.
+        shares: Of the documents that each result is of, in (0, 1], ``[n]``.
+        categories: ``[d]``.
+        begin: Parameters of an earlier fit, from which these are looked for.
+    """
+    x, y = torch.from_numpy(points), torch.from_numpy(terms).T
+    scales = y.std(1, correction=0)
+    scales = torch.where(scales > 0, scales, 1.0)
+    values = (y - y.mean(1, keepdim=True)) / scales[:, None]
+    noise, mask = 1 / torch.from_numpy(shares), torch.from_numpy(categories)
+    if begin is None:
+        begin = torch.zeros(len(y), x.shape[1] + 2, dtype=torch.float64)
+        begin[:, -1] = FIRST_NOISE
+    squares = _squares(x, x, mask)
+
+    def loss(flat: Vector) -> tuple[float, Vector]:
+        parameters = torch.from_numpy(flat).reshape(begin.shape).requires_grad_()
+        value = -_log_likelihood(parameters, squares, values, noise) - _log_prior(parameters)
+        (gradient,) = torch.autograd.grad(value, parameters)
+        return value.item(), gradient.numpy().ravel()
+
+    bounds = [(-LIMIT, LIMIT)] * begin.numel()
+    found = minimize(loss, begin.numpy().ravel(), jac=True, method="L-BFGS-B", bounds=bounds)
+    parameters = torch.from_numpy(found.x).reshape(begin.shape)
+    return SumOfProcesses(x, values, noise, mask, parameters, scales, float(y.mean(1).sum()))
+
+
+def _squares(a: torch.Tensor, b: torch.Tensor, categories: torch.Tensor) -> torch.Tensor:
+    """Squared differences on each axis, ``[d, a, b]``; 1 between different categories."""
+    squares = (a.T[:, :, None] - b.T[:, None]).square()
+    return torch.where(categories[:, None, None], (squares > 0).double(), squares) if categories.any() else squares
+
+
+def _kernel(parameters: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
+    """Covariances of each term, ``[terms, a, b]``: equation 4.17 with nu = 5/2."""
+    inverse, variance = parameters[:, :-2].exp(), parameters[:, -2].exp()
+    distances = (inverse @ squares.flatten(1)).reshape(-1, *squares.shape[1:])
+    r = (5 * distances + 1e-20).sqrt()  # whose slope at 0 is not finite
+    return variance[:, None, None] * (1 + r + r.square() / 3) * torch.exp(-r)
+
+
+def _covariance(parameters: torch.Tensor, squares: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Covariances of each term's results, ``[terms, n, n]``."""
+    own = (parameters[:, -1, None].exp() + JITTER) * noise
+    return _kernel(parameters, squares) + torch.diag_embed(own)
+
+
+def _log_likelihood(
+    parameters: torch.Tensor, squares: torch.Tensor, values: torch.Tensor, noise: torch.Tensor
+) -> torch.Tensor:
+    """Of all terms together, but for a constant: equation 2.30."""
+    factors = torch.linalg.cholesky(_covariance(parameters, squares, noise))
+    whitened = torch.linalg.solve_triangular(factors, values[..., None], upper=False)
+    determinants: torch.Tensor = factors.diagonal(dim1=1, dim2=2).log().sum()
+    return -determinants - whitened.square().sum() / 2
+
+
+def _log_prior(parameters: torch.Tensor) -> torch.Tensor:
+    """Of all terms together, but for a constant."""
+    inverse, variance, noise = parameters[:, :-2], parameters[:, -2], parameters[:, -1]
+    of_scales = -0.1 * (inverse.exp() + (-inverse).exp()).sum()
+    of_variances = (variance - variance.exp()).sum() + (0.1 * noise - 30 * noise.exp()).sum()
+    return of_scales + of_variances
