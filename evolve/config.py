@@ -44,6 +44,7 @@ from heterosis.evolve.path_config import LayerPaths
 from heterosis.merge.yaml_file import parse_mapping, read_text
 
 RESIDENT = "resident"
+MOST_FINALISTS = 5  # unless the config says more
 
 # Arguments of a backend that follow from elsewhere.
 _NOT_AN_ARGUMENT = {
@@ -395,9 +396,10 @@ class EvolveConfig(Section):
         """Candidates compared on the selection documents.
 
         Few candidates hold few that are as good as the best: in 40 searches of 26 trials, five finalists met 500
-        documents more than one, of 3,600, and won nothing (0.000 +- 0.001).
+        documents more than one, of 3,600, and won nothing (0.000 +- 0.001). A front needs its members.
         """
-        return self.finalists or min(max(self.trials // 20, 1), 5)
+        usual = MOST_FINALISTS if self.objective == "pareto" else self.trials // 20
+        return self.finalists or min(max(usual, 1), MOST_FINALISTS)
 
     def to_yaml(self) -> str:
         """The whole config with its defaults, as YAML that gives the same config again."""

@@ -11,6 +11,9 @@ from heterosis.evolve.racing import DocumentIds, Schedule, missing
 from heterosis.evolve.record import Ask, Record, Trial
 from heterosis.evolve.statistics import ALPHA
 
+CANDIDATES = ("search", "mean")  # kinds of asks that are no baselines
+RESERVE = 5  # candidates that are tried one after the other if none of the finalists can be scored
+
 
 class FinalsFailed(RuntimeError):
     """A comparison is not possible without what could not be scored."""
@@ -66,7 +69,7 @@ def shortlist(record: Record, size: int, judge: Judge) -> list[Trial]:
     ranked = [t for t in scored if t.complete]
     uniform = [t for t in ranked if t.ask.name == UNIFORM]
     others = [t for t in ranked if t.ask.kind == "baseline" and t.ask.name != UNIFORM]
-    found = _distinct([t for t in ranked if t.ask.kind in ("search", "mean")])
+    found = _distinct([t for t in ranked if t.ask.kind in CANDIDATES])
     if ranked and len(ranked[0].losses) > 1:
         return [*_spread(front(found), 2 * size), *others[:1], *uniform, *parents]
     means = [t for t in found[size:] if t.ask.kind == "mean"]
@@ -119,6 +122,14 @@ def _distance(a: Trial, b: Trial) -> float:
     return max(abs(x - y) for x, y in zip(a.losses, b.losses, strict=True))
 
 
+def reserve(record: Record, finalists: Sequence[Trial]) -> list[Trial]:
+    """The next best candidates, of which one takes part if none of the finalists can be scored."""
+    complete = [t for t in record.trials if t.complete and t.ask.kind in CANDIDATES]
+    complete.sort(key=lambda t: (-(t.score or 0.0), t.ask.number))
+    recipes = {t.ask.recipe for t in finalists}
+    return [t for t in _distinct(complete) if t.ask.recipe not in recipes][:RESERVE]
+
+
 def run_finals(
     record: Record,
     finalists: Sequence[Trial],
@@ -130,7 +141,8 @@ def run_finals(
 
     Args:
         record: The run's.
-        finalists: From `shortlist`, and frozen before.
+        finalists: From `shortlist`, and frozen before. If none of its candidates can be scored,
+            those of `reserve` are tried.
         races: How parents meet the search documents, and finalists the selection documents.
         judge: Of a part of the documents, once the parents are scored there.
         score_on: Scores candidates on some documents of a part, or on all; False if the search is to stop.
@@ -145,12 +157,19 @@ def run_finals(
     best_parents = _race(record, parents, "search", races["search"], judge, score_on)
     if best_parents is None:
         return None
-    open_ = _race(record, finalists, "selection", races["selection"], judge, score_on)
+    tried = list(finalists)
+    open_ = _race(record, tried, "selection", races["selection"], judge, score_on)
+    for trial in reserve(record, finalists):
+        found = [t for t in tried if t.ask.kind in CANDIDATES]
+        if open_ is None or not found or any(record.scores(t.ask, "selection") for t in found):
+            break
+        tried.append(trial)
+        open_ = _race(record, [*open_, trial], "selection", races["selection"], judge, score_on)
     if open_ is None:
         return None
     if not open_:
         raise FinalsFailed("no finalist could be scored on the selection documents; see run.log")
-    ranked = _ranked(record, open_, finalists, judge("selection"))
+    ranked = _ranked(record, open_, tried, judge("selection"))
     champion = ranked[0].trial
     reported = [*parents, *(t for t in scored if t.ask.name == UNIFORM)]
     held_out = {t.ask.number: t for t in (champion, *reported)}

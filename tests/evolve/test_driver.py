@@ -403,6 +403,20 @@ class TestFailures:
         assert summary["champion"]["trial"] not in lost
         assert not {f["trial"] for f in summary["finalists"]}.intersection(lost)
 
+    def test_of_the_only_finalist_lets_the_next_one_in(self, run: Any, pools: Any) -> None:
+        """One that works on search documents and never on others is not to make the search worthless."""
+        lost: list[int] = []
+
+        def judge(ask: Ask, part: str) -> Any:
+            if part == "selection" and (not lost or ask.number in lost):
+                lost.append(ask.number)
+                return Failure("no more")
+            return pools.hill(ask, part)
+
+        summary = run(judge=judge, trials=15, finalists=1, racing=False)
+        assert summary["champion"]["trial"] not in lost
+        assert summary["champion"]["name"].startswith("candidate")
+
     def test_of_all_finalists_stop_the_run(self, run: Any, pools: Any) -> None:
         def judge(ask: Ask, part: str) -> Any:
             return Failure("no more") if part == "selection" else pools.hill(ask, part)

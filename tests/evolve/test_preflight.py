@@ -60,7 +60,7 @@ def test_a_rehearsal_tells_the_time_of_a_candidate(checked: Preflight) -> None:
     assert found.candidate(20) == pytest.approx(14.0)
 
     takes = resources.resources(checked, Path(), rehearsal=found)
-    finals = ((3 + 5) * 20 + 4 * 30) / 20
+    finals = ((3 + 2) * 20 + 4 * 30) / 20  # two finalists
     assert takes.finals == finals
     assert takes.seconds == pytest.approx(50 + (40 + finals) * 14 / 3)
     hurried = dataclasses.replace(checked, config=checked.config.updated(hours=0.01))

@@ -151,8 +151,8 @@ def _log_likelihood(
     """Of all terms together, but for a constant: equation 2.30."""
     factors = torch.linalg.cholesky(_covariance(parameters, squares, noise))
     whitened = torch.linalg.solve_triangular(factors, values[..., None], upper=False)
-    determinants: torch.Tensor = factors.diagonal(dim1=1, dim2=2).log().sum()
-    return -determinants - whitened.square().sum() / 2
+    value: torch.Tensor = -factors.diagonal(dim1=1, dim2=2).log().sum() - whitened.square().sum() / 2
+    return value
 
 
 def _log_prior(parameters: torch.Tensor) -> torch.Tensor:
