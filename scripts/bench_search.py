@@ -3,6 +3,7 @@
     python scripts/bench_search.py --check                         (trains the zoos, describes them)
     python scripts/bench_search.py --seeds 10 --json FILE          (measures what FILE lacks)
     python scripts/bench_search.py --json FILE --tables --plot SVG (measures nothing)
+    python scripts/bench_search.py --zoo-seed 1 --json FILE        (the same with other models; another FILE)
     python scripts/bench_search.py --coverage 2000 --json FILE     (how honest its intervals are; another FILE)
 
 The zoos are trained where they are not in --folder: minutes on one core. The zoo french_math is the quickstart's
@@ -13,6 +14,7 @@ then. The GA needs pymoo.
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from search_bench.ours import ABLATIONS, make_split, searches
 from search_bench.plot import curves_plot
 from search_bench.results import OURS, Results, tables
 from search_bench.scoring import Scorer, Unscorable
-from search_bench.zoos import ZOOS, home
+from search_bench.zoos import ZOOS, Home, home
 
 from heterosis.merge import Recipe
 
@@ -37,6 +39,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--evaluations", type=int, default=100, help="full evaluations, which set the budget")
     parser.add_argument("--folder", type=Path, default=Path("runs/search-bench"), help="of the zoos")
+    parser.add_argument(
+        "--zoo-seed", type=int, default=0, help="added to the seeds that the zoos are trained from"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="raw results, read and appended to")
     parser.add_argument("--tables", action="store_true", help="measure nothing; print the tables of --json")
     parser.add_argument("--plot", type=Path, metavar="SVG", help="measure nothing; draw the curves in --json")
@@ -73,7 +78,7 @@ def main() -> None:
         return
     for name in options.zoos:
         scorer = (
-            Scorer(home(ZOOS[name], options.folder))
+            Scorer(_home(name, options.folder, options.zoo_seed))
             if name in ZOOS
             else ExampleScorer(example_home(options.folder))
         )
@@ -86,6 +91,12 @@ def main() -> None:
             scorer.forget()
     if not options.check:
         print("\n".join(tables(results)))
+
+
+def _home(name: str, folder: Path, seed: int) -> Home:
+    """A zoo as it was fixed, or with other models: the same lessons from other weights."""
+    zoo = ZOOS[name]
+    return home(replace(zoo, seed=zoo.seed + seed), folder / f"seed-{seed}") if seed else home(zoo, folder)
 
 
 def measure(
