@@ -67,7 +67,7 @@ class Detail:
     """What is known of a single loss beside its value.
 
     Attributes:
-        terms: What the loss is the sum of: the tasks' shares of it. Their number is the same for all results.
+        terms: What the loss is the sum of: the tasks' shares of it, in the same order for all results.
         share: Of the documents that it was measured on, in (0, 1]: its noise is that of a sample.
     """
 

@@ -171,3 +171,13 @@ def test_many_terms_are_added_up() -> None:
     assert len(found.values) == 8
     known = found.posterior(torch.from_numpy(drawn(15)))[0].numpy()
     assert known == pytest.approx(curve(drawn(15)).sum(1), abs=0.05)
+
+
+def test_results_of_which_some_have_no_terms_are_totals() -> None:
+    """A run that an earlier version began has totals only."""
+    one, other = make(3), make(3)
+    for i, x in enumerate(drawn(14)):
+        told = curve(x[None])[0]
+        one.tell(x, [float(told.sum())], Detail(tuple(told), 1.0) if i % 2 else None)
+        other.tell(x, [float(told.sum())])
+    assert one.ask() == pytest.approx(other.ask(), abs=1e-6)

@@ -76,7 +76,8 @@ class BayesianOptimizer:
 
     def _model(self) -> SumOfProcesses:
         """What is known of the loss now."""
-        terms = np.array(self._terms)
+        lengths = set(map(len, self._terms))
+        terms = np.array(self._terms if len(lengths) == 1 else [[sum(own)] for own in self._terms])
         if terms.shape[1] > MOST_TERMS:
             terms = np.stack([part.sum(1) for part in np.array_split(terms, MOST_TERMS, axis=1)], axis=1)
         spread = np.ptp(terms, 0)
