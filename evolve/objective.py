@@ -78,7 +78,7 @@ class Verdict:
         score: The number that models are ranked by; of a Pareto front, the mean gain.
         losses: What an optimizer minimises.
         terms: What a single loss is the sum of: each task's part, and the penalty where there are constraints.
-            None where it is no such sum, or where there are several losses.
+            Empty where it is no such sum, or where there are several losses.
     """
 
     score: float

@@ -101,27 +101,28 @@ def fitted(
         terms: ``[n, terms]``.
         shares: Of the documents that each result is of, in (0, 1], ``[n]``.
         categories: ``[d]``.
-        begin: Parameters of an earlier fit, from which these are looked for.
+        begin: Parameters of an earlier fit, from which these are looked for if there are as many terms.
     """
     x, y = torch.from_numpy(points), torch.from_numpy(terms).T
     scales = y.std(1, correction=0)
     scales = torch.where(scales > 0, scales, 1.0)
     values = (y - y.mean(1, keepdim=True)) / scales[:, None]
     noise, mask = 1 / torch.from_numpy(shares), torch.from_numpy(categories)
-    if begin is None:
-        begin = torch.zeros(len(y), x.shape[1] + 2, dtype=torch.float64)
+    shape = (len(y), x.shape[1] + 2)
+    if begin is None or begin.shape != shape:
+        begin = torch.zeros(shape, dtype=torch.float64)
         begin[:, -1] = FIRST_NOISE
     squares = _squares(x, x, mask)
 
     def loss(flat: Vector) -> tuple[float, Vector]:
-        parameters = torch.from_numpy(flat).reshape(begin.shape).requires_grad_()
+        parameters = torch.from_numpy(flat).reshape(shape).requires_grad_()
         value = -_log_likelihood(parameters, squares, values, noise) - _log_prior(parameters)
         (gradient,) = torch.autograd.grad(value, parameters)
         return value.item(), gradient.numpy().ravel()
 
     bounds = [(-LIMIT, LIMIT)] * begin.numel()
     found = minimize(loss, begin.numpy().ravel(), jac=True, method="L-BFGS-B", bounds=bounds)
-    parameters = torch.from_numpy(found.x).reshape(begin.shape)
+    parameters = torch.from_numpy(found.x).reshape(shape)
     return SumOfProcesses(x, values, noise, mask, parameters, scales, float(y.mean(1).sum()))
 
 
