@@ -62,9 +62,7 @@ def shortlist(record: Record, size: int, judge: Judge) -> list[Trial]:
     where there are more than twice ``size``; and all baselines stay then, and where the objective compares with
     all the parents.
     """
-    # Equals stand in the order of asking: that of the results may be another one each time.
-    scored = [t for t in record.trials if t.score is not None]
-    scored.sort(key=lambda t: (-(t.score or 0.0), t.ask.number))
+    scored = _scored(record)
     parents = [t for t in scored if t.ask.kind == "parent"]
     ranked = [t for t in scored if t.complete]
     uniform = [t for t in ranked if t.ask.name == UNIFORM]
@@ -78,6 +76,12 @@ def shortlist(record: Record, size: int, judge: Judge) -> list[Trial]:
         return chosen
     met = [(t, scores) for t in chosen if t.complete and (scores := record.scores(t.ask, "search"))]
     return _unbeaten(met, judge, ALPHA)
+
+
+def _scored(record: Record) -> list[Trial]:
+    """Those with a score, best first; equals in the order of asking, as that of results may differ each time."""
+    scored = [t for t in record.trials if t.score is not None]
+    return sorted(scored, key=lambda t: (-(t.score or 0.0), t.ask.number))
 
 
 def _distinct(ranked: Sequence[Trial]) -> list[Trial]:
@@ -124,10 +128,9 @@ def _distance(a: Trial, b: Trial) -> float:
 
 def reserve(record: Record, finalists: Sequence[Trial]) -> list[Trial]:
     """The next best candidates, of which one takes part if none of the finalists can be scored."""
-    complete = [t for t in record.trials if t.complete and t.ask.kind in CANDIDATES]
-    complete.sort(key=lambda t: (-(t.score or 0.0), t.ask.number))
+    candidates = [t for t in _scored(record) if t.complete and t.ask.kind in CANDIDATES]
     recipes = {t.ask.recipe for t in finalists}
-    return [t for t in _distinct(complete) if t.ask.recipe not in recipes][:RESERVE]
+    return [t for t in _distinct(candidates) if t.ask.recipe not in recipes][:RESERVE]
 
 
 def run_finals(
