@@ -47,21 +47,27 @@ def job(tmp_path: Path) -> Any:
     return start
 
 
+def _wait_for(text: str, calls: Path) -> None:
+    deadline = time.monotonic() + 15
+    while text not in calls.read_text():
+        assert time.monotonic() < deadline, calls.read_text()
+        time.sleep(0.02)
+
+
 @pytest.mark.parametrize(("code", "requeued"), [("0", False), ("1", False), ("2", False), ("130", True)])
 def test_slurm_requeues_what_was_interrupted(job: Any, tmp_path: Path, code: str, requeued: bool) -> None:
+    calls = tmp_path / "calls"
     assert job(code).wait(timeout=15) == int(code)
-    calls = (tmp_path / "calls").read_text()
-    assert ("scontrol requeue 7" in calls) == requeued
-    assert "srun --nodes=1 --ntasks=1 --overlap -w one ray start --head --port 6379" in calls
-    assert "srun --nodes=1 --ntasks=1 --overlap -w two ray start --address one:6379" in calls
-    assert "heterosis evolve search.yaml --run-dir run --ray-address one:6379 --workers 3" in calls
+    assert ("scontrol requeue 7" in calls.read_text()) == requeued
+    assert "heterosis evolve search.yaml --run-dir run --ray-address one:6379 --workers 3" in calls.read_text()
+    # Ray is started in the background, which may write its call after the job's end.
+    _wait_for("srun --nodes=1 --ntasks=1 --overlap -w one ray start --head --port 6379", calls)
+    _wait_for("srun --nodes=1 --ntasks=1 --overlap -w two ray start --address one:6379", calls)
 
 
 def test_slurms_signal_stops_the_search_which_is_requeued(job: Any, tmp_path: Path) -> None:
-    process, deadline = job("wait"), time.monotonic() + 15
-    while "heterosis" not in (tmp_path / "calls").read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    process = job("wait")
+    _wait_for("heterosis", tmp_path / "calls")
     time.sleep(0.2)  # until the stand-in has set its trap
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=15) == 130
