@@ -29,6 +29,7 @@ kernels.py           compiled loops over blocks
 workspace.py         buffers that threads reuse
 reductions.py        what the candidates of a search have in common, shared by a machine's processes
 computation.py       the arithmetic of one operation: rows, program, merged blocks
+finite.py            refusing merged values that cannot be used
 executor.py          plan -> blocks, within a memory budget, on several threads
 sinks.py, writer.py  where blocks go: a live model, or safetensors shards
 companions.py        config, tokenizer

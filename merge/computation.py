@@ -17,7 +17,6 @@ from heterosis.merge.kernels import (
     Subtracted,
     Unrounded,
     add_rounded,
-    all_finite,
     map_loop,
     part_of,
     subtract_base,
@@ -54,22 +53,6 @@ def read_copy(op: TensorOp, start: int, out: torch.Tensor) -> None:
         other.read(start, stop, compared)
         if not torch.equal(out, compared):
             raise ValueError("a tensor of integers must be the same in all models, but it differs")
-
-
-def check_finite(block: torch.Tensor) -> None:
-    """Refuse merged elements that cannot be used.
-
-    Raises:
-        ValueError: If one is NaN or infinite.
-    """
-    if not block.dtype.is_floating_point:
-        return
-    if block.dtype in (torch.bfloat16, torch.float32, torch.float64):
-        finite = all_finite(_array(block))
-    else:
-        finite = bool(torch.isfinite(block.float()).all())
-    if not finite:
-        raise ValueError("the merged tensor has NaN or infinity; check the inputs, weights and dtype")
 
 
 class Computation:

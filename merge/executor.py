@@ -6,7 +6,8 @@ from functools import partial
 
 import torch
 
-from heterosis.merge.computation import Computation, check_finite, read_copy
+from heterosis.merge.computation import Computation, read_copy
+from heterosis.merge.finite import check_finite
 from heterosis.merge.plan import MergePlan, TensorOp
 from heterosis.merge.reductions import Reductions
 from heterosis.merge.sinks import Sink
@@ -95,10 +96,12 @@ class _Workers:
             self._workspace.content = None  # the sources' own memory may be among it
 
     def _copy(self, op: TensorOp) -> None:
-        """Copy the one input."""
+        """Copy the one input, at once to its place if it has the same dtype."""
         for start in range(0, op.numel, COPIED_BLOCK):
             stop = min(start + COPIED_BLOCK, op.numel)
-            block = self._workspace.buffer("copied", stop - start, op.compute)
+            block = self._sink.place(op, start, stop)
+            if block is None or not block.dtype == op.compute == op.dtype:
+                block = self._workspace.buffer("copied", stop - start, op.compute)
             read_copy(op, start, block)
             self._write(op, start, block)
 

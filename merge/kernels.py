@@ -272,41 +272,6 @@ def _scaled_overload(x, scales):  # type: ignore[no-untyped-def]
     return lambda x, scales: (x[0] * scales[0], *_scaled(x[1:], scales[1:]))
 
 
-@compiled
-def all_finite(row):  # type: ignore[no-untyped-def]
-    """Whether no entry is NaN or infinite: floats, or the bits of bfloat16."""
-    return _all_finite(row)
-
-
-def _all_finite(row: Any) -> Any:
-    """The same, by type."""
-
-
-@overload(_all_finite)
-def _all_finite_overload(row):  # type: ignore[no-untyped-def]
-    if isinstance(row.dtype, types.Integer):
-
-        def of_bits(row):  # type: ignore[no-untyped-def]
-            largest = np.uint16(0)
-            for i in range(row.shape[0]):
-                largest = max(largest, np.uint16(row[i] & np.uint16(0x7FFF)))
-            return largest < np.uint16(0x7F80)
-
-        return of_bits
-
-    def of_floats(row):  # type: ignore[no-untyped-def]
-        for at in range(0, row.shape[0], LANES):
-            part = row[at : at + LANES]
-            bad = np.uint16(0)
-            for i in range(part.shape[0]):
-                bad += np.uint16(not abs(part[i]) < np.inf)
-            if bad:
-                return False
-        return True
-
-    return of_floats
-
-
 # --- arithmetic -------------------------------------------------------------------------------------------------
 
 

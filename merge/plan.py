@@ -1,7 +1,7 @@
 """A plan: one operation for every output tensor, as data."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -42,6 +42,18 @@ class TensorOp:
     arguments: Mapping[str, Any]
     keys: tuple[tuple[int, int], ...]
     models: tuple[ModelRef, ...] = ()
+
+    @classmethod
+    def copy_of(
+        cls,
+        name: str,
+        sources: Sequence[TensorSource],
+        dtypes: tuple[torch.dtype, torch.dtype],
+        models: Sequence[ModelRef],
+    ) -> "TensorOp":
+        """A copy of the first source, which further ones must equal; ``dtypes`` are (compute, dtype)."""
+        compute, dtype = dtypes
+        return cls(name, sources[0].shape, dtype, compute, None, tuple(sources), None, {}, (), tuple(models))
 
     @property
     def numel(self) -> int:

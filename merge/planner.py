@@ -23,6 +23,7 @@ from heterosis.merge.layout import (
     tied_to,
 )
 from heterosis.merge.methods import Method, Parameter, get_method
+from heterosis.merge.methods.combine import COPY
 from heterosis.merge.methods.random_mask import mask_key
 from heterosis.merge.modules import candidates, module_of
 from heterosis.merge.names import align
@@ -182,8 +183,7 @@ class _Planner:
             vocabulary = self.tokenizer.vocabulary
             if vocabulary and is_vocabulary(name, source.shape, self._embedding_rows(donor.ref)):
                 source = vocabulary.align(donor.ref, name, {donor.ref: source})
-            compute, dtype = self._dtypes([source])
-            yield TensorOp(name, source.shape, dtype, compute, None, (source,), None, {}, (), (donor.ref,))
+            yield TensorOp.copy_of(name, [source], self._dtypes([source]), [donor.ref])
 
     # ------------------------------------------------------------- operations
 
@@ -196,11 +196,10 @@ class _Planner:
         sources = self._aligned(group, inputs, own, sources)
         if not self._same_shape(name, inputs, sources) or not self._same_kind(name, inputs, sources):
             return None
-        compute, dtype = self._dtypes(sources)
-        if not compute.is_floating_point:
-            models = tuple(x.ref for x in inputs)
-            return TensorOp(name, sources[0].shape, dtype, compute, None, tuple(sources), None, {}, (), models)
+        compute, dtype = dtypes = self._dtypes(sources)
         refs = [x.ref for x in inputs]
+        if not compute.is_floating_point:
+            return TensorOp.copy_of(name, sources, dtypes, refs)
         at = refs.index(part.base) if part.base in refs and self.method.base != "ignored" else None
         if at is None and self.method.base in ("required", "input"):
             self.faults.append(f"{name}: missing in the base model {part.base}, which {self.method.name} needs")
@@ -209,19 +208,21 @@ class _Planner:
         order = rest if at is None or self.method.takes_deltas else [at, *rest]
         base = sources[at] if at is not None and self.method.takes_deltas else None
         if at is not None and base is not None and all(sources[k].identity == base.identity for k in order):
-            return TensorOp(name, base.shape, dtype, compute, None, (base,), None, {}, (), (refs[at],))
+            return TensorOp.copy_of(name, [base], dtypes, [refs[at]])
         if len(inputs) < len(part.inputs) and len(order) < self.method.inputs[0]:  # of a union
-            return TensorOp(name, sources[0].shape, dtype, compute, None, (sources[0],), None, {}, (), (refs[0],))
+            return TensorOp.copy_of(name, sources[:1], dtypes, refs[:1])
         arguments = self._arguments(part, [(inputs[k], own[k]) for k in order], name, group.t)
         if arguments is None:
             return None
         if not self.method.reduces:  # its numbers can be had now, so its objections too
             try:
-                self.method.function(**arguments)
+                program = self.method.function(**arguments)
             except ValueError as error:
                 if not self.faults:  # the first tensor stands for all
                     self.faults.append(f"{name}: {error}")
                 return None
+            if program == COPY and base is None and len(order) == 1:
+                return TensorOp.copy_of(name, [sources[order[0]]], dtypes, [refs[order[0]]])
         keys = tuple(self._mask_key(name, refs[k]) for k in order)
         merged = tuple(sources[k] for k in order)
         models = tuple(refs[k] for k in (order if base is None else (*order, at)) if k is not None)

@@ -7,7 +7,8 @@ from threading import Lock
 import torch
 
 from heterosis.merge.checkpoint import TensorSource
-from heterosis.merge.computation import STREAMING_BLOCK, Computation, check_finite, read_copy
+from heterosis.merge.computation import STREAMING_BLOCK, Computation, read_copy
+from heterosis.merge.finite import check_finite
 from heterosis.merge.plan import MergePlan, TensorOp
 from heterosis.merge.reference import ModelRef
 from heterosis.merge.workspace import Workspace

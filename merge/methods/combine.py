@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from heterosis.merge.methods.base import ZERO, PerInput, formula
+from heterosis.merge.methods.base import ZERO, PerInput, Program, formula
 
 Vector = npt.NDArray[np.float64]
 
@@ -15,6 +15,10 @@ def combine(i, x, coefficients):  # type: ignore[no-untyped-def]
     for j in range(len(x)):
         total += coefficients[j] * x[j]
     return total
+
+
+# What leaves a single input as it is.
+COPY = Program(combine.bind((1.0,)))
 
 
 def averaging(weight: PerInput, option: str = "normalize") -> PerInput:

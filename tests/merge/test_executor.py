@@ -192,6 +192,19 @@ class Lost:
         self._source.read(start, stop, out)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_model_passed_through_keeps_its_bits(dtype: str, tmp_path: Path) -> None:
+    values = {"w": torch.tensor([-0.0, 0.0, 1e-39, -1e-39, 3e38]).to(getattr(torch, dtype))}
+    save_file(values, tmp_path / "model.safetensors")
+    live = run(
+        Recipe.model_validate(
+            {"merge_method": "passthrough", "models": [{"model": str(tmp_path / "model.safetensors")}]}
+        )
+    )
+    bits = torch.int16 if dtype == "bfloat16" else torch.int32
+    assert torch.equal(live.tensors["w"].view(bits), values["w"].view(bits))
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_tensor_that_failed_is_not_held(
     threads: int, family: list[Path], monkeypatch: pytest.MonkeyPatch

@@ -16,6 +16,7 @@ from heterosis.merge.checkpoint import open_checkpoint
 from heterosis.merge.plan import MergePlan, TensorOp
 from heterosis.merge.planner import build_plan
 from heterosis.merge.recipe import Recipe
+from heterosis.merge.reference import ModelRef
 
 MakeLlama = Callable[..., Path]
 UP = "model.layers.{}.mlp.up_proj.weight"
@@ -197,6 +198,29 @@ slices:
 def test_the_base_alone_is_copied(models: dict[str, str]) -> None:
     plan = plan_of(models, "{merge_method: ties, base_model: $base, models: [model: $base], dtype: float32}")
     assert all(op.method is None and op.base is None and len(op.inputs) == 1 for op in plan.ops)
+
+
+@pytest.mark.parametrize(
+    ("text", "copied"),
+    [
+        ("{merge_method: passthrough, models: [model: $a]}", True),
+        ("{merge_method: passthrough, models: [model: $a], parameters: {scale: 0.5}}", False),
+        ("{merge_method: linear, models: [{model: $a, parameters: {weight: 3}}]}", True),
+        (
+            "{merge_method: linear, models: [{model: $a, parameters: {weight: 3}}], parameters: {normalize: 0}}",
+            False,
+        ),
+        (
+            "{merge_method: task_arithmetic, base_model: $base, models: [{model: $a, parameters: {weight: 1}}]}",
+            False,
+        ),
+    ],
+)
+def test_one_model_times_one_is_copied(models: dict[str, str], text: str, copied: bool) -> None:
+    ops = plan_of(models, text).ops
+    assert {op.method is None for op in ops} == {copied}
+    if copied:
+        assert {op.models for op in ops} == {(ModelRef(models["a"]),)}
 
 
 def test_slices_are_renumbered_and_the_config_follows(models: dict[str, str], copy: Callable[..., str]) -> None:

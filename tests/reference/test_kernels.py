@@ -25,7 +25,6 @@ from heterosis.merge.kernels import (
     add_magnitudes,
     add_products,
     add_rounded,
-    all_finite,
     compiled,
     count_digits,
     count_magnitudes,
@@ -77,28 +76,6 @@ def same(a: Array, b: Array) -> bool:
     """Bit for bit, but for what a NaN holds."""
     nan = np.isnan(a)
     return a.dtype == b.dtype and np.array_equal(nan, np.isnan(b)) and a[~nan].tobytes() == b[~nan].tobytes()
-
-
-# --- values that cannot be used ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("n", LENGTHS)
-@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
-def test_one_value_that_is_not_finite_is_found(n: int, bad: float) -> None:
-    largest = np.full(n, 3.3895314e38, np.float32)  # of bfloat16
-    for at in {0, n // 2, n - 1}:
-        for row in (largest, -largest.astype(np.float64), bits_of(largest), bits_of(-largest)):
-            assert all_finite(row)
-            broken = row.copy()
-            broken[at] = bad if row.dtype.kind == "f" else bits_of([bad])[0]
-            assert not all_finite(broken)
-
-
-def test_every_pattern_of_bits_is_finite_or_not() -> None:
-    bits = np.arange(1 << 16).astype(np.uint16)
-    assert [bool(all_finite(bits[i : i + 1])) for i in range(1 << 16)] == np.isfinite(floats_of(bits)).tolist()
-    assert all_finite(bits[:0])
-    assert all_finite(np.empty(0, np.float32))
 
 
 # --- arithmetic -------------------------------------------------------------------------------------------------
