@@ -205,7 +205,7 @@ class _Driver:
         self._table = TableWriter(folder.path)
         self._save_from, self._saved = self._begun, True
         parents = len(config.genome.models)
-        self._finals_cost = finals_cost(self._split, parents, config.shortlisted)
+        self._finals_cost = finals_cost(self._split, parents, config.shortlisted, config.objective == "pareto")
         self._pulse = PulseWriter(
             folder.path, Pulse(workers=self.workers, finals=self._finals_cost, hours=config.hours)
         )
@@ -539,19 +539,17 @@ class _Driver:
         """Whether another candidate would leave too little of ``hours`` for the finals."""
         if self._stopping() or self._config.hours is None:
             return self._stopping()
-        candidate = self._record.tally.median_seconds
-        if candidate is None:
+        whole = self._record.tally.median_seconds
+        if whole is None:
             return self._seconds() > self._config.hours * 3600
-        finals = candidate * self._finals_cost / pool.size
-        return self._seconds() + candidate + 1.2 * finals > self._config.hours * 3600
+        finals = whole * self._finals_cost / pool.size
+        return self._seconds() + whole + 1.2 * finals > self._config.hours * 3600
 
     # -------------------------------------------------------------------- finals
 
     def _finals(self, pool: Pool) -> Finals | None:
-        """Compare a frozen shortlist on selection documents; report the champion on held-out ones."""
+        """Compare a shortlist on selection documents; report the champion on held-out ones."""
         finalists = shortlist(self._record, self._config.shortlisted, self._referee.judge("search"))
-        self._state["shortlist"] = [t.number for t in finalists]
-        self._folder.save_state(self._state)
         self._stage(f"selection: {len(finalists)} finalists")
         try:
             races, judge = self._referee.finals_races, self._referee.judge

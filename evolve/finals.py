@@ -1,9 +1,8 @@
-"""The finals: a frozen shortlist is compared on selection documents, the champion reported on held-out ones."""
+"""The finals: a shortlist is compared on selection documents, which it was made without, the champion reported on held-out ones."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from heterosis.evaluate.scores import Scores
 from heterosis.evaluate.splits import Split
 from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.objective import Judge
@@ -44,12 +43,24 @@ class Finals:
     front: tuple[Trial, ...] = ()
 
 
-def finals_cost(split: Split, parents: int, finalists: int) -> float:
-    """What the finals take at most, in candidates that meet all search documents."""
+def finals_cost(split: Split, parents: int, finalists: int, front: bool = False) -> float:
+    """What the finals take at most, in candidates that meet all search documents.
+
+    Of finalists that cannot be scored nothing is counted.
+
+    Args:
+        split: Of the documents.
+        parents: How many there are.
+        finalists: The best candidates on the shortlist.
+        front: Whether there are twice as many, of several objectives.
+    """
     search, selection, holdout = (
         sum(map(len, part.values())) for part in (split.search, split.selection, split.holdout)
     )
-    documents = parents * max(search, selection) + (1 + finalists) * selection + (parents + 2) * holdout
+    candidates = 2 * finalists if front else finalists + 1  # and the optimizer's mean
+    finalists = candidates + 2  # and the uniform merge, the best other baseline
+    # A parent that was stopped early meets the rest of the search documents, and is no finalist.
+    documents = parents * max(search, selection) + finalists * selection + (parents + 2) * holdout
     return documents / max(1, search)
 
 
@@ -75,7 +86,7 @@ def shortlist(record: Record, size: int, judge: Judge) -> list[Trial]:
     if judge.objective.needs_parents:
         return chosen
     met = [(t, scores) for t in chosen if t.complete and (scores := record.scores(t.ask, "search"))]
-    return _unbeaten(met, judge, ALPHA)
+    return [t for t, scores in met if not judge.beaten(scores, met[0][1], ALPHA)]
 
 
 def _scored(record: Record) -> list[Trial]:
@@ -90,11 +101,6 @@ def _distinct(ranked: Sequence[Trial]) -> list[Trial]:
     for trial in ranked:
         first.setdefault(trial.ask.recipe, trial)
     return list(first.values())
-
-
-def _unbeaten(ranked: Sequence[tuple[Trial, Scores]], judge: Judge, alpha: float) -> list[Trial]:
-    """Those that the first does not beat beyond doubt on the documents that both have met."""
-    return [t for t, scores in ranked if not judge.beaten(scores, ranked[0][1], alpha)]
 
 
 def front(trials: Sequence[Trial]) -> list[Trial]:
@@ -144,7 +150,7 @@ def run_finals(
 
     Args:
         record: The run's.
-        finalists: From `shortlist`, and frozen before. If none of its candidates can be scored,
+        finalists: From `shortlist`. If none of its candidates can be scored,
             those of `reserve` are tried.
         races: How parents meet the search documents, and finalists the selection documents.
         judge: Of a part of the documents, once the parents are scored there.
@@ -157,22 +163,23 @@ def run_finals(
         raise FinalsFailed("no candidate could be scored")
     scored = [t for t in record.trials if t.score is not None]
     parents = [t for t in scored if t.ask.kind == "parent"]
-    best_parents = _race(record, parents, "search", races["search"], judge, score_on)
-    if best_parents is None:
+    of_parents = _race(record, parents, "search", races["search"], judge, score_on)
+    if of_parents is None:
         return None
     tried = list(finalists)
-    open_ = _race(record, tried, "selection", races["selection"], judge, score_on)
+    race = _race(record, tried, "selection", races["selection"], judge, score_on)
     for trial in reserve(record, finalists):
-        found = [t for t in tried if t.ask.kind in CANDIDATES]
-        if open_ is None or not found or any(record.scores(t.ask, "selection") for t in found):
+        candidates = [t for t in tried if t.ask.kind in CANDIDATES]
+        if race is None or not candidates or any(t not in race.failed for t in candidates):
             break
         tried.append(trial)
-        open_ = _race(record, [*open_, trial], "selection", races["selection"], judge, score_on)
-    if open_ is None:
+        after = _race(record, [*race.open, trial], "selection", races["selection"], judge, score_on)
+        race = after and _Race(after.open, [*race.failed, *after.failed])
+    if race is None:
         return None
-    if not open_:
+    if not race.open:
         raise FinalsFailed("no finalist could be scored on the selection documents; see run.log")
-    ranked = _ranked(record, open_, tried, judge("selection"))
+    ranked = _ranked(record, race.open, [t for t in tried if t not in race.failed], judge("selection"))
     champion = ranked[0].trial
     reported = [*parents, *(t for t in scored if t.ask.name == UNIFORM)]
     held_out = {t.ask.number: t for t in (champion, *reported)}
@@ -181,7 +188,15 @@ def run_finals(
     _require([t for t in held_out.values() if record.scores(t.ask, "holdout") is None], "holdout")
     several = len(champion.losses) > 1
     front = tuple(_front_of(ranked, record, judge("selection"))) if several else ()
-    return Finals(champion, best_parents[0] if best_parents else champion, tuple(ranked), front)
+    return Finals(champion, of_parents.open[0] if of_parents.open else champion, tuple(ranked), front)
+
+
+@dataclass(frozen=True)
+class _Race:
+    """Who is left of a race, best first, and who could not be scored."""
+
+    open: list[Trial]
+    failed: list[Trial]
 
 
 def _race(
@@ -191,30 +206,28 @@ def _race(
     race: Schedule,
     judge: Callable[[str], Judge],
     score_on: Callable[[str, Sequence[Ask], DocumentIds | None], bool],
-) -> list[Trial] | None:
-    """Who is left of a race on a part of the documents, best first; None if the search is to stop.
+) -> _Race | None:
+    """What comes of a race on a part of the documents; None if the search is to stop.
 
     All meet the documents in chunks, and are compared on these. After each, those drop out that the best of them
     beats beyond doubt.
     """
-    open_ = list(trials)
-    alpha = ALPHA / max(1, len(race.looks) - 1)
+    open_, failed = list(trials), list[Trial]()
     for look in race.looks:
         documents = {task: race.documents[task][:n] for task, n in look.items()}
         if not score_on(part, [t.ask for t in open_], documents):
             return None
         found = [(t, record.scores(t.ask, part)) for t in open_]
-        failed = [t for t, scores in found if missing(documents, scores)]
+        failed += [t for t, scores in found if missing(documents, scores)]
         _require([t for t in failed if t.ask.kind in ("parent", "baseline")], part)
-        judged, met = (
-            judge(part),
-            [(t, scores.only(documents)) for t, scores in found if scores and t not in failed],
-        )
+        judged = judge(part)
+        met = [(t, scores.only(documents)) for t, scores in found if scores and t not in failed]
         met.sort(key=lambda one: (-judged.score(one[1]), -(one[0].score or 0.0), one[0].ask.number))
-        open_ = _unbeaten(met, judged, 0.0 if look is race.looks[-1] else alpha)
+        last = look is race.looks[-1]
+        open_ = [t for t, scores in met if last or not race.is_lost(judged, scores, met[0][1], ALPHA)]
         if len(open_) <= 1:
             break
-    return open_
+    return _Race(open_, failed)
 
 
 def _ranked(record: Record, open_: Sequence[Trial], finalists: Sequence[Trial], judge: Judge) -> list[Finalist]:

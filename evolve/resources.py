@@ -188,7 +188,9 @@ def resources(
     config, plan = checked.config, checked.plan
     workers, threads = workers_and_threads(config)
     documents = sum(map(len, checked.split.search.values()))
-    finals = finals_cost(checked.split, len(config.genome.models), config.shortlisted)
+    finals = finals_cost(
+        checked.split, len(config.genome.models), config.shortlisted, config.objective == "pareto"
+    )
     resident = config.backend.name == RESIDENT
     least = workers * LIVE * plan.parameters if resident else 0  # what another backend makes of a model is its own
     others = 0 if resident else 2 * workers * plan.bytes_written  # the model, and its folder while it is loaded

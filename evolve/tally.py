@@ -26,7 +26,9 @@ class Tally:
         self.complete = self.pruned = self.failed = 0
         self.causes: Counter[str] = Counter()
         self.seconds: dict[str, float] = {}
-        self._times: list[float] = []  # of each that has one, in order of size
+        # Of each that has a time, in order of size: of those that met all search documents, and of the others.
+        self._whole: list[float] = []
+        self._shorter: list[float] = []
 
     def add(self, trial: "Trial") -> None:
         """Take in a result."""
@@ -38,14 +40,15 @@ class Tally:
         for kind, seconds in trial.seconds.items():
             self.seconds[kind] = self.seconds.get(kind, 0.0) + seconds
         if trial.seconds:
-            insort(self._times, sum(trial.seconds.values()))
+            insort(self._whole if trial.complete else self._shorter, sum(trial.seconds.values()))
         self.best = best_of([self.best, trial] if self.best else [trial])
 
     @property
     def median_seconds(self) -> float | None:
-        """What half of the results took less than; None before there are any."""
-        n = len(self._times)
-        return (self._times[(n - 1) // 2] + self._times[n // 2]) / 2 if n else None
+        """What half of those that met all search documents took less than, or of all where none did; or None."""
+        times = self._whole or self._shorter
+        n = len(times)
+        return (times[(n - 1) // 2] + times[n // 2]) / 2 if n else None
 
 
 def best_of(trials: "Iterable[Trial]") -> "Trial | None":

@@ -30,7 +30,8 @@ class Crash(BaseException):
 
 
 class FakePool:
-    """Scores one candidate at a time, in the order of submission.
+    """Scores one candidate at a time, in the order of submission, and says that as many documents as there are in
+    the search take ``seconds``.
 
     Attributes:
         asked: What was submitted: (number of the ask, part of the split, recipe).
@@ -61,6 +62,13 @@ class FakePool:
     def free(self) -> int:
         return self.size - len(self._running)
 
+    @property
+    def next_seconds(self) -> float:
+        """What the next result says that it took."""
+        _, documents = self._running[-1 if self._last_first else 0]
+        searched = sum(map(len, self.setup.split.search.values()))
+        return self._seconds * sum(map(len, documents.values())) / searched
+
     def submit(self, key: Any, recipe: str, documents: dict[str, list[int]]) -> None:
         assert self.free
         assert documents == key.documents
@@ -72,6 +80,7 @@ class FakePool:
         self._on_wait(self)
         if self.finished == self._crash_after:
             raise Crash
+        took = self.next_seconds
         key, documents = self._running.pop(-1 if self._last_first else 0)
         self.finished += 1
         own = {task: (key.ask, key.part, task) if self._per_task else (key.ask, key.part) for task in documents}
@@ -85,7 +94,7 @@ class FakePool:
             }
             for task, indices in documents.items()
         }
-        seconds = {"merge": 0.1 * self._seconds, "forward": 0.8 * self._seconds, "other": 0.1 * self._seconds}
+        seconds = {"merge": 0.1 * took, "forward": 0.8 * took, "other": 0.1 * took}
         # As a real worker: to held-out documents only.
         held_out = documents if key.part == "holdout" else {}
         answers = {task: {d: Answer(f"{key.ask.name} on {d}") for d in own} for task, own in held_out.items()}

@@ -452,16 +452,23 @@ class TestStopping:
         assert pools.made[0].finished == 4
         assert run()["trials"]["complete"] == 10
 
+    @pytest.mark.parametrize("racing", [False, True])
     def test_hours_leave_time_for_the_finals(
-        self, run: Any, pools: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+        self, run: Any, monkeypatch: pytest.MonkeyPatch, racing: bool
     ) -> None:
         clock = types.SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
         monkeypatch.setattr(driver, "time", clock)
 
         def tick(pool: Any) -> None:
-            clock.now += 60
+            clock.now += pool.next_seconds
 
-        options: dict[str, Any] = {"trials": 500, "hours": 1.0, "pool": {"on_wait": tick, "seconds": 60.0}}
+        options: dict[str, Any] = {
+            **{"trials": 500, "hours": 1.0, "racing": {"enabled": racing}},
+            **{
+                "pool": {"on_wait": tick, "seconds": 60.0},
+                "documents": {"search": 32, "selection": 24, "holdout": 24},
+            },
+        }
         summary = run(**options)
         assert summary["status"] == "finished"
         assert 10 < summary["trials"]["complete"] < 60

@@ -132,5 +132,7 @@ def test_a_race_is_cheaper_and_its_estimates_are_paired() -> None:
 def test_a_finalist_that_fails_half_way_is_out_and_a_parent_that_does_ends_the_finals() -> None:
     table = Table({"good": 16})
     assert finals(table, race=False).champion.ask.name == "lucky"
+    half_way = finals(Table({"good": 16}))
+    assert "good" not in [f.trial.ask.name for f in half_way.finalists], "who dropped out because it failed"
     with pytest.raises(FinalsFailed, match="bob could not be scored on the search documents"):
         finals(Table({"bob": 0}))

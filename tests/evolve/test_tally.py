@@ -20,14 +20,15 @@ def a_trial(number: int, rng: random.Random) -> Trial:
 
 def naive(trials: list[Trial]) -> dict[str, Any]:
     complete = [t for t in trials if t.score is not None and not t.pruned]
-    times = [sum(t.seconds.values()) for t in trials if t.seconds]
+    timed = [t for t in trials if t.seconds]
+    times = [sum(t.seconds.values()) for t in ([t for t in timed if t in complete] or timed)]
     return {
         "best": max(complete, key=lambda t: (t.score, -t.ask.number), default=None),
         "complete": len(complete),
         "pruned": sum(t.pruned for t in trials),
         "failed": sum(t.score is None for t in trials),
         "causes": Counter(t.cause for t in trials if t.cause),
-        "seconds": {k: sum(t.seconds.get(k, 0.0) for t in trials) for k in ("merge", "forward") if times},
+        "seconds": {k: sum(t.seconds.get(k, 0.0) for t in trials) for k in ("merge", "forward") if timed},
         "median_seconds": statistics.median(times) if times else None,
     }
 
