@@ -169,6 +169,8 @@ def _wanted(task: str, count: int, sizes: Sizes) -> dict[str, int]:
     for part in free:
         wanted[part] = max(1, round(whole * (taken + FRACTIONS[part])) - round(whole * taken))
         taken += FRACTIONS[part]
+    while free and sum(wanted.values()) > count:  # of few documents, each part has one at least
+        wanted[max(free, key=wanted.__getitem__)] -= 1
     return wanted
 
 

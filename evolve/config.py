@@ -252,7 +252,7 @@ class EvolveConfig(Section):
     racing: Racing = Racing()
     ordered: Natural = 0
     warm_start: Texts = ()
-    seed: Natural = 0
+    seed: Annotated[Natural, Field(lt=2**64)] = 0
     trials: Count = 100
     hours: Positive | None = None
     workers: Count | None = None

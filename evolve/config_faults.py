@@ -49,7 +49,8 @@ def faults_of(
             yield f"{path}: unknown key{did_you_mean(str(place[-1]), section.model_fields)}"
         elif kind in _SIGNS:
             bound = next(iter(context.values()))
-            yield f"{path}: must be {_SIGNS[kind]} {bound:g}, but got {got!r}"
+            limit = bound if isinstance(bound, int) else f"{bound:g}"
+            yield f"{path}: must be {_SIGNS[kind]} {limit}, but got {got!r}"
         else:
             yield f"{path}: {_RULES.get(kind, detail['msg'])}, but got {got!r}"
 

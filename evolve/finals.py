@@ -1,4 +1,4 @@
-"""The finals: a shortlist is compared on selection documents, which it was made without, the champion reported on held-out ones."""
+"""The finals: a shortlist is compared on selection documents, its best one reported on held-out ones."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -216,14 +216,29 @@ def write_outcome(
         found = discovery(summary, champion, config)
         write_text(folder / "best.yaml", export_recipe(champion, provenance, found, note))
     if finals and finals.front:
-        (folder / FRONT).mkdir(exist_ok=True)
-        for trial in finals.front:
-            note = "On the front: no other finalist is better in everything."
-            text = export_recipe(trial, provenance, discovery(summary, trial, config), note)
-            write_text(folder / FRONT / f"trial-{trial.number}.yaml", text)
+        _write_front(folder / FRONT, summary, finals.front, config, provenance)
     table.write(record.trials)
     write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def _write_front(
+    folder: Path,
+    summary: Mapping[str, Any],
+    trials: Sequence[Trial],
+    config: EvolveConfig,
+    provenance: Mapping[str, Any],
+) -> None:
+    """Write the recipes of a front, and remove those of an earlier one."""
+    folder.mkdir(exist_ok=True)
+    names = {trial.number: f"trial-{trial.number}.yaml" for trial in trials}
+    for trial in trials:
+        note = "On the front: no other finalist is better in everything."
+        text = export_recipe(trial, provenance, discovery(summary, trial, config), note)
+        write_text(folder / names[trial.number], text)
+    for path in folder.glob("trial-*.yaml"):
+        if path.name not in names.values():
+            path.unlink()
 
 
 def _front(trials: Sequence[Trial], record: Record, judge: Callable[[str], Judge]) -> list[dict[str, Any]]:

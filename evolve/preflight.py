@@ -109,6 +109,7 @@ def preflight(
     with collecting(faults):
         pinned, checkpoints = _opened(config)
         stages, plan = _planned(pinned, checkpoints, control_points)
+        _check_trials(config.trials, stages[0])
         paths_alone = pinned.genome.layer_paths is not None and pinned.genome.layer_paths.after is None
         paths = PathSpace.from_config(pinned, checkpoints) if paths_alone else None
     with collecting(faults):
@@ -185,6 +186,16 @@ def _planned(
                 "apply_chat_template: false"
             )
     return stages, plans[0]
+
+
+def _check_trials(trials: int, space: SearchSpace) -> None:
+    """Refuse a budget that does not reach for the parents: nothing could be said of the others."""
+    least = len(space.baselines())
+    if trials < least:
+        raise InputError(
+            f"trials: must be at least {least}, as the parents and their uniform merge are scored first, but got "
+            f"{trials}"
+        )
 
 
 def _check_depths(config: EvolveConfig, checkpoints: Mapping[ModelRef, Checkpoint]) -> None:

@@ -55,7 +55,7 @@ class Schedule:
         looks = []
         while enabled and at * (1 + factor) / 2 <= total:
             looks.append({task: min(n, max(1, math.ceil(at * n / total))) for task, n in sizes.items()})
-            at *= factor
+            at = max(at * factor, at + 1)
         return cls(documents, (*looks, sizes))
 
     def next(self, met: Scores | None) -> dict[str, list[int]]:

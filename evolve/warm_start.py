@@ -7,6 +7,7 @@ from heterosis.errors import InputError
 from heterosis.evolve.baselines import Baseline
 from heterosis.evolve.dimensions import Space
 from heterosis.evolve.folder import read_summary
+from heterosis.evolve.genome import short_names
 from heterosis.evolve.record import read_asks
 from heterosis.evolve.table import read_table
 from heterosis.merge import Recipe
@@ -26,17 +27,19 @@ def warm_starts(paths: Iterable[str], space: Space) -> list[Baseline]:
         InputError: If a path is neither.
     """
     found: dict[str, Baseline] = {}
-    for path in map(Path, paths):
-        for name, recipe in _recipes(path):
+    every = [Path(path) for path in paths]
+    short = short_names(str(path if path.is_dir() else path.with_suffix("")) for path in every)
+    for path, own in zip(every, short, strict=True):
+        for name, recipe in _recipes(path, f"warm start {own}"):
             text = recipe.to_yaml()
             if text not in found:
                 found[text] = Baseline(name, "baseline", recipe, space.values_of(recipe))
     return list(found.values())
 
 
-def _recipes(path: Path) -> Iterator[tuple[str, Recipe]]:
+def _recipes(path: Path, name: str) -> Iterator[tuple[str, Recipe]]:
     if not path.is_dir():
-        yield f"warm start {path.stem}", Recipe.load(path)
+        yield name, Recipe.load(path)
         return
     try:
         champion = read_summary(path)["champion"]
@@ -49,4 +52,4 @@ def _recipes(path: Path) -> Iterator[tuple[str, Recipe]]:
     asks = {ask.number: ask for ask in read_asks(path)}
     for row in ranked[:TAKEN]:
         ask = asks[int(row["ask"])]
-        yield f"warm start {path.name} {row['trial']}", Recipe.parse(ask.recipe, str(path))
+        yield f"{name} {row['trial']}", Recipe.parse(ask.recipe, str(path))

@@ -68,6 +68,8 @@ def merge_models(
     if seed is not None:
         loaded = loaded.with_seed(seed)
     target = Path(out).absolute()
+    if target.is_symlink():  # where it leads to is replaced, not the link
+        target = target.resolve()
     check_free(target, overwrite)
     if memory_limit < THREAD_MINIMUM:
         least, got = (f"{size / 2**20:.0f} MiB" for size in (THREAD_MINIMUM, memory_limit))

@@ -114,7 +114,8 @@ class Computation:
 
     def _is_view(self, source: TensorSource, dtype: torch.dtype) -> bool:
         """Whether a source's values lie in memory just as rows of this dtype do."""
-        as_they_are = source.dtype == dtype and (dtype == torch.bfloat16 or self._op.base is None)
+        exact = dtype in (torch.bfloat16, self._op.compute)  # floats for float16 are rounded as they are read
+        as_they_are = source.dtype == dtype and exact and (dtype == torch.bfloat16 or self._op.base is None)
         return as_they_are and source.view(0, 1) is not None
 
     def _row_dtype(self, source: TensorSource) -> torch.dtype:

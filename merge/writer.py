@@ -71,7 +71,15 @@ class SafetensorsSink:
         self._unflushed: dict[int, int] = defaultdict(int)
         self._flusher = ThreadPoolExecutor(1, thread_name_prefix="flush")
         self._flushes: list[Future[None]] = []
-        shards = list(_shards(ops, shard_size))
+        try:
+            self._create_all(folder, ops, list(_shards(ops, shard_size)), file_name)
+        except BaseException:
+            self.close()
+            raise
+
+    def _create_all(
+        self, folder: Path, ops: Sequence[TensorOp], shards: Sequence[Sequence[TensorOp]], file_name: str
+    ) -> None:
         weight_map = {}
         for i, shard in enumerate(shards):
             name = file_name if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
@@ -174,6 +182,8 @@ def check_free(out: Path, overwrite: bool) -> None:
     """
     if not out.exists():
         return
+    if out.samefile("."):
+        raise InputError(f"{out}: is the current folder, which cannot be replaced; choose a folder inside it")
     if out.is_mount():
         raise InputError(f"{out}: is where a disk is mounted, which cannot be replaced; choose a folder inside it")
     if out.is_dir() and not any(out.iterdir()):
@@ -215,14 +225,16 @@ def published_folder(out: Path, *, overwrite: bool = False, file: str | None = N
         raise InputError(f"{out}: cannot be created: {error.strerror}") from error
     try:
         yield partial
+        check_free(out, overwrite)  # something may have come there in the meantime
         replaced = out.with_name(f".{out.name}.replaced-{os.getpid()}")
-        if out.exists():
+        if overwrite and out.exists():
             out.rename(replaced)
         try:
-            (partial / file if file else partial).rename(out)
+            (partial / file if file else partial).rename(out)  # a folder takes the place of an empty one only
         except OSError:
             if replaced.exists():
                 replaced.rename(out)
+            check_free(out, overwrite)
             raise
         _sync_folder(out.parent)
         _remove(replaced)
@@ -278,7 +290,10 @@ def _is_other_process(number: int) -> bool:
 
 
 def _remove(path: Path) -> None:
-    path.unlink(missing_ok=True) if path.is_file() else shutil.rmtree(path, ignore_errors=True)
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:

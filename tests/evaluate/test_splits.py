@@ -44,6 +44,14 @@ def test_fractions_use_every_document() -> None:
     assert [len(getattr(split, part)["a"]) for part in PARTS] == [20, 8, 12]
 
 
+@pytest.mark.parametrize("count", range(3, 30))
+def test_few_documents_are_all_used(count: int) -> None:
+    split = split_documents({"a": list(map(str, range(count)))}, Sizes(), seed=1)
+    parts = [split.search["a"], split.selection["a"], split.holdout["a"]]
+    assert all(parts)
+    assert sum(map(len, parts)) == count
+
+
 def test_a_fraction_beside_numbers_is_one_of_all_documents_or_of_what_is_left() -> None:
     split = split_documents(paired(), Sizes(search=2), seed=0)
     assert [len(getattr(split, part)["a"]) for part in PARTS] == [2, 8, 12]

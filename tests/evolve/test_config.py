@@ -409,6 +409,7 @@ def test_an_optimizer_may_be_just_a_name() -> None:
         (plain(trials=2.5), "trials: must be a whole number, but got 2.5"),
         (plain(workers=True), "workers: must be a number, but got true"),
         (plain(seed=-1), "seed: must be >= 0, but got -1"),
+        (plain(seed=2**64), f"seed: must be < {2**64}, but got {2**64}"),
         (plain(failures={"max_failure_rate": 2}), "failures.max_failure_rate: must be <= 1, but got 2"),
         (plain(shuffle="perhaps"), "shuffle: must be true or false, but got 'perhaps'"),
         (plain(include_path=[3]), "include_path[0]: must be a text, but got 3"),

@@ -463,11 +463,11 @@ class TestStopping:
             clock.now += pool.next_seconds
 
         options: dict[str, Any] = {
-            **{"trials": 500, "hours": 1.0, "racing": {"enabled": racing}},
-            **{
-                "pool": {"on_wait": tick, "seconds": 60.0},
-                "documents": {"search": 32, "selection": 24, "holdout": 24},
-            },
+            "trials": 500,
+            "hours": 1.0,
+            "racing": {"enabled": racing},
+            "pool": {"on_wait": tick, "seconds": 60.0},
+            "documents": {"search": 32, "selection": 24, "holdout": 24},
         }
         summary = run(**options)
         assert summary["status"] == "finished"
@@ -764,6 +764,16 @@ class TestObjectives:
         study = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path / 'run/study.db'}")
         assert len(study.directions) == 2
 
+    def test_of_an_earlier_front_nothing_stays(self, run: Any, tmp_path: Path) -> None:
+        options: dict[str, Any] = {"objective": "pareto", "tasks": ["toy_choice", "toy_generate"]}
+        options |= {"optimizer": "random", "judge": self.judged, "finalists": 2}
+        fronts = []
+        for trials in (12, 60):
+            summary = run(trials=trials, **options)
+            fronts.append({row["recipe"] for row in summary["front"]})
+            assert {f"front/{path.name}" for path in (tmp_path / "run/front").iterdir()} == fronts[-1]
+        assert fronts[0] - fronts[1], "some have gone"
+
     def test_the_worst_task_counts(self, run: Any, tmp_path: Path) -> None:
         """Parents have 0.5 of both; the smallest gain is largest in the middle."""
         summary = run(trials=30, objective="worst", tasks=["toy_choice", "toy_generate"], judge=self.judged)
@@ -1034,6 +1044,29 @@ class TestWarmStart:
         assert warm["champion"]["search"] > cold["champion"]["search"]
         searched = [a for a in read_asks(tmp_path / "warm") if a.kind == "search"]
         assert min(pools.hill(a, "search") for a in searched) > 0.5
+
+    @pytest.mark.parametrize("order", [("bad", "good"), ("good", "bad")])
+    def test_of_equal_names_keep_their_points(
+        self, order: Any, run: Any, pools: Any, toy_models: dict[str, Path], tmp_path: Path
+    ) -> None:
+        for name, weight in (("bad", 0.05), ("good", 0.7)):
+            recipe: dict[str, Any] = {"merge_method": "task_arithmetic", "base_model": str(toy_models["base"])}
+            recipe |= {"models": [{"model": str(toy_models[m])} for m in ("ann", "bob")], "dtype": "bfloat16"}
+            recipe["parameters"] = {"weight": weight}
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "best.yaml").write_text(yaml.safe_dump(recipe))
+
+        def judge(ask: Ask, part: str) -> float:
+            return 0.9 if ask.name == "warm start good-best" else pools.hill(ask, part) - 1
+
+        paths = [str(tmp_path / name / "best.yaml") for name in order]
+        summary = run(
+            "second", trials=12, warm_start=paths, optimizer={"name": "cma", "sigma0": 0.01}, judge=judge
+        )
+        assert {"warm start good-best", "warm start bad-best"} <= set(summary["baselines"])
+        searched = [a for a in read_asks(tmp_path / "second") if a.kind == "search"]
+        weights = [v for a in searched for name, v in a.values.items() if name.startswith("weight")]
+        assert min(weights) > 0.5, "the search starts around the better one"
 
     @pytest.mark.parametrize(("path", "says"), [("nowhere.yaml", "nowhere.yaml"), (".", "not a run folder")])
     def test_of_what_is_neither_is_refused(self, run: Any, tmp_path: Path, path: str, says: str) -> None:

@@ -44,6 +44,12 @@ def test_faults_of_models_and_of_tasks_are_told_at_once(config: Callable[..., Ev
     assert third.startswith("task 'toy_choice': unknown metric 'f1'")
 
 
+def test_a_budget_that_does_not_reach_for_the_parents_is_refused(config: Callable[..., EvolveConfig]) -> None:
+    with pytest.raises(InputError, match="trials: must be at least 3, as the parents and their uniform merge"):
+        preflight(config(trials=2))
+    preflight(config(trials=3))
+
+
 def test_a_rehearsal_tells_the_time_of_a_candidate(checked: Preflight) -> None:
     asked = []
 
@@ -60,7 +66,7 @@ def test_a_rehearsal_tells_the_time_of_a_candidate(checked: Preflight) -> None:
     assert found.candidate(20) == pytest.approx(14.0)
 
     takes = resources.resources(checked, Path(), rehearsal=found)
-    finals = ((3 + 2) * 20 + 4 * 30) / 20  # two finalists
+    finals = ((2 + 5) * 20 + 4 * 30) / 20  # two finalists, a mean, uniform and a recipe
     assert takes.finals == finals
     assert takes.seconds == pytest.approx(50 + (40 + finals) * 14 / 3)
     hurried = dataclasses.replace(checked, config=checked.config.updated(hours=0.01))

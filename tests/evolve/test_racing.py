@@ -38,6 +38,7 @@ def test_chunks_follow_the_order_and_leave_nothing_out() -> None:
         ({"first": 100}, 1),  # the last chunk would be smaller than the first
         ({"first": 16, "factor": 4.0}, 2),
         ({"first": 1}, 8),
+        ({"first": 1, "factor": 1 + 1e-9}, 128),  # each adds a document
     ],
 )
 def test_looks(options: dict[str, float], looks: int) -> None:

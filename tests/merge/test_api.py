@@ -173,6 +173,48 @@ def test_an_existing_folder_is_replaced_only_on_request(family: list[Path], tmp_
     load(out)
 
 
+@pytest.mark.parametrize("dangling", [False, True])
+def test_a_link_stays_and_what_it_leads_to_is_replaced(dangling: bool, family: list[Path], tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "link").symlink_to("elsewhere/model")
+    if not dangling:
+        merge_models(recipe_of(family), elsewhere / "model")
+    recipe = recipe_of(family, "task_arithmetic", parameters={"weight": 0.5})
+    assert merge_models(recipe, tmp_path / "link", overwrite=not dangling) == tmp_path / "link"
+    assert (tmp_path / "link").is_symlink()
+    assert names(tmp_path) == ["elsewhere", "link"]
+    assert names(elsewhere) == ["model"]
+    assert "task_arithmetic" in (elsewhere / "model/recipe.yaml").read_text()
+
+
+@pytest.mark.parametrize("method", ["linear", "slerp", "nearswap", "arcee_fusion", "task_arithmetic"])
+def test_inputs_are_rounded_however_they_are_stored(method: str, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(1)
+    tensors = [torch.randn(64, 64, generator=generator) for _ in range(3)]
+    for name, tensor in zip("abc", tensors, strict=True):
+        save_file({"w": tensor}, tmp_path / f"{name}.safetensors")
+        torch.save({"w": tensor}, tmp_path / f"{name}.bin")
+        save_file({"w": tensor.half().float()}, tmp_path / f"{name}.rounded.safetensors")
+    numbers: dict[str, Any] = {"linear": {"weight": 0.5}, "task_arithmetic": {"weight": 0.5}}.get(
+        method, {"t": 0.3}
+    )
+
+    def merged(kind: str) -> torch.Tensor:
+        a, b, base = (str(tmp_path / f"{name}.{kind}") for name in "abc")
+        recipe: dict[str, Any] = {"merge_method": method, "dtype": "float16", "parameters": numbers}
+        recipe |= {"models": [{"model": a}, {"model": b}]}
+        if method != "linear":
+            recipe |= {"base_model": base if method == "task_arithmetic" else a}
+        if method == "arcee_fusion":
+            del recipe["parameters"]
+        return load_file(merge_models(Recipe.model_validate(recipe), tmp_path / f"out-{kind}.safetensors"))["w"]
+
+    expected = merged("rounded.safetensors")
+    assert torch.equal(merged("safetensors"), expected)
+    assert torch.equal(merged("bin"), expected)
+
+
 def test_an_output_inside_a_model_is_refused(family: list[Path], tmp_path: Path) -> None:
     base = Path(shutil.copytree(family[0], tmp_path / "base"))
     (tmp_path / "link").symlink_to(base)

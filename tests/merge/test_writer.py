@@ -182,6 +182,32 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
     assert names(tmp_path) == ["out", "out/file"]
 
 
+@pytest.mark.parametrize("single", [False, True])
+def test_what_came_there_in_the_meantime_is_not_replaced(single: bool, tmp_path: Path) -> None:
+    out = tmp_path / ("out.safetensors" if single else "out")
+
+    def publish() -> None:
+        with published_folder(out, file="file" if single else None) as partial:
+            (partial / "file").write_text("x")
+            if single:
+                out.write_text("precious")
+            else:
+                out.mkdir()
+                (out / "thesis.tex").write_text("precious")
+
+    with pytest.raises(InputError, match="exists already"):
+        publish()
+    assert (out if single else out / "thesis.tex").read_text() == "precious"
+    assert names(tmp_path) == (["out.safetensors"] if single else ["out", "out/thesis.tex"])
+
+
+def test_the_current_folder_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for out in (Path(), tmp_path):
+        with pytest.raises(InputError, match="is the current folder"), published_folder(out, overwrite=True):
+            raise AssertionError
+
+
 def test_where_a_disk_is_mounted_is_refused_beforehand() -> None:
     with pytest.raises(InputError, match="/proc: is where a disk is mounted"), published_folder(Path("/proc")):
         raise AssertionError
