@@ -10,9 +10,8 @@ from safetensors import safe_open
 
 from heterosis.evaluate.candidates import CandidateLoader
 from heterosis.evaluate.resident import PROMPT, checksum_of
-from heterosis.evaluate.room import held_folder, place_for, sweep
+from heterosis.evaluate.room import held_folder, room_for, sweep
 from heterosis.merge import Checkpoint, ModelRef, Recipe, Reductions, build_plan, merge_models
-from heterosis.merge.faults import size
 
 ANSWER = " 42"  # to the prompt
 
@@ -97,11 +96,8 @@ class BackendLoader:
 
         gc.collect()  # backends have cycles, and processes that end with their model
         torch.cuda.empty_cache()
-        nbytes = build_plan(recipe, self.open, origin=origin).bytes_written
-        place = place_for(nbytes)
-        if place is None:
-            raise MemoryError(f"a merge of {size(nbytes)} has no room in shared memory or in TMPDIR")
-        with held_folder(place) as folder:
+        plan = build_plan(recipe, self.open, origin=origin)
+        with held_folder(room_for(plan.bytes_written)) as folder:
             merged = merge_models(
                 recipe, folder / "merge", threads=self._threads, reductions=self._reductions, origin=origin
             )

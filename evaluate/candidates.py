@@ -1,13 +1,12 @@
 """Put a merge plan into a live model: in place where possible, through a folder where not."""
 
 import json
-import shutil
-import tempfile
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
 from heterosis.evaluate.resident import ModelMismatch, ResidentModel
+from heterosis.evaluate.room import held_folder, room_for, sweep
 from heterosis.merge import (
     Checkpoint,
     MergePlan,
@@ -42,6 +41,7 @@ class CandidateLoader:
         self._resident: ResidentModel | None = None
         self._sink: ModelSink | None = None
         self._made_of: tuple[dict[str, Any], Path, Hashable, set[str]] | None = None
+        self._folders_for: object = None  # what such a model is made of
 
     def open(self, ref: ModelRef) -> Checkpoint:
         """A checkpoint, opened once."""
@@ -55,9 +55,12 @@ class CandidateLoader:
         Raises:
             InputError: If the recipe cannot be run.
             MergeError: If a merged tensor has NaN or infinity.
+            MemoryError: If a model that has to go through a folder has no room for it.
         """
         plan = build_plan(recipe, self.open, origin=origin)
         made_of = (plan.config, plan.donor.folder, plan.tokenizer.identity, {op.name for op in plan.ops})
+        if made_of == self._folders_for:
+            return self._load_from_folder(plan)
         if self._resident is None or self._made_of != made_of:
             # Layers come and go along a path; the tokenizer, whose loading takes as long as all the rest, stays.
             stays = self._resident is not None and self._made_of is not None and self._made_of[1:3] == made_of[1:3]
@@ -75,6 +78,9 @@ class CandidateLoader:
         try:
             self._resident.check_names({live[op.name]: op.shape for op in plan.ops})
         except ModelMismatch:
+            self._resident = self._sink = None
+            self._folders_for = made_of
+            sweep()
             return self._load_from_folder(plan)
         if self._sink is None:
             self._sink = ModelSink({own: self._resident.parameters[name] for own, name in live.items()})
@@ -83,13 +89,11 @@ class CandidateLoader:
 
     def _load_from_folder(self, plan: MergePlan) -> ResidentModel:
         """Through transformers' own loader, for models whose tensors it renames or fuses."""
-        self._resident = self._sink = None
-        folder = Path(tempfile.mkdtemp(prefix="heterosis-"))
-        try:
-            merge_models(plan.recipe, folder / "candidate", threads=self._threads)
-            return ResidentModel.from_folder(folder / "candidate", device=self._device)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        with held_folder(room_for(plan.bytes_written)) as folder:
+            merged = merge_models(
+                plan.recipe, folder / "merge", threads=self._threads, reductions=self._reductions
+            )
+            return ResidentModel.from_folder(merged, device=self._device)
 
 
 def copy_recipe(model: str) -> Recipe:

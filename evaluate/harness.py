@@ -487,7 +487,7 @@ def _load(name: str, manager: Any, allow_code: bool) -> dict[str, Any]:
         where = f" in lm-eval or {', '.join(manager.include_path)}" if manager.include_path else " in lm-eval"
         raise InputError(f"task '{name}': unknown{where}{hint}")
 
-    runs_code = "task '{}': runs code that the model writes; allow that (allow_code) or leave the task out"
+    runs_code = "task '{}': runs code that the model writes, which a search does not; leave it out"
     declared = manager.task_index[name].cfg or {}
     if declared.get("unsafe_code") and not allow_code:  # before its files are loaded: they may run code too
         raise InputError(runs_code.format(name))

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import psutil
 
+from heterosis.merge.faults import size
+
 SHARED_MEMORY = Path("/dev/shm")
 SPARE = 2  # times what is written must be free in shared memory: others write there, and what is loaded is copied
 
@@ -42,6 +44,18 @@ def place_for(nbytes: int) -> Path | None:
         if free >= SPARE * nbytes:
             return SHARED_MEMORY
     return temporary if shutil.disk_usage(temporary).free >= nbytes else None
+
+
+def room_for(nbytes: int) -> Path:
+    """Where a merge of so many bytes has room, as `place_for`.
+
+    Raises:
+        MemoryError: If it has none.
+    """
+    place = place_for(nbytes)
+    if place is None:
+        raise MemoryError(f"a merge of {size(nbytes)} has no room in shared memory or in TMPDIR")
+    return place
 
 
 @contextmanager

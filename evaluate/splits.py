@@ -62,15 +62,13 @@ class Split:
         if faults:
             raise InputError(*faults)
 
-    def save(self, path: Path) -> None:
-        """Write the split as JSON; the file appears whole or not at all."""
-        temporary = path.with_name(f"{path.name}.tmp")
-        temporary.write_text(json.dumps(asdict(self)), encoding="utf-8")
-        temporary.replace(path)
+    def to_json(self) -> str:
+        """What `load` reads from a file."""
+        return json.dumps(asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read what `save` wrote.
+        """Read a file of what `to_json` gives.
 
         Raises:
             InputError: If the file is not a saved split.

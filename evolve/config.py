@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import yaml
 from pydantic import (
@@ -38,10 +38,13 @@ from heterosis.evolve.config_values import (
     refuse,
     several,
 )
-from heterosis.evolve.genome import Genome, MethodSpec, unknown_method
+from heterosis.evolve.genome import Genome, unknown_method
 from heterosis.evolve.optimizers import optimizer_names
 from heterosis.evolve.path_config import LayerPaths
 from heterosis.merge.yaml_file import parse_mapping, read_text
+
+if TYPE_CHECKING:
+    from heterosis.merge.methods import Method
 
 RESIDENT = "resident"
 MOST_FINALISTS = 5  # unless the config says more
@@ -264,7 +267,7 @@ class EvolveConfig(Section):
     log_to: Annotated[tuple[Tracker, ...], BeforeValidator(several)] = ()
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], methods: Mapping[str, MethodSpec] | None = None) -> "EvolveConfig":
+    def load(cls, path: str | os.PathLike[str], methods: Mapping[str, "Method"] | None = None) -> "EvolveConfig":
         """Reads a config file.
 
         Args:
@@ -279,7 +282,7 @@ class EvolveConfig(Section):
 
     @classmethod
     def parse(
-        cls, text: str, origin: str = "config.yaml", methods: Mapping[str, MethodSpec] | None = None
+        cls, text: str, origin: str = "config.yaml", methods: Mapping[str, "Method"] | None = None
     ) -> "EvolveConfig":
         """Reads a config from YAML; ``origin`` is the name that error messages give it.
 
@@ -305,7 +308,7 @@ class EvolveConfig(Section):
 
     @classmethod
     def _from_plain(
-        cls, data: dict[str, Any], origin: str, methods: Mapping[str, MethodSpec] | None = None
+        cls, data: dict[str, Any], origin: str, methods: Mapping[str, "Method"] | None = None
     ) -> "EvolveConfig":
         if "task_search_path" in data:
             paths = [several(data.pop(key)) for key in ("include_path", "task_search_path") if key in data]

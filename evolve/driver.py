@@ -20,7 +20,13 @@ from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.dispatch import Attempts, Job, dispatch
 from heterosis.evolve.faults import RunStopped, disk_faults
 from heterosis.evolve.finals import Finals, FinalsFailed, finals_cost, run_finals, shortlist
-from heterosis.evolve.folder import RunFolder, check_same_config, finished_summary, frozen_control_points
+from heterosis.evolve.folder import (
+    RunFolder,
+    check_same_config,
+    finished_summary,
+    frozen_control_points,
+    write_text,
+)
 from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.outcome import describe_result, environment, write_outcome
 from heterosis.evolve.preflight import Preflight, preflight
@@ -198,7 +204,8 @@ class _Driver:
             checked, self._known_recipes, self._record, self._referee, self._state, folder.save_state
         )
         folder.adopt(config)
-        self._split.save(splits)
+        if not splits.exists():
+            write_text(splits, self._split.to_json())
         folder.save_state(self._state)
         self._begun = time.monotonic()
         self._spent_before = float(self._state["seconds"])

@@ -6,6 +6,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ class RunFolder:
 
     def __init__(self, path: Path, storage: str | None = None) -> None:
         self.path = path
-        self._new = not path.exists() or not any(path.iterdir())
+        self._made = not path.exists()
+        self._new = self._made or not any(path.iterdir())
         self._lease: Lease | None = None
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -82,9 +84,14 @@ class RunFolder:
         os.close(self._lock)
 
     def discard_if_new(self) -> None:
-        """Remove the folder if it was created here and no candidate was asked in it."""
-        if self._new and not (self.path / ASKS).exists():
-            shutil.rmtree(self.path, ignore_errors=True)
+        """Remove what was put into the folder here, and the folder if it was created here, before a first ask."""
+        if not self._new or (self.path / ASKS).exists():
+            return
+        for path in self.path.iterdir():
+            path.unlink() if path.is_file() else shutil.rmtree(path, ignore_errors=True)
+        if self._made:
+            with suppress(OSError):  # somebody has put something there
+                self.path.rmdir()
 
     def adopt(self, config: EvolveConfig) -> None:
         """Freeze the config, or check that it is the one that the folder was made with.

@@ -2,9 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from heterosis.evolve.genome import Genome, MethodSpec
+from heterosis.evolve.genome import Genome
 from heterosis.evolve.ranges import REST, Span
+
+if TYPE_CHECKING:
+    from heterosis.merge.methods import Method
 
 # Dimensions that are no parameters of a method: which method it is, and which models take part.
 METHOD = "merge_method"
@@ -38,7 +42,7 @@ class Gene:
         return next((self.spans[place] for place in places if place in self.spans), self.spans[REST])
 
 
-def genes_of(genome: Genome, methods: Sequence[MethodSpec]) -> tuple[Gene, ...]:
+def genes_of(genome: Genome, methods: Sequence["Method"]) -> tuple[Gene, ...]:
     """The parameters that methods search, and those that ranges are given for.
 
     Parameters of the same name are one gene if ``ranges`` says where it is searched or all methods search it in
@@ -55,10 +59,10 @@ def genes_of(genome: Genome, methods: Sequence[MethodSpec]) -> tuple[Gene, ...]:
     return tuple(found)
 
 
-def _genes(genome: Genome, name: str, methods: Sequence[MethodSpec], *, own: bool, alone: bool) -> Iterator[Gene]:
+def _genes(genome: Genome, name: str, methods: Sequence["Method"], *, own: bool, alone: bool) -> Iterator[Gene]:
     """The genes of a parameter that all these methods have: of models or of the merge, or else of both."""
     given = genome.ranges.get(name, {})
-    groups: dict[Span | None, list[MethodSpec]] = {}
+    groups: dict[Span | None, list[Method]] = {}
     for method in methods:
         usual = method.search.get(name)
         span = None if usual is None or REST in given else Span(usual.low, usual.high)

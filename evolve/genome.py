@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, count
-from typing import Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import (
     BeforeValidator,
@@ -21,64 +21,15 @@ from heterosis.evolve.path_config import CHAMPION, LayerPaths, section
 from heterosis.evolve.ranges import REST, Ranges, Span
 from heterosis.merge.recipe import ModelRef
 
+if TYPE_CHECKING:
+    from heterosis.merge.methods import Method
+
 # What the baselines are called; no parent is.
 UNIFORM = "uniform"
 FIXED_RECIPES = ("task_arithmetic", "ties", "dare_linear")
 # Keys that say what is searched of the merge method's parameters.
 _OF_PARAMETERS: tuple[str, ...] = ("merge_method", "layer_granularity", "normalize", "allow_negative_weights")
 _OF_PARAMETERS += ("smooth", "control_points", "filters", "per_model", "subset", "ranges")
-
-
-# --- what a search must know of a merge method ------------------------------------------------------------------
-
-
-class Range(Protocol):
-    """Where a number is searched, both ends included."""
-
-    @property
-    def low(self) -> float: ...
-    @property
-    def high(self) -> float: ...
-
-
-class Limits(Protocol):
-    """Which values a parameter may have."""
-
-    def check(self, name: str, value: float) -> None:
-        """Raise a ValueError for a value outside."""
-
-
-class ParameterSpec(Protocol):
-    """What a search must know of a method's parameter."""
-
-    @property
-    def kind(self) -> type: ...
-    @property
-    def default(self) -> Any: ...
-    @property
-    def within(self) -> Limits: ...
-
-
-class MethodSpec(Protocol):
-    """What a search must know of a merge method; ``heterosis.merge.methods`` has them all.
-
-    ``base`` is "required" (task vectors are taken from the base model), "optional" (if there is one), "input"
-    (the base is one of the inputs, the first unless it is named) or "ignored". ``inputs`` are the smallest and
-    the largest number of inputs, the base not counted where the method takes task vectors.
-    """
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def base(self) -> str: ...
-    @property
-    def inputs(self) -> tuple[int, int | None]: ...
-    @property
-    def per_input(self) -> Mapping[str, ParameterSpec]: ...
-    @property
-    def per_merge(self) -> Mapping[str, ParameterSpec]: ...
-    @property
-    def search(self) -> Mapping[str, Range]: ...
 
 
 # --- the section ------------------------------------------------------------------------------------------------
@@ -259,7 +210,7 @@ class Genome(Section):
             refuse([f".embeddings: must be one of the models, but got {paths.embeddings!r}{hint}"])
         return paths.model_copy(update={"embeddings": known[paths.embeddings]})
 
-    def faults(self, methods: Mapping[str, MethodSpec]) -> Iterator[str]:
+    def faults(self, methods: Mapping[str, "Method"]) -> Iterator[str]:
         """What the chosen merge methods cannot do with this genome, one line each, without the file's name."""
         if self.layer_paths is not None and self.layer_paths.after is None:
             plain = Genome.model_validate({"models": self.models, "base_model": self.base_model})
@@ -290,13 +241,13 @@ class Genome(Section):
                 "several"
             )
 
-    def optional_models(self, methods: Sequence[MethodSpec]) -> tuple[str, ...]:
+    def optional_models(self, methods: Sequence["Method"]) -> tuple[str, ...]:
         """The models that a subset may leave out: all but the base."""
         named = self.base_model is not None or all(method.base != "input" for method in methods)
         base = self.base_model if named else self.models[0]
         return tuple(model for model in self.models if model != base)
 
-    def inputs_always_there(self, method: MethodSpec, methods: Sequence[MethodSpec]) -> int:
+    def inputs_always_there(self, method: "Method", methods: Sequence["Method"]) -> int:
         """How many of a method's inputs no subset leaves out, if these are the methods to choose from."""
         kept = set(self.models) - set(self.optional_models(methods))
         if method.base == "input":
@@ -305,7 +256,7 @@ class Genome(Section):
             kept.discard(str(self.base_model))
         return len(kept)
 
-    def _input_faults(self, method: MethodSpec, methods: Sequence[MethodSpec]) -> Iterator[str]:
+    def _input_faults(self, method: "Method", methods: Sequence["Method"]) -> Iterator[str]:
         name = method.name
         if method.base == "required" and self.base_model is None:
             yield f"genome.base_model: {name!r} needs it; name the model that the others were fine-tuned from"
@@ -317,20 +268,16 @@ class Genome(Section):
             counted.discard(self.base_model)
             note = " besides the base model"
         least, most = method.inputs
-        if most is None:
-            wanted = f"at least {least}"
-        else:
-            wanted = f"{least} to {most}" if least < most else f"exactly {least}"
         if self.subset is None or len(counted) < least:
             if not least <= len(counted) <= (most or len(counted)):
-                yield f"genome.models: {name!r} merges {wanted}, but got {len(counted)}{note}"
+                yield f"genome.models: {name!r} merges {method.takes}, but got {len(counted)}{note}"
             return
         always = self.inputs_always_there(method, methods)
         if not least <= self.subset + always <= (most or self.subset + always):
             also = " and the base" if always else ""
-            yield f"genome.subset: {name!r} merges {wanted}, but got at most {self.subset}{also}"
+            yield f"genome.subset: {name!r} merges {method.takes}, but got at most {self.subset}{also}"
 
-    def _range_faults(self, methods: list[MethodSpec]) -> Iterator[str]:
+    def _range_faults(self, methods: list["Method"]) -> Iterator[str]:
         names = " or ".join(repr(method.name) for method in methods)
         parameters = [{**method.per_input, **method.per_merge} for method in methods]
         numeric = {key for found in parameters for key, p in found.items() if p.kind in (float, int)}

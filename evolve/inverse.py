@@ -9,7 +9,6 @@ import numpy as np
 from heterosis.evolve.depth import Matrix
 from heterosis.evolve.dimensions import Value, same_values
 from heterosis.evolve.genes import METHOD, Gene
-from heterosis.evolve.genome import MethodSpec, ParameterSpec
 from heterosis.evolve.optimizers import Vector
 from heterosis.evolve.ranges import REST
 from heterosis.merge.parameters import Setting, filters, lookup
@@ -17,6 +16,7 @@ from heterosis.merge.recipe import ModelRef, Recipe
 
 if TYPE_CHECKING:
     from heterosis.evolve.space import SearchSpace
+    from heterosis.merge.methods import Method, Parameter
 
 _CLOSE = 1e-9  # of a value or of 1: gradients are interpolated, and rounded
 
@@ -82,7 +82,7 @@ class _Reader:
             found |= first
         return found
 
-    def _models(self, method: MethodSpec) -> dict[str, ModelRef]:
+    def _models(self, method: "Method") -> dict[str, ModelRef]:
         """The space's models that take part, and what the recipe calls them."""
         listed, base = list(self._slices[0].own), self._recipe.base_model
         if any(list(part.own) != listed for part in self._slices):
@@ -102,7 +102,7 @@ class _Reader:
             raise _NotHere
         return refs
 
-    def _check_constants(self, method: MethodSpec) -> None:
+    def _check_constants(self, method: "Method") -> None:
         for name, value in self._space.constants(method).items():
             if name == "lambda" and self._factor_moves(method):
                 continue
@@ -111,13 +111,13 @@ class _Reader:
                 if not np.allclose(profile, float(value), rtol=_CLOSE, atol=0):
                     raise _NotHere
 
-    def _factor_moves(self, method: MethodSpec) -> bool:
+    def _factor_moves(self, method: "Method") -> bool:
         """Whether lambda may be read as a factor of the weights: of a sum, as signs do not depend on it."""
         constants = self._space.constants(method)
         return "lambda" in constants and "weight" in method.per_input and not constants.get("normalize", True)
 
     def _gene(
-        self, method: MethodSpec, gene: Gene, model: str | None, filter_: str, ref: ModelRef | None
+        self, method: "Method", gene: Gene, model: str | None, filter_: str, ref: ModelRef | None
     ) -> dict[str, Value]:
         """The values of a gene for one model, or for all, and a filter, as the recipe's model has them."""
         space = self._space
@@ -141,12 +141,12 @@ class _Reader:
             return {name: round(float(point)) for name, point in zip(names, inside, strict=True)}
         return {name: float(point) for name, point in zip(names, inside, strict=True)}
 
-    def _profile(self, name: str, spec: ParameterSpec, ref: ModelRef | None, filter_: str) -> Vector:
+    def _profile(self, name: str, spec: "Parameter", ref: ModelRef | None, filter_: str) -> Vector:
         """A parameter at the embeddings, at every layer, and at the head."""
         return np.array([self._at(name, spec, ref, filter_, part, t) for part, t in self._places])
 
     def _at(
-        self, name: str, spec: ParameterSpec, ref: ModelRef | None, filter_: str, part: _Slice, t: float
+        self, name: str, spec: "Parameter", ref: ModelRef | None, filter_: str, part: _Slice, t: float
     ) -> float:
         levels = [*([] if ref is None else [part.own.get(ref, {})]), part.shared, self._recipe.parameters]
         for level in levels:

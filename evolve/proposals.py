@@ -139,7 +139,8 @@ def inform(optimizer: Optimizer, x: Vector, trial: Trial, documents: int) -> Non
         trial: The result.
         documents: Of the search, as many as a candidate meets.
     """
-    detail = Detail(trial.terms, trial.documents / documents) if trial.terms else None
+    single = len(trial.losses) == 1
+    detail = Detail(trial.terms or trial.losses, trial.documents / documents) if single else None
     optimizer.tell(x, trial.losses or None, detail)
 
 

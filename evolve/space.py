@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,11 +15,14 @@ from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.depth import Depth, check_stages, default_control_points
 from heterosis.evolve.dimensions import Dimension, Space, Value, check_names, check_values, unit_of, values_at
 from heterosis.evolve.genes import METHOD, TAKE, Gene, genes_of
-from heterosis.evolve.genome import UNIFORM, MethodSpec, short_names
+from heterosis.evolve.genome import UNIFORM, short_names
 from heterosis.evolve.inverse import read_values
 from heterosis.evolve.optimizers import Axis, Vector
 from heterosis.evolve.ranges import REST, Span
 from heterosis.merge.recipe import Recipe
+
+if TYPE_CHECKING:
+    from heterosis.merge.methods import Method
 
 __all__ = ["UNIFORM", "Baseline", "Dimension", "SearchSpace", "Space", "Value", "Vector"]
 __all__ += ["control_points_of", "default_control_points", "short_names", "stages_of"]
@@ -42,7 +45,7 @@ class SearchSpace:
     """
 
     config: EvolveConfig
-    methods: tuple[MethodSpec, ...]
+    methods: tuple["Method", ...]
     depth: Depth
 
     @classmethod
@@ -50,7 +53,7 @@ class SearchSpace:
         cls,
         config: EvolveConfig,
         n_layers: int,
-        methods: Mapping[str, MethodSpec],
+        methods: Mapping[str, "Method"],
         control_points: int | None = None,
     ) -> "SearchSpace":
         """The space that a config describes.
@@ -210,7 +213,7 @@ class SearchSpace:
 
     # --- models and methods -----------------------------------------------------------------------------------
 
-    def method_of(self, values: Mapping[str, Value]) -> MethodSpec:
+    def method_of(self, values: Mapping[str, Value]) -> "Method":
         """The merge method of a point."""
         name = values.get(METHOD)
         return next((method for method in self.methods if method.name == name), self.methods[0])
@@ -265,7 +268,7 @@ class SearchSpace:
         kept = sorted(self.switches, key=rank)[: most if len(taken) > most else least]
         return values | {switch: int(model in kept) for model, switch in self.switches.items()}
 
-    def base_of(self, method: MethodSpec) -> str | None:
+    def base_of(self, method: "Method") -> str | None:
         """The base model as the recipe names it; None where it has no role."""
         genome = self.config.genome
         if method.base == "ignored":
@@ -274,12 +277,12 @@ class SearchSpace:
             return genome.base_model or genome.models[0]
         return genome.base_model
 
-    def weighted(self, method: MethodSpec) -> list[str]:
+    def weighted(self, method: "Method") -> list[str]:
         """The models with parameters of their own: all, without the base where task vectors are taken from it."""
         is_base = self.base_of(method) if method.base in ("required", "optional") else None
         return [model for model in self.config.genome.models if model != is_base]
 
-    def constants(self, method: MethodSpec) -> dict[str, Any]:
+    def constants(self, method: "Method") -> dict[str, Any]:
         """Parameters that are not searched, written out so that no reader has to know a default."""
         searched = {gene.parameter for gene in self.genes if method.name in gene.methods}
         constants = {
@@ -389,7 +392,7 @@ class SearchSpace:
 
 
 def control_points_of(
-    config: EvolveConfig, n_layers: int, methods: Mapping[str, MethodSpec]
+    config: EvolveConfig, n_layers: int, methods: Mapping[str, "Method"]
 ) -> tuple[int, ...] | None:
     """The control points of each stage: the config's, else by its budget; None if it groups layers.
 
@@ -408,7 +411,7 @@ def control_points_of(
 def stages_of(
     config: EvolveConfig,
     n_layers: int,
-    methods: Mapping[str, MethodSpec],
+    methods: Mapping[str, "Method"],
     control_points: Sequence[int] | None,
 ) -> tuple[SearchSpace, ...]:
     """The spaces that are searched one after the other, coarse to fine.

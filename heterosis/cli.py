@@ -462,7 +462,7 @@ def main() -> None:
         _say(f"heterosis: {f'{option}: {hint}' if hint else _usage(error, command)}")
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
-        resumes = command == "evolve"
+        resumes = command in ("evolve", "push")
         remedy = "the same command continues" if resumes else "nothing was written, run it again"
         _say(f"heterosis: interrupted; {remedy}")
         sys.exit(130)

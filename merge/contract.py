@@ -27,7 +27,7 @@ def input_faults(method: Method, slices: Sequence[Slice]) -> Iterator[str]:
         count = len(refs) - (method.takes_deltas and part.base in refs)
         only_base = method.base == "required" and count == 0 and low <= 1
         if not only_base and not low <= count <= (high if high is not None else count):
-            wanted = f"{'exactly' if low == high else 'at least'} {low} model{'s' if low > 1 else ''}"
+            wanted = f"{method.takes} model{'s' if (high or low) > 1 else ''}"
             wanted += " beside the base" if method.takes_deltas and part.base else ""
             counts = part.base_added and not method.takes_deltas
             hint = " (a base_model that is not listed counts as one)" if counts else ""

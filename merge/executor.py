@@ -45,7 +45,7 @@ def execute(
     The result does not depend on ``threads`` or ``memory_limit``.
 
     Args:
-        plan: From :func:`~heterosis.merge.plan.build_plan`.
+        plan: From :func:`~heterosis.merge.planner.build_plan`.
         sink: Where the tensors go.
         threads: Tensors worked on at the same time; None takes torch's number of threads.
         memory_limit: Bytes for buffers of all threads together; with less than 16 MiB for each, threads are fewer.

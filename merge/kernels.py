@@ -46,7 +46,7 @@ def compiled(loop: Callable[..., Any], *formulas: Callable[..., Any], **options:
     # makes, names do not tell which is which.
     if not all(file.is_file() for file in files) or any("<locals>" in name for name in names):
         return numba.njit(nogil=True, **options)(loop)  # type: ignore[no-any-return]
-    loop.__qualname__ = ".".join([loop.__qualname__, *names, _content(frozenset(files))])
+    loop.__qualname__ = ".".join([loop.__qualname__, *names, source_hash(loop, *formulas)])
     try:
         return numba.njit(nogil=True, cache=True, **options)(loop)  # type: ignore[no-any-return]
     except RuntimeError:  # there is no folder to keep it in
@@ -54,11 +54,12 @@ def compiled(loop: Callable[..., Any], *formulas: Callable[..., Any], **options:
 
 
 @cache
-def _content(files: frozenset[Path]) -> str:
-    """A hash of some files, and of those that may hold what they call."""
+def source_hash(*functions: Callable[..., Any]) -> str:
+    """A hash of the files that functions are in, and of those that may hold what they call."""
+    files = {Path(function.__code__.co_filename) for function in functions}
     own = [Path(__file__), *(Path(__file__).parent / "methods").glob("*.py")]
     digest = hashlib.blake2b(digest_size=8)
-    for path in sorted({*own, *files}):
+    for path in sorted({*own, *filter(Path.is_file, files)}):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -8,7 +8,6 @@ import math
 import re
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +125,7 @@ class LoraTensor:
         self.resident_bytes = 4 * (math.prod(a.shape) + math.prod(b.shape))
         self.base, self._a, self._b = base, a, b
         self._scaling, self._transposed = scaling, transposed
+        self._factors: dict[torch.dtype, tuple[Matrix, Matrix]] = {}
 
     def view(self, start: int, stop: int) -> Tensor | None:
         """None: the sum is nowhere."""
@@ -145,17 +145,10 @@ class LoraTensor:
 
     def add_delta(self, start: int, out: Tensor) -> None:
         """Add the product's flat elements from ``start`` on to the 1-D ``out``, float32 or float64."""
-        left, right = self._factors64 if out.dtype == torch.float64 else self._factors32
-        _add_product(out.numpy(), start, left, right)
-
-    # Threads that meet here at first compute the same arrays.
-    @cached_property
-    def _factors32(self) -> tuple[Matrix, Matrix]:
-        return self._load(torch.float32)
-
-    @cached_property
-    def _factors64(self) -> tuple[Matrix, Matrix]:
-        return self._load(torch.float64)
+        # Not a cached_property: until 3.12 those of all tensors share a lock. Threads that meet compute the same.
+        if (factors := self._factors.get(out.dtype)) is None:
+            factors = self._factors[out.dtype] = self._load(out.dtype)
+        _add_product(out.numpy(), start, *factors)
 
     def _load(self, dtype: torch.dtype) -> tuple[Matrix, Matrix]:
         """(left, right) with left @ right = the scaled product, laid out as W is."""

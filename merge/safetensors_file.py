@@ -66,9 +66,9 @@ class SafetensorsFile:
 
         Args:
             path: The file.
-            mapped: Whether the file stays mapped into memory, which all processes share, as long as it is open;
-                else a tensor is as long as a view of it lives. Should the file be cut short meanwhile, the process
-                dies.
+            mapped: Whether the file stays mapped into memory, which all processes share, as long as this object or
+                a view of a tensor lives; else a tensor is as long as a view of it lives. Should the file be cut
+                short meanwhile, the process dies.
 
         Raises:
             InputError: If it is missing, truncated or malformed.

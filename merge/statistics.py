@@ -28,6 +28,7 @@ from heterosis.merge.kernels import (
     map_loop,
     part_of,
     row_loop,
+    source_hash,
     step_loop,
     totals_loop,
     widen_row,
@@ -442,7 +443,8 @@ def _rows_of(quantity: Bound, inputs: Inputs) -> tuple[Row, ...]:
 
 def _name(quantity: Bound) -> tuple[object, ...]:
     """What a quantity without numbers depends on, beside the inputs."""
-    return quantity.formula.function.__qualname__, quantity.models
+    function = quantity.formula.function
+    return function.__module__, function.__qualname__, source_hash(function), quantity.models
 
 
 def _total(partials: Vector) -> float:

@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import reduce
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -162,6 +162,7 @@ class _AlignedTensor:
         self._models, self._rows = model_of[starts], row_of[starts]
         self._averaged = np.flatnonzero(model_of == _OWNERS_MEAN)
         self._owned = owned[:, self._averaged]
+        self._mean: torch.Tensor | None = None
         self.identity: Hashable = self._identity(model_of, row_of)
 
     def _identity(self, model_of: NDArray[np.int64], row_of: Rows) -> Hashable:
@@ -205,7 +206,7 @@ class _AlignedTensor:
         else:
             for row, low, high in _rows_of(start, stop, self._width):
                 own = model == _OWN_MEAN
-                values = self._own_mean[low:high] if own else self._owners_mean(row, low, high, out.dtype)
+                values = self._own_mean()[low:high] if own else self._owners_mean(row, low, high, out.dtype)
                 at = row * self._width - start
                 out[at + low : at + high].copy_(values)
 
@@ -221,10 +222,14 @@ class _AlignedTensor:
                 total += part
         return total / int((rows >= 0).sum())
 
-    # Threads that meet here at first compute the same array.
-    @cached_property
     def _own_mean(self) -> torch.Tensor:
         """The mean row of all tokens, in float64."""
+        # Not a cached_property: until 3.12 those of all tensors share a lock. Threads that meet compute the same.
+        if self._mean is None:
+            self._mean = self._computed_mean()
+        return self._mean
+
+    def _computed_mean(self) -> torch.Tensor:
         total = torch.zeros(self._width, dtype=torch.float64)
         ids = np.flatnonzero(self._is_token)
         height = max(1, _BLOCK // max(1, self._width))

@@ -119,7 +119,7 @@ def measure(
         )
     names = [name for name in options.contenders if name in CONTENDERS and not options.ablate]
     for name in [*names, *wanted]:
-        if results.has(zoo.name, name, seed):
+        if results.has(zoo.name, name, seed, zoo.definition):
             continue
         begun = time.monotonic()
         if name in wanted:
@@ -159,11 +159,13 @@ def follow(
             recipe = search.send(score)
         except StopIteration:
             break
+    if not improved:
+        return []
     curve = [
         {"documents": documents, "search": score, "true": scorer.true_score(recipe)}
         for documents, score, recipe in (improved[-1:] if scorer.place.zoo.ends_only else improved)
     ]
-    return [*curve, {**curve[-1], "documents": evaluations * each}]
+    return [*curve, {**curve[-1], "documents": evaluation * each}]
 
 
 def known(scorer: Scorer | ExampleScorer) -> dict[str, float]:
@@ -188,7 +190,10 @@ def check(scorer: Scorer | ExampleScorer, count: int) -> None:
         search, scores = CONTENDERS[name](place, 0), []
         recipe, begun = next(search), time.monotonic()
         for _ in range(count):
-            scores.append(scorer.true_score(recipe))
+            try:
+                scores.append(scorer.true_score(recipe))
+            except Unscorable:
+                scores.append(0.0)
             recipe = search.send(scores[-1])
         best = sorted(scores, reverse=True)
         print(

@@ -167,6 +167,7 @@ class Parameter:
         required: Whether the recipe must give it.
         default: Otherwise, what it is.
         within: Which values it may have.
+        argument: What the method calls it.
     """
 
     name: str
@@ -175,10 +176,7 @@ class Parameter:
     required: bool
     default: Any = None
     within: Within = Within()
-
-    @property
-    def argument(self) -> str:
-        return "lambda_" if self.name == "lambda" else self.name
+    argument: str = ""
 
 
 @dataclass(frozen=True)
@@ -215,6 +213,14 @@ class Method:
     def takes_deltas(self) -> bool:
         """Whether it works on task vectors, of a base model that is not among its inputs."""
         return self.base in ("required", "optional")
+
+    @property
+    def takes(self) -> str:
+        """How many inputs, in words."""
+        low, high = self.inputs
+        if high is None:
+            return f"at least {low}"
+        return f"exactly {low}" if low == high else f"{low} to {high}"
 
     @property
     def summary(self) -> str:
@@ -319,10 +325,9 @@ def _read_signature(function: Callable[..., Program]) -> tuple[dict[str, Paramet
             hint, within = typing.get_args(hint)
         per_input = hint == PerInput
         required = p.default is inspect.Parameter.empty
-        name = p.name.removesuffix("_")
-        parameters[name] = Parameter(
-            name, float if per_input else hint, per_input, required, None if required else p.default, within
-        )
+        name, default = p.name.removesuffix("_"), None if required else p.default
+        kind = float if per_input else hint
+        parameters[name] = Parameter(name, kind, per_input, required, default, within, p.name)
     return parameters, reduces
 
 

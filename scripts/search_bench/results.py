@@ -45,7 +45,11 @@ class Results:
             with self._path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
 
-    def has(self, zoo: str, contender: str, seed: int) -> bool:
+    def has(self, zoo: str, contender: str, seed: int, definition: str) -> bool:
+        """Whether a run was measured; all results of a zoo have to be of one definition."""
+        others = {line.get("definition", definition) for line in self._lines.values() if line["zoo"] == zoo}
+        if others - {definition}:
+            raise SystemExit(f"{self._path}: holds results of another zoo {zoo!r}; give --json another file")
         return (zoo, contender, seed) in self._lines
 
     def zoos(self) -> list[str]:
@@ -133,8 +137,9 @@ def tables(results: Results) -> Iterator[str]:
 
 
 def _zoo_table(results: Results, zoo: str) -> Iterator[str]:
-    contenders = [contender for contender in results.contenders(zoo) if not is_ablation(contender)]
-    known = next(iter(results.runs(zoo, contenders[0]).values()))["known"]
+    everybody = results.contenders(zoo)
+    contenders = [contender for contender in everybody if not is_ablation(contender)]
+    known = next(iter(results.runs(zoo, everybody[0]).values()))["known"]
     baselines = ", ".join(f"{name} {score:.3f}" for name, score in known.items())
     yield f"**{zoo}** ({baselines})"
     yield ""

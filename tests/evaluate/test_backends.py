@@ -247,8 +247,6 @@ def test_shared_memory_comes_first(
 def test_without_room_a_candidate_is_tried_again(
     recipe: Callable[..., Recipe], places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from heterosis.evaluate import backends
-
-    monkeypatch.setattr(backends, "place_for", lambda nbytes: None)
+    monkeypatch.setattr(room, "place_for", lambda nbytes: None)
     with pytest.raises(MemoryError, match="has no room in shared memory or in TMPDIR"):
         BackendLoader("hf", {}).load(recipe())

@@ -230,7 +230,7 @@ def test_all_faults_at_once(toys: Path) -> None:
         "weighted_perplexity, not by the mean over documents), byte_perplexity (aggregated by "
         "weighted_perplexity, not by the mean over documents), bits_per_byte (aggregated by bits_per_byte, not "
         "by the mean over documents)",
-        "task 'toy_unsafe': runs code that the model writes; allow that (allow_code) or leave the task out",
+        "task 'toy_unsafe': runs code that the model writes, which a search does not; leave it out",
     )
 
 
