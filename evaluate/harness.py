@@ -478,10 +478,18 @@ def _task_manager(specs: Sequence[TaskSpec], include_path: Sequence[Path | str])
     return TaskManager(include_path=folders)
 
 
+def _near_tasks(name: str, manager: Any) -> list[str]:
+    """Tasks of nearly that name, of the user's folders before lm-eval's; not all 14,000 when none is near."""
+    folders = tuple(str(Path(folder).resolve()) for folder in manager.include_path or ())
+    paths = {task: manager.task_index[task].yaml_path for task in manager.all_tasks}
+    own = [task for task, path in paths.items() if path and str(Path(path).resolve()).startswith(folders)]
+    return get_close_matches(name, own, n=1) or get_close_matches(name, paths, n=3)
+
+
 def _load(name: str, manager: Any, allow_code: bool) -> dict[str, Any]:
     """The tasks that a name stands for."""
     if name not in manager.all_tasks:
-        near = get_close_matches(name, manager.all_tasks, n=3)  # not all 14,000 when none is near
+        near = _near_tasks(name, manager)
         elsewhere = "" if manager.include_path else ", or name the folder of your own (include_path)"
         hint = did_you_mean(name, near) if near else f"; list them with `lm-eval ls tasks`{elsewhere}"
         where = f" in lm-eval or {', '.join(manager.include_path)}" if manager.include_path else " in lm-eval"
@@ -525,7 +533,7 @@ def _metrics_of(task: Task) -> tuple[dict[str, Metric], list[str]]:
             unusable.append(f"{name} (does not say whether higher is better)")
         else:
             for pipeline in _filters_of(task):
-                metric = Metric(str(name), pipeline.name, bool(directions[name]), aggregation)
+                metric = Metric(str(name), pipeline.name, bool(directions[name]))
                 usable[metric.key] = metric
     return usable, unusable
 

@@ -85,15 +85,13 @@ class ResidentModel:
         folder: Path,
         *,
         device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        trust_remote_code: bool = False,
     ) -> Self:
         """Load a merged model with transformers' own loader: slower, but right for every architecture."""
         resident = cls.__new__(cls)
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, trust_remote_code=trust_remote_code
+            folder, dtype=torch.float32, trust_remote_code=False
         )
-        resident._adopt(model.to(device), _load_tokenizer(folder, trust_remote_code), model.config.to_dict())
+        resident._adopt(model.to(device), _load_tokenizer(folder), model.config.to_dict())
         return resident
 
     def _adopt(self, model: Any, tokenizer: Any, config: dict[str, Any]) -> None:
@@ -135,12 +133,12 @@ class ResidentModel:
         """A hash of a fixed sample of every tensor, read from the live model: it shows that a swap happened."""
         return checksum_of(self.model.state_dict().items())
 
-    def logits_finite(self, tokenizer: Any = None) -> bool:
+    def logits_finite(self) -> bool:
         """Whether the model's outputs on a short prompt are finite.
 
         One forward pass; a merge gone wrong shows up here, where generated text would only look poor.
         """
-        tokens = (tokenizer or self.tokenizer)(PROMPT, return_tensors="pt")["input_ids"]
+        tokens = self.tokenizer(PROMPT, return_tensors="pt")["input_ids"]
         with torch.inference_mode():
             logits = self.model(tokens.to(self.model.device)).logits
         return bool(torch.isfinite(logits).all())
@@ -188,8 +186,8 @@ def checksum_of(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     return digest.hexdigest()
 
 
-def _load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
+def _load_tokenizer(folder: Path) -> Any:
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)  # else it may ask
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}: no usable tokenizer: {error}") from error

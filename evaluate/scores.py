@@ -43,7 +43,6 @@ class Metric:
     name: str
     filter: str
     higher_is_better: bool
-    aggregation: str = "mean"
 
     @property
     def key(self) -> str:
@@ -74,6 +73,11 @@ class Scores:
     documents: PerDocument = field(default_factory=dict)
     forward_seconds: float = field(default=0.0, compare=False)
     answers: dict[str, dict[int, Answer]] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """How many documents there are, of all tasks."""
+        return sum(map(len, self.documents.values()))
 
     def values(self, task: str, key: str) -> dict[int, float]:
         """The documents' values of one metric; without those for which the task did not give it."""

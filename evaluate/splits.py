@@ -42,6 +42,10 @@ class Split:
     holdout: dict[str, list[int]]
     fingerprints: dict[str, str] = field(default_factory=dict)
 
+    def size(self, part: str) -> int:
+        """How many documents a part has, of all tasks."""
+        return sum(map(len, getattr(self, part).values()))
+
     def documents(self) -> dict[str, list[int]]:
         """All documents of the three parts."""
         return {task: [d for part in PARTS for d in getattr(self, part)[task]] for task in self.search}

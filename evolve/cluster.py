@@ -83,7 +83,7 @@ class RayPool:
         timeout: float | None = None,
         worker: type[Worker] = Worker,
     ) -> None:
-        self._limit = TimeLimit(_count(setup.split.search), timeout)
+        self._limit = TimeLimit(setup.split.size("search"), timeout)
         self._started = not ray.is_initialized()
         if self._started:
             _start(address, workers, setup)
@@ -110,7 +110,7 @@ class RayPool:
         self._free.remove(actor)
         self._last[actor] = recipe
         future = actor.score.remote(recipe, documents)
-        self._running[future] = _Running(key, actor, _count(documents), time.monotonic())
+        self._running[future] = _Running(key, actor, sum(map(len, documents.values())), time.monotonic())
 
     def wait(self, timeout: float) -> list[tuple[object, Outcome]]:
         self._start_missing()
@@ -250,10 +250,6 @@ def _actor(setup: Setup, worker: type[Worker] = Worker) -> Any:
     # One that dies is replaced by the pool and not restarted by Ray, which meanwhile fails the next one's work.
     actor = ray.remote(num_cpus=setup.cpus, num_gpus=setup.gpus, max_restarts=0, max_task_retries=0)(worker)
     return actor.options(runtime_env=environment)
-
-
-def _count(documents: DocumentIds) -> int:
-    return sum(map(len, documents.values()))
 
 
 def _remove_shared(folder: Path) -> None:

@@ -402,7 +402,7 @@ class EvolveConfig(Section):
         documents more than one, of 3,600, and won nothing (0.000 +- 0.001). A front needs its members.
         """
         usual = MOST_FINALISTS if self.objective == "pareto" else self.trials // 20
-        return self.finalists or min(max(usual, 1), MOST_FINALISTS)
+        return min(self.finalists or min(max(usual, 1), MOST_FINALISTS), self.trials)
 
     def to_yaml(self) -> str:
         """The whole config with its defaults, as YAML that gives the same config again."""

@@ -22,6 +22,7 @@ from heterosis.evolve.faults import RunStopped, disk_faults
 from heterosis.evolve.finals import Finals, FinalsFailed, finals_cost, run_finals, shortlist
 from heterosis.evolve.folder import (
     RunFolder,
+    check_run_folder,
     check_same_config,
     finished_summary,
     frozen_control_points,
@@ -127,6 +128,7 @@ def search(
         changes["log_to"] = [*loaded.log_to, *log_to]
     changes = {key: value for key, value in changes.items() if value is not None}
     loaded = loaded.updated(**changes) if changes else loaded
+    check_run_folder(Path(run_dir))
     check_same_config(Path(run_dir), loaded)
     if finished := finished_summary(Path(run_dir), loaded.trials):
         if not report_is_written(Path(run_dir)):  # the driver was killed before it was

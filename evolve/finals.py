@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from heterosis.evaluate.splits import Split
+from heterosis.evaluate.splits import PARTS, Split
 from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.objective import Judge
 from heterosis.evolve.racing import DocumentIds, Schedule, missing
@@ -54,9 +54,7 @@ def finals_cost(split: Split, parents: int, finalists: int, front: bool = False)
         finalists: The best candidates on the shortlist.
         front: Whether there are twice as many, of several objectives.
     """
-    search, selection, holdout = (
-        sum(map(len, part.values())) for part in (split.search, split.selection, split.holdout)
-    )
+    search, selection, holdout = map(split.size, PARTS)
     candidates = 2 * finalists if front else finalists + 1  # and the optimizer's mean
     finalists = candidates + 2  # and the uniform merge, the best other baseline
     # A parent that was stopped early meets the rest of the search documents, and is no finalist.

@@ -35,6 +35,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, storage: str | None = None) -> None:
+        check_run_folder(path)
         self.path = path
         self._made = not path.exists()
         self._new = self._made or not any(path.iterdir())
@@ -113,6 +114,22 @@ class RunFolder:
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         write_text(self.path / STATE, json.dumps(state, indent=2) + "\n")
+
+
+def check_run_folder(path: Path) -> None:
+    """Refuse what is no folder, and a folder of other things: a search would leave its files among them.
+
+    Raises:
+        InputError: If it is.
+    """
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise InputError(f"{path}: is not a folder; choose another --run-dir")
+    known = {STATE, ASKS, "config.yaml", "run.log", "study.db"}  # what a search that was killed at once leaves
+    others = sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
+    if others and not known.intersection(others):
+        raise InputError(f"{path}: holds other things and no run ({others[0]}); choose another --run-dir")
 
 
 def check_same_config(folder: Path, config: EvolveConfig) -> None:

@@ -4,7 +4,6 @@ Notation: s_t mean score of a model on task t, turned so that larger is better; 
 best parent's s_t; u_t the unit of the task's gains, 1 or |p_t| (see `Judge`); g_t = (s_t - p_t) / u_t the gain.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -62,11 +61,12 @@ class Objective:
     def values(self, scores: Scores) -> dict[str, dict[int, float]]:
         """The score of each document, turned so that larger is better."""
         return {
-            task: {d: self._sign(task) * value for d, value in scores.values(task, key).items()}
+            task: {d: self.sign(task) * value for d, value in scores.values(task, key).items()}
             for task, key in self.metrics.items()
         }
 
-    def _sign(self, task: str) -> float:
+    def sign(self, task: str) -> float:
+        """-1 if a task's score is better when lower."""
         return -1.0 if self.weights[task] < 0 else 1.0
 
 
@@ -111,7 +111,7 @@ class Judge:
 
     def score(self, scores: Scores) -> float:
         """The number that models are ranked by; of a Pareto front, the mean gain."""
-        return self._score(self._means(scores))
+        return self.verdict(scores).score
 
     def gains(self, scores: Scores) -> dict[str, float]:
         """g_t of every task."""
@@ -119,7 +119,7 @@ class Judge:
 
     def losses(self, scores: Scores) -> tuple[float, ...]:
         """What an optimizer minimises."""
-        return self._losses(self._means(scores))
+        return self.verdict(scores).losses
 
     def estimate(self, scores: Scores, reference: Scores) -> Verdict:
         """What a model's scores would amount to on all documents of a reference that it met some of.
@@ -134,36 +134,24 @@ class Judge:
         return self._verdict(means)
 
     def _verdict(self, means: Mapping[str, float]) -> Verdict:
-        return Verdict(self._score(means), self._losses(means), self._terms(means))
-
-    def _score(self, means: Mapping[str, float]) -> float:
-        kind, weights = self.objective.kind, self.objective.weights
-        if kind == "weighted":
-            score = sum(abs(w) * means[task] for task, w in weights.items())
+        objective, penalty = self.objective, PENALTY * sum(self._violations(means).values())
+        if objective.kind == "worst":
+            score = min(self._gains(means).values()) - penalty
+            return Verdict(score, (-score,))
+        if objective.kind == "weighted":
+            terms = [-abs(w) * means[task] for task, w in objective.weights.items()]
         else:
-            gains = self._gains(means)
-            score = min(gains.values()) if kind == "worst" else sum(self._shares[t] * g for t, g in gains.items())
-        return score - PENALTY * sum(self._violations(means).values())
-
-    def _losses(self, means: Mapping[str, float]) -> tuple[float, ...]:
-        if self.objective.kind != "pareto":
-            return (-self._score(means),)
-        penalty = PENALTY * sum(self._violations(means).values())
-        return tuple(penalty - gain for gain in self._gains(means).values())
-
-    def _terms(self, means: Mapping[str, float]) -> tuple[float, ...]:
-        if self.objective.kind not in ("weighted", "gain"):
-            return ()
-        values = means if self.objective.kind == "weighted" else self._gains(means)
-        weights = self.objective.weights if self.objective.kind == "weighted" else self._shares
-        penalty = [PENALTY * sum(self._violations(means).values())] if self.objective.constraints else []
-        return (*(-abs(w) * values[task] for task, w in weights.items()), *penalty)
+            terms = [-self._shares[task] * gain for task, gain in self._gains(means).items()]
+        if objective.constraints:
+            terms.append(penalty)
+        loss = sum(terms)
+        if objective.kind == "pareto":
+            return Verdict(-loss, tuple(penalty - gain for gain in self._gains(means).values()))
+        return Verdict(-loss, (loss,), tuple(terms))
 
     def _means(self, scores: Scores) -> dict[str, float]:
-        return {
-            task: sum(values.values()) / len(values) if values else math.nan
-            for task, values in self.objective.values(scores).items()
-        }
+        objective = self.objective
+        return {task: objective.sign(task) * scores.mean(task, key) for task, key in objective.metrics.items()}
 
     def _gains(self, means: Mapping[str, float]) -> dict[str, float]:
         return {task: (means[task] - best) / self._units[task] for task, best in self._best.items()}

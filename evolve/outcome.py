@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from heterosis.errors import InputError
-from heterosis.evaluate.splits import Split
+from heterosis.evaluate.splits import PARTS, Split
 from heterosis.evolve.config import RESIDENT, EvolveConfig
 from heterosis.evolve.finals import Finals
 from heterosis.evolve.folder import SUMMARY, read_state, read_summary, write_text
@@ -22,7 +22,6 @@ from heterosis.merge import Recipe
 from heterosis.merge.discovery import Discovery, HeldOut
 
 FRONT = "front"  # folder of the front's recipes
-PARTS = ("search", "selection", "holdout")
 
 # What a run can come to.
 Verdict: TypeAlias = Literal["empty", "unfinished", "parent", "baseline", "better", "unclear", "worse"]
@@ -74,6 +73,7 @@ def discovery(summary: Mapping[str, Any], trial: Trial, config: EvolveConfig) ->
     mine = champion["holdout"] if validated else None
     held_out = {name: r["holdout"] for name, r in fixed.items() if r["holdout"] is not None}
     held_out.pop(trial.ask.name, None)
+    reused = summary["documents"]["holdout_reused"]
     packages = ("heterosis", "torch", "transformers", "lm_eval")
     return Discovery(
         trial=trial.number,
@@ -84,7 +84,7 @@ def discovery(summary: Mapping[str, Any], trial: Trial, config: EvolveConfig) ->
         objective=summary["maximised"]["kind"],
         tasks={task: entry["metric"] for task, entry in summary["objective"].items()},
         documents={part: summary["documents"][part] for part in PARTS},
-        held_out=None if mine is None else HeldOut(merge=mine, others=held_out),
+        held_out=None if mine is None else HeldOut(merge=mine, others=held_out, reused=reused),
         outcome=summary["outcome"] if validated else "",
         versions={name: summary["environment"][name] for name in packages},
         config=config.fingerprint(),
@@ -151,7 +151,7 @@ def write_outcome(
             found = judge(part).score(scores) if scores and referee.can_judge(part) else None
         return None if found is None else round(found, 6)
 
-    sizes = {part: sum(map(len, getattr(split, part).values())) for part in PARTS}
+    sizes = {part: split.size(part) for part in PARTS}
 
     def results(ask: Ask) -> dict[str, Any]:
         found = {part: score(ask, part) for part in PARTS}
@@ -250,6 +250,11 @@ def _front(trials: Sequence[Trial], record: Record, judge: Callable[[str], Judge
         gains = {task: round(gain, 6) for task, gain in judge("selection").gains(scores).items()}
         rows.append({"trial": trial.number, "recipe": f"{FRONT}/trial-{trial.number}.yaml", "gains": gains})
     return rows
+
+
+def label(trial: Trial) -> str:
+    """What a trial is called: the number under which it is exported, or its name if it is a baseline."""
+    return trial.ask.name if trial.ask.kind in ("parent", "baseline") else f"trial {trial.number}"
 
 
 def describe_result(trial: Trial) -> str:

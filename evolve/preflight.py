@@ -6,7 +6,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from heterosis.errors import InputError, collecting
+from heterosis.errors import InputError, collecting, did_you_mean
 from heterosis.evaluate.harness import TaskSet, check_backend
 from heterosis.evaluate.splits import Sizes, Split, split_documents
 from heterosis.evolve.baselines import Baseline
@@ -17,6 +17,7 @@ from heterosis.evolve.genes import METHOD
 from heterosis.evolve.objective import Objective
 from heterosis.evolve.paths import PathSpace
 from heterosis.evolve.space import SearchSpace, control_points_of, stages_of
+from heterosis.evolve.warm_start import warm_starts
 from heterosis.evolve.worker import task_set
 from heterosis.merge import Checkpoint, MergePlan, ModelRef, Recipe, build_plan, open_checkpoint
 from heterosis.merge.layout import main_stack, stack_sizes
@@ -110,8 +111,10 @@ def preflight(
         pinned, checkpoints = _opened(config)
         stages, plan = _planned(pinned, checkpoints, control_points)
         _check_trials(config.trials, stages[0])
+        _check_filters(pinned.genome.filters, checkpoints)
         paths_alone = pinned.genome.layer_paths is not None and pinned.genome.layer_paths.after is None
         paths = PathSpace.from_config(pinned, checkpoints) if paths_alone else None
+        warm_starts(config.warm_start, paths or stages[0])
     with collecting(faults):
         if config.backend.name != RESIDENT:
             check_backend(config.backend.name, config.batch_size, config.max_length)
@@ -196,6 +199,15 @@ def _check_trials(trials: int, space: SearchSpace) -> None:
             f"trials: must be at least {least}, as the parents and their uniform merge are scored first, but got "
             f"{trials}"
         )
+
+
+def _check_filters(filters: Sequence[str], checkpoints: Mapping[ModelRef, Checkpoint]) -> None:
+    """Refuse filters that no tensor fits: what they are to search has no effect."""
+    names = {name for checkpoint in checkpoints.values() for name in checkpoint.tensors}
+    parts = {part for name in names for part in name.split(".") if not part.isdigit()}
+    for i, text in enumerate(filters):
+        if not any(text in name for name in names):
+            raise InputError(f"genome.filters[{i}]: no tensor's name has {text!r}{did_you_mean(text, parts)}")
 
 
 def _check_depths(config: EvolveConfig, checkpoints: Mapping[ModelRef, Checkpoint]) -> None:

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from heterosis.errors import InputError
-from heterosis.evolve.outcome import describe_result
+from heterosis.evolve.outcome import describe_result, label
 from heterosis.evolve.record import Record, Trial
 from heterosis.evolve.standing import Standing, Watcher
 from heterosis.merge.faults import duration
@@ -70,8 +70,8 @@ def describe(checked: "Preflight", budget: int, workers: int) -> list[str]:
 
 def trial_line(trial: Trial, best: Trial | None, done: int, budget: int) -> str:
     """A finished trial in a line."""
-    best_text = f"  best {best.score:.4f} ({best.ask.name})" if best is not None else ""
-    return f"[{done}/{budget}] {trial.ask.name}: {describe_result(trial)}{best_text}"
+    best_text = f"  best {best.score:.4f} ({label(best)})" if best is not None else ""
+    return f"[{done}/{budget}] {label(trial)}: {describe_result(trial)}{best_text}"
 
 
 def standing_line(standing: Standing) -> str:
@@ -170,7 +170,7 @@ def _ladder(standing: Standing) -> Table:
     best, against = standing.best, standing.pulse.against if standing.pulse else {}
     assert best is not None
     table.add_row(
-        Text(f"best so far: {best.ask.name}", style="bold green"),
+        Text(f"best so far: {label(best)}", style="bold green"),
         Text(f"{best.score:.4f}", style="bold green"),
         "",
     )
@@ -216,13 +216,12 @@ def _facts(standing: Standing, columns: int) -> Table:
 
 def _recent(standing: Standing, shown: int) -> list[RenderableType]:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), style="dim")
-    table.add_column(justify="right")
     table.add_column()
     table.add_column(overflow="ellipsis", no_wrap=True)
     table.add_column(justify="right")
     for trial in standing.trials[: -shown - 1 : -1]:
         took = duration(sum(trial.seconds.values())) if trial.seconds else ""
-        table.add_row(str(trial.number), Text(trial.ask.name), Text(describe_result(trial)), took)
+        table.add_row(Text(label(trial)), Text(describe_result(trial)), took)
     return [Text("latest results", style="dim"), Padding(table, 0)]
 
 

@@ -49,11 +49,6 @@ class Proposer:
         self._replay(stage, record)
 
     @property
-    def asked(self) -> int:
-        """Candidates asked in this stage."""
-        return len(self._asks)
-
-    @property
     def has_mean(self) -> bool:
         """Whether the optimizer has a centre."""
         return self._optimizer.mean() is not None

@@ -276,7 +276,7 @@ class Record:
     def met(self, ask: Ask, part: str) -> int:
         """How many documents of a part a candidate has met."""
         scores = self._scores.get((ask.number, part))
-        return _count(scores) if scores else 0
+        return scores.count if scores else 0
 
     def documents_scored(self) -> int:
         """Documents of all parts, counted once for every recipe."""
@@ -368,10 +368,6 @@ class Record:
 
 # What a line of results has beside the ask's number.
 _RESULT = [f.name for f in fields(Trial) if f.name not in ("number", "ask")]
-
-
-def _count(scores: Scores) -> int:
-    return sum(map(len, scores.documents.values()))
 
 
 def _distribution(dimension: Dimension) -> BaseDistribution:

@@ -62,8 +62,8 @@ class Referee:
         """What came of a candidate whose race is over."""
         scores, judge = self._record.scores(ask, "search"), self.judge("search")
         assert scores is not None
-        met = count(scores)
-        if met == self._size("search"):
+        met = scores.count
+        if met == self._split.size("search"):
             return Result(judge.verdict(scores), pruned=False, documents=met)
         incumbent = self._incumbent(ask)
         assert incumbent is not None
@@ -100,12 +100,12 @@ class Referee:
     @property
     def documents(self) -> int:
         """Search documents."""
-        return self._size("search")
+        return self._split.size("search")
 
     def parents_scored(self, part: str) -> bool:
         """Whether all parents have met all documents of a part."""
         found = [self._record.scores(ask, part) for ask in self._record.parents]
-        return bool(found) and all(s is not None and count(s) == self._size(part) for s in found)
+        return bool(found) and all(s is not None and s.count == self._split.size(part) for s in found)
 
     @cached_property
     def _race(self) -> Schedule:
@@ -126,11 +126,3 @@ class Referee:
     def _incumbent(self, ask: Ask) -> Scores | None:
         """The scores of whom it races against."""
         return None if ask.incumbent is None else self._record.scores(self._record.asks[ask.incumbent], "search")
-
-    def _size(self, part: str) -> int:
-        return sum(map(len, getattr(self._split, part).values()))
-
-
-def count(scores: Scores) -> int:
-    """How many documents were scored."""
-    return sum(map(len, scores.documents.values()))

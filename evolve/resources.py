@@ -187,7 +187,7 @@ def resources(
     """
     config, plan = checked.config, checked.plan
     workers, threads = workers_and_threads(config)
-    documents = sum(map(len, checked.split.search.values()))
+    documents = checked.split.size("search")
     finals = finals_cost(
         checked.split, len(config.genome.models), config.shortlisted, config.objective == "pareto"
     )

@@ -14,6 +14,7 @@ from heterosis.evolve.preflight import Preflight
 from heterosis.evolve.proposals import Proposer, inform
 from heterosis.evolve.record import Record, Trial
 from heterosis.evolve.referee import Referee
+from heterosis.evolve.tally import best_of
 from heterosis.merge import Recipe
 
 log = logging.getLogger("heterosis")
@@ -86,7 +87,7 @@ class Stages:
 
     def _append_paths(self, known: Sequence[Trial]) -> None:
         """Layer paths after parameters go through the best merge before."""
-        best = _best(known)
+        best = best_of(known)
         assert best is not None, "the parents meet all documents"
         paths = self._checked.paths_after(Recipe.parse(best.ask.recipe, best.ask.name))
         assert paths is not None
@@ -141,7 +142,7 @@ class Stages:
 
         A baseline that is a sum drops nothing, which says nothing of how much a search had better drop.
         """
-        space, best = self._spaces[stage], _best(known)
+        space, best = self._spaces[stage], best_of(known)
         start = space.initial
         if best is not None and (best.ask.kind != "parent" or self._is_clear(best)):
             values = self._values(best, stage)
@@ -174,9 +175,3 @@ class Stages:
         if len(scores) < 2 or scores[0] is None or scores[1] is None:
             return False
         return self._referee.judge("search").difference(scores[0], scores[1]).low > 0
-
-
-def _best(trials: Sequence[Trial]) -> Trial | None:
-    """The best of those that met all documents; of equals, the first that was asked."""
-    complete = [t for t in trials if t.complete]
-    return max(complete, key=lambda t: (t.score or 0.0, -t.ask.number), default=None)

@@ -12,6 +12,7 @@ from heterosis.evolve.folder import SUMMARY, read_summary
 from heterosis.evolve.pulse import Pulse
 from heterosis.evolve.record import Trial
 from heterosis.evolve.table import TABLE, read_trials
+from heterosis.evolve.tally import best_of
 
 SILENCE = 60.0  # seconds without a pulse after which a driver is taken for dead
 RECENT = 20  # results that tell how long the next ones take
@@ -60,8 +61,7 @@ class Standing:
     @property
     def best(self) -> Trial | None:
         """The trial with the best search score; of equals, the first that was asked."""
-        complete = [t for t in self.trials if t.complete]
-        return max(complete, key=lambda t: (t.score or 0.0, -t.ask.number), default=None)
+        return best_of(self.trials)
 
     @property
     def utilisation(self) -> float | None:

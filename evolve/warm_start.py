@@ -39,7 +39,11 @@ def warm_starts(paths: Iterable[str], space: Space) -> list[Baseline]:
 
 def _recipes(path: Path, name: str) -> Iterator[tuple[str, Recipe]]:
     if not path.is_dir():
-        yield name, Recipe.load(path)
+        try:
+            recipe = Recipe.load(path)
+        except InputError as error:
+            raise InputError(*(f"warm_start: {fault}" for fault in error.faults)) from None
+        yield name, recipe
         return
     try:
         champion = read_summary(path)["champion"]

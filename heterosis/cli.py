@@ -61,7 +61,6 @@ _MERGEKIT_OPTIONS = {
     **dict.fromkeys(("--quiet", "--verbosity", "-v"), "no need: one line is said; leave it out"),
 }
 
-Size = Annotated[Any, typer.Option(parser=_size, metavar="SIZE")]
 IncludePath = Annotated[
     list[Path] | None,
     typer.Option(
@@ -219,9 +218,7 @@ def status(
     if follow:
         watch(run_dir, Console(stderr=True))
     standing = Watcher(run_dir).look()
-    _print_summary(standing.summary, run_dir)
-    if standing.lost:
-        _say(f"heterosis: {standing.phase}")
+    _print_summary(standing.summary, run_dir, standing.phase if standing.lost else None)
 
 
 @app.command()
@@ -380,14 +377,14 @@ def _imports_kept() -> Iterator[None]:
         gc.enable()
 
 
-def _print_summary(summary: Mapping[str, Any], run_dir: Path) -> None:
-    from heterosis.evolve.outcome import closing_table
+def _print_summary(summary: Mapping[str, Any], run_dir: Path, phase: str | None = None) -> None:
+    from heterosis.evolve.outcome import closing_table, verdict_of
 
     trials, documents, seconds = summary["trials"], summary["documents"], summary["seconds"]
     others = {"stopped early": trials["pruned"], "failed": trials["failed"]}
     noted = "".join(f", {count} {what}" for what, count in others.items() if count)
     done = trials["complete"] + trials["pruned"]
-    print(f"{summary['status']}: {done} of {trials['budget']} trials{noted}, {seconds['total']:.0f} s")
+    print(f"{phase or summary['status']}: {done} of {trials['budget']} trials{noted}, {seconds['total']:.0f} s")
     rows = closing_table(summary)
     _print_table(("", "search", "selection", "held out"), rows)
     if any(cell.startswith("~") for row in rows for cell in row[1:]):
@@ -398,7 +395,7 @@ def _print_summary(summary: Mapping[str, Any], run_dir: Path) -> None:
         print(f"failed {count} times: {cause}")
     for label, key in (("the best parent", "gain_over_best_parent"), ("the uniform merge", "gain_over_uniform")):
         gain = summary.get(key)
-        if gain:
+        if gain and verdict_of(summary) != "parent":  # the champion is the best parent itself
             low, high = gain["ci95"]
             name = f" ({gain['parent']})" if "parent" in gain else ""
             print(f"gain over {label}{name}: {gain['holdout']:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}")

@@ -19,12 +19,19 @@ _OBJECTIVES = {
 
 
 class HeldOut(BaseModel):
-    """Scores on documents that the search and the choice of the champion never saw."""
+    """Scores on documents that the search and the choice of the champion never saw.
+
+    Attributes:
+        merge: The champion's.
+        others: Of the parents and baselines.
+        reused: Whether an earlier champion was compared on them.
+    """
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     merge: float
     others: dict[str, float]
+    reused: bool = False
 
 
 class Discovery(BaseModel):
@@ -92,7 +99,8 @@ def found_by(heterosis: Mapping[str, object]) -> Iterator[str]:
         yield ""
     else:
         yield f"- Chosen among the best candidates on {count['selection']} other documents."
-        yield f"- Validated once on {count['holdout']} documents that played no part before:"
+        kept = "that were used before" if found.held_out.reused else "that played no part before"
+        yield f"- Validated on {count['holdout']} documents {kept}:"
         yield from ["", "| Model | Held out |", "| --- | --- |"]
         yield f"| **This merge** | {found.held_out.merge:.4f} |"
         yield from (f"| {_text(name)} | {score:.4f} |" for name, score in found.held_out.others.items())

@@ -109,7 +109,7 @@ def measure(
     """Run every contender, and heterosis without its ingredients, where the results lack it."""
     zoo = scorer.place.zoo
     split = make_split(scorer.place, seed)
-    per_evaluation = sum(map(len, split.search.values()))
+    per_evaluation = split.size("search")
     budget = options.evaluations * per_evaluation
     wanted: dict[str, dict[str, Any]] = {OURS: {}} if OURS in options.contenders and not options.ablate else {}
     for text in options.ablate:

@@ -268,6 +268,11 @@ def test_tags_and_unknown_tasks_need_lm_evals_own_index(toys: Path) -> None:
     assert caught.value.faults[1].endswith("; did you mean 'hellaswag'?")
 
 
+def test_the_users_own_tasks_are_suggested_first(toys: Path) -> None:
+    with pytest.raises(InputError, match=r"; did you mean 'toy_choice'\?"):
+        TaskSet([TaskSpec("toychoice")], include_path=[toys])
+
+
 def test_groups_and_fingerprints(tmp_path: Path, write_toys: Callable[..., Path]) -> None:
     def load(name: str, rows: list[dict[str, Any]] | None = None, group_by: str | None = None) -> TaskSet:
         folder = write_toys(tmp_path / name, rows)

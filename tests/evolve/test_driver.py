@@ -135,7 +135,7 @@ def test_a_run_leaves_what_the_design_says(run: Any, pools: Any, tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("trials", "workers", "optimizer"),
-    [(1, 1, "cma"), (3, 2, "cma"), (7, 3, "cma"), (20, 1, "random"), (21, 3, "cma")],
+    [(3, 1, "cma"), (3, 2, "cma"), (7, 3, "cma"), (20, 1, "random"), (21, 3, "cma")],
 )
 def test_the_budget_is_exact(
     run: Any, pools: Any, tmp_path: Path, trials: int, workers: int, optimizer: str
@@ -144,6 +144,33 @@ def test_the_budget_is_exact(
     assert summary["trials"]["complete"] == trials
     assert [n for n, part in pools.asked if part == "search"] == list(range(trials))
     assert [a.name for a in read_asks(tmp_path / "run")][:3] == BASELINES[:trials]
+
+
+@pytest.mark.parametrize("kind", ["model", "file"])
+def test_what_is_no_run_folder_is_left_alone(run: Any, tmp_path: Path, kind: str) -> None:
+    other = tmp_path / ("run/config.json" if kind == "model" else "run")
+    other.parent.mkdir(exist_ok=True)
+    other.write_text("{}")
+    says = r"holds other things and no run \(config.json\)" if kind == "model" else "is not a folder"
+    with pytest.raises(InputError, match=f"run: {says}; choose another --run-dir"):
+        run()
+    assert [p.name for p in other.parent.iterdir()] == [other.name]
+
+
+def test_an_empty_folder_is_taken_and_stays_where_the_search_cannot_begin(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run").mkdir()
+
+    def refuse(*_: object) -> None:
+        raise InputError("of a test")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "warm_starts", refuse)
+        with pytest.raises(InputError, match="of a test"):
+            run()
+    assert list((tmp_path / "run").iterdir()) == []
+    assert run()["status"] == "finished"
 
 
 def test_the_seed_decides(run: Any, tmp_path: Path) -> None:
@@ -586,7 +613,7 @@ class TestRecipesThatTravel:
         merged = merge_models(best, tmp_path / "merged")
         card = (merged / "README.md").read_text()
         assert "- Searched on 20 documents of `toy_choice` (`acc,none`)." in card
-        assert "- Validated once on 30 documents" in card
+        assert "- Validated on 30 documents" in card
         assert f"| **This merge** | {summary['champion']['holdout']:.4f} |" in card
         assert f"| ann | {summary['parents']['ann']['holdout']:.4f} |" in card
         assert " ".join(summary["outcome"].split()) in card.replace("\\", "")

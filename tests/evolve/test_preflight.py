@@ -50,6 +50,23 @@ def test_a_budget_that_does_not_reach_for_the_parents_is_refused(config: Callabl
     preflight(config(trials=3))
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"genome": {"filters": ["self_atn"]}},
+            r"genome.filters\[0\]: no tensor's name has 'self_atn'; did",
+        ),
+        ({"warm_start": "/no/run"}, "warm_start: /no/run: no such"),
+    ],
+)
+def test_what_would_be_found_later_is_found_now(
+    config: Callable[..., EvolveConfig], changes: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(InputError, match=says):
+        preflight(config(**changes))
+
+
 def test_a_rehearsal_tells_the_time_of_a_candidate(checked: Preflight) -> None:
     asked = []
 

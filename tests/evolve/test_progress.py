@@ -167,7 +167,7 @@ def test_the_view_shows_what_matters(run: Any, pools: Any) -> None:
     assert "20 of 26 trials" in text
     assert "to go" in text
     assert "searching" in text
-    assert "best so far: candidate" in text
+    assert "best so far: trial" in text
     for name in ("ann", "bob", "uniform (baseline)"):
         assert name in text
     assert "1 of 1 busy" in text

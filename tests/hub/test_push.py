@@ -92,7 +92,7 @@ def test_what_a_search_found_is_published_with_its_recipe(
     published = held(hub, "me/found")
     assert {"config.json", "model.safetensors", "recipe.yaml", "README.md", "tokenizer.json"} <= published.keys()
     card = published["README.md"].decode()
-    assert "- Validated once on 30 documents that played no part before:" in card
+    assert "- Validated on 30 documents that played no part before:" in card
     assert "| **This merge** | 0.7500 |" in card
     assert "heterosis merge recipe.yaml OUT" in card
     assert str(base.parent) not in card

@@ -222,7 +222,7 @@ def test_how_a_search_found_it_is_told(parents: list[Path]) -> None:
     assert "- Searched on 64 documents of `sums_fr` (`exact_match,sum`) and `a|b'c # d` (`acc`)." in text
     assert "- Maximised: the smallest gain over the parents." in text
     assert "- Chosen among the best candidates on 120 other documents." in text
-    assert "- Validated once on 240 documents that played no part before:" in text
+    assert "- Validated on 240 documents that played no part before:" in text
     assert "| **This merge** | 0.7375 |\n| ann | 0.0000 |\n" in text
     assert r"| \<img src=x\> \| \[b\](http://x) | 0.3875 |" in text
     assert r"+0.35 against \<script\>." in text
