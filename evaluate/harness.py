@@ -39,6 +39,7 @@ from .answers import Answer, chosen
 from .scores import Metric, NonFiniteScore, Scores, TaskSpec
 from .splits import Split
 
+LOOKED_AT = 20  # documents, to see whether their answers are right at all
 _LENGTHS = ("max_length", "max_model_len")  # what model classes of lm-eval call the longest prompt
 
 
@@ -241,6 +242,7 @@ class TaskSet:
             usable, unusable = _metrics_of(task)
             metric = _resolve(name, spec.metric, usable, unusable)
             data = [document for _, document in task.doc_iterator()]
+            _check_answers(name, task, data[:LOOKED_AT])
             group_by = spec.group_by or (task.config.metadata or {}).get("group_by")
 
             self._documents[name] = _describe(name, data, group_by)
@@ -568,6 +570,26 @@ def _filters_of(task: Task) -> list[Any]:
         ]
         pipelines.append(build_filter_ensemble(pipeline["name"], steps))
     return pipelines
+
+
+def _check_answers(name: str, task: Any, data: Sequence[Any]) -> None:
+    """Refuse a task none of whose answers is among the choices: every model would score nothing.
+
+    lm-eval only logs it, as a document here and there may have no answer.
+    """
+    if str(task.config.output_type) != "multiple_choice" or getattr(task, "multiple_input", 0):
+        return
+    answer = None
+    for document in map(copy.copy, data):
+        choices, answer = task.doc_to_choice(document), task.doc_to_target(document)
+        answers = answer if isinstance(answer, list | tuple) else [answer]
+        if any(a < len(choices) if isinstance(a, int) else a in choices for a in answers):
+            return
+    if data:
+        raise InputError(
+            f"task '{name}': doc_to_target: must give a choice or its number, but gives {answer!r}, which is none of "
+            "the choices of any document; check its spelling"
+        )
 
 
 def _describe(task: str, data: Sequence[Any], group_by: str | None) -> Documents:

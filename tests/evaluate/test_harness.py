@@ -268,6 +268,13 @@ def test_tags_and_unknown_tasks_need_lm_evals_own_index(toys: Path) -> None:
     assert caught.value.faults[1].endswith("; did you mean 'hellaswag'?")
 
 
+def test_answers_that_are_no_choices_are_refused(toys: Path) -> None:
+    path = toys / "toy_choice.yaml"
+    path.write_text(path.read_text().replace("doc_to_target: label", "doc_to_target: lable"))
+    with pytest.raises(InputError, match=r"task 'toy_choice': doc_to_target: must give a choice .* gives 'lable'"):
+        TaskSet([TaskSpec("toy_choice")], include_path=[toys])
+
+
 def test_the_users_own_tasks_are_suggested_first(toys: Path) -> None:
     with pytest.raises(InputError, match=r"; did you mean 'toy_choice'\?"):
         TaskSet([TaskSpec("toychoice")], include_path=[toys])
