@@ -587,8 +587,8 @@ def _check_answers(name: str, task: Any, data: Sequence[Any]) -> None:
             return
     if data:
         raise InputError(
-            f"task '{name}': doc_to_target: must give a choice or its number, but gives {answer!r}, which is none of "
-            "the choices of any document; check its spelling"
+            f"task '{name}': doc_to_target: must give a choice or its number, but gives {answer!r}, which is no "
+            "choice of any document; check its spelling"
         )
 
 
