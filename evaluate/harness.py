@@ -577,7 +577,7 @@ def _check_answers(name: str, task: Any, data: Sequence[Any]) -> None:
 
     lm-eval only logs it, as a document here and there may have no answer.
     """
-    if str(task.config.output_type) != "multiple_choice" or getattr(task, "multiple_input", 0):
+    if str(task.config.output_type) != "multiple_choice" or getattr(task, "multiple_input", False):
         return
     answer = None
     for document in map(copy.copy, data):
