@@ -209,7 +209,7 @@ def _lines(data: Mapping[str, Any], checked: Preflight, found: Compatibility, na
     tells = ("what it takes: memory, disk, time", "the search; the same command continues it")
     yield from (f"#   {command:{len(commands[1])}}  {text}" for command, text in zip(commands, tells, strict=True))
     yield "#"
-    yield "# Every key: docs/search-spaces.md for the genome, docs/searching.md for the rest."
+    yield "# Every key: docs/config.md."
     yield ""
     yield "genome:"
     kind = " and ".join(facts.dtypes)
