@@ -145,9 +145,10 @@ class Judge:
         if objective.constraints:
             terms.append(penalty)
         loss = sum(terms)
+        score = 0.0 - loss  # not the -0.0 of a loss of 0
         if objective.kind == "pareto":
-            return Verdict(-loss, tuple(penalty - gain for gain in self._gains(means).values()))
-        return Verdict(-loss, (loss,), tuple(terms))
+            return Verdict(score, tuple(penalty - gain for gain in self._gains(means).values()))
+        return Verdict(score, (loss,), tuple(terms))
 
     def _means(self, scores: Scores) -> dict[str, float]:
         objective = self.objective

@@ -39,6 +39,10 @@ class TestOneModel:
         assert judge(weights={"a": 2.0, "b": 1.0}).score(CHILD) == pytest.approx(1.75)
         assert judge(weights={"a": 2.0, "b": 1.0}).losses(CHILD) == (pytest.approx(-1.75),)
 
+    def test_nothing_is_a_plain_zero(self) -> None:
+        nothing = judge().score(scores(a=[0.0, 0.0], b=[0.0, 0.0]))
+        assert f"{nothing:.1f}" == "0.0"
+
     def test_what_is_better_when_lower_is_turned(self) -> None:
         assert judge(weights={"a": -2.0, "b": 1.0}).score(CHILD) == pytest.approx(-2 * 0.5 + 0.75)
 
