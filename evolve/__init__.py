@@ -17,7 +17,8 @@ preflight.py   what can be refused before anything starts; resources.py: workers
                rehearsal.py: one candidate, tried; inspection.py: all of it, for ``heterosis inspect``
 contamination.py  a warning when a published benchmark or a test split is searched on
 worker.py      merges a candidate into a live model and scores it
-cluster.py     workers as Ray actors; timeouts.py: how long their work may take; machine.py: where they are
+pool.py        what the driver needs of its workers; cluster.py: these as Ray actors; timeouts.py: how long their
+               work may take; machine.py: where they are
 record.py      asks, scores and trials, durably; tally.py: what these amount to; storage.py: the Optuna study, also
                where it is away for a while
 dispatch.py    keeps the workers busy; who is tried again, and who is given up
@@ -30,7 +31,8 @@ finals.py      the shortlist, the champion
 progress.py    the run on a terminal, live or in lines; standing.py: where it stands, read from its folder;
                pulse.py: what the driver does at the moment
 trackers.py    what TensorBoard, MLflow and Weights & Biases are told; tracking.py: by processes of their own
-outcome.py     summary.json, best.yaml, the closing table; table.py: trials.csv
+summary.py     what came of a run, in numbers and words; export.py: recipes of trials; table.py: trials.csv;
+               outcome.py: all files that a run leaves
 report/        a run as one HTML page
 """
 

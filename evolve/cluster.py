@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError
@@ -15,39 +15,18 @@ from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorErro
 from heterosis.errors import InputError
 from heterosis.evaluate.room import sweep
 from heterosis.evolve.faults import RunStopped
+from heterosis.evolve.pool import Outcome
 from heterosis.evolve.timeouts import TimeLimit
 from heterosis.evolve.worker import DocumentIds, Evaluation, Failure, Setup, Worker
 from heterosis.merge.reductions import Reductions, node_folder
 
 log = logging.getLogger("heterosis")
 
-Outcome = Evaluation | Failure
-
 START_SECONDS = 300.0  # for the imports, the model, the requests and the compiler
 START_ATTEMPTS = 3  # of all workers together, beyond one for each, in a row
 ALONE_SECONDS = 1800.0  # without any worker
 UNREACHABLE = Failure("the connection to its worker was lost", retry=True, blameless=True)
 OUT_OF_MEMORY = "out of memory: Ray ended the worker; fewer workers, or a smaller batch_size, take less"
-
-
-class Pool(Protocol):
-    """Scores recipes on any number of workers, which may come and go."""
-
-    @property
-    def size(self) -> int: ...
-
-    @property
-    def free(self) -> int: ...
-
-    def submit(self, key: object, recipe: str, documents: DocumentIds) -> None:
-        """Give work to a free worker."""
-        ...
-
-    def wait(self, timeout: float) -> list[tuple[object, Outcome]]:
-        """Work that was finished, or given up; waits for some as long as ``timeout`` seconds."""
-        ...
-
-    def close(self) -> None: ...
 
 
 @dataclass

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from heterosis.evolve.cluster import Outcome, Pool
+from heterosis.evolve.pool import Outcome, Pool
 from heterosis.evolve.record import Ask, Record
 from heterosis.evolve.worker import Failure
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from heterosis.errors import InputError
 from heterosis.evaluate.splits import Split
 from heterosis.evolve.baselines import RECIPES_BUDGET, Baseline
-from heterosis.evolve.cluster import Outcome, Pool, RayPool, probed_batch_size
+from heterosis.evolve.cluster import RayPool, probed_batch_size
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.dispatch import Attempts, Job, dispatch
 from heterosis.evolve.faults import RunStopped, disk_faults
@@ -29,7 +29,8 @@ from heterosis.evolve.folder import (
     write_text,
 )
 from heterosis.evolve.genome import UNIFORM
-from heterosis.evolve.outcome import describe_result, environment, write_outcome
+from heterosis.evolve.outcome import environment, write_outcome
+from heterosis.evolve.pool import Outcome, Pool
 from heterosis.evolve.preflight import Preflight, preflight
 from heterosis.evolve.proposals import Proposer
 from heterosis.evolve.pulse import Pulse, PulseWriter
@@ -41,6 +42,7 @@ from heterosis.evolve.resources import check_workers, merges_to, resources, work
 from heterosis.evolve.session import logging_to, stopping_on_signals
 from heterosis.evolve.stages import Stages
 from heterosis.evolve.statistics import Interval
+from heterosis.evolve.summary import describe_result
 from heterosis.evolve.table import TableWriter
 from heterosis.evolve.tally import best_of
 from heterosis.evolve.tracking import check_trackers, tracked
@@ -278,19 +280,15 @@ class _Driver:
         return write_outcome(
             self._folder.path,
             status=status,
+            stopped=self._stop,
             config=self._config,
+            state=self._state,
             record=self._record,
-            table=self._table,
-            split=self._split,
             referee=self._referee,
-            seconds=self._seconds(),
-            environment=self._state["environment"],
-            optimizers=self._state.get("optimizers", {}),
+            split=self._split,
             champion=finals.champion if finals else self._record.tally.best,
             finals=finals,
-            provenance=self._provenance,
-            holdout_reused=bool(self._state.get("holdout_reused")),
-            stopped=self._stop,
+            table=self._table,
         )
 
     def _stopping(self) -> bool:

@@ -188,6 +188,11 @@ def read_summary(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not a run folder (no {SUMMARY}); give the --run-dir of a search") from None
 
 
+def front_recipe(number: int | str) -> str:
+    """Where the recipe of a trial on the front is, within a run folder."""
+    return f"front/trial-{number}.yaml"
+
+
 def finished_summary(run_dir: Path, budget: int) -> dict[str, Any] | None:
     """The summary of a run that has spent this budget and picked its champion."""
     if not (run_dir / SUMMARY).exists():

@@ -18,9 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from heterosis.errors import InputError
-from heterosis.evolve.outcome import describe_result, label
 from heterosis.evolve.record import Record, Trial
 from heterosis.evolve.standing import Standing, Watcher
+from heterosis.evolve.summary import describe_result, label
 from heterosis.merge.faults import duration
 
 if TYPE_CHECKING:

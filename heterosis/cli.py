@@ -230,7 +230,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a trial's recipe: heterosis export runs/first --trial 12 -o recipe.yaml"""
-    from heterosis.evolve.outcome import export_trial
+    from heterosis.evolve.export import export_trial
 
     text = export_trial(run_dir, trial)
     if output is None:
@@ -378,7 +378,7 @@ def _imports_kept() -> Iterator[None]:
 
 
 def _print_summary(summary: Mapping[str, Any], run_dir: Path, phase: str | None = None) -> None:
-    from heterosis.evolve.outcome import closing_table, verdict_of
+    from heterosis.evolve.summary import closing_table, verdict_of
 
     trials, documents, seconds = summary["trials"], summary["documents"], summary["seconds"]
     others = {"stopped early": trials["pruned"], "failed": trials["failed"]}

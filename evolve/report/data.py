@@ -12,16 +12,17 @@ from heterosis.evaluate.answers import Answer
 from heterosis.evaluate.scores import Scores
 from heterosis.evaluate.splits import PARTS, Split
 from heterosis.evolve.config import EvolveConfig
+from heterosis.evolve.export import whole_trials
 from heterosis.evolve.folder import read_state
 from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.objective import Judge, Objective
-from heterosis.evolve.outcome import Verdict, verdict_of, whole_trials
 from heterosis.evolve.record import Ask, Trial, read_scores
 from heterosis.evolve.report.documents import Known, Text
 from heterosis.evolve.report.importance import Importance, importance
 from heterosis.evolve.report.shape import Shape, shapes_of
 from heterosis.evolve.standing import Standing, Watcher
 from heterosis.evolve.statistics import Interval, paired_difference
+from heterosis.evolve.summary import Verdict, verdict_of
 from heterosis.merge.recipe import ModelRef, Recipe
 
 EXAMPLES = 3  # documents of each task that are shown, won and lost each

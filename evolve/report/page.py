@@ -11,12 +11,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from heterosis.evaluate.splits import PARTS
-from heterosis.evolve.outcome import closing_table
 from heterosis.evolve.report.candidates import convergence, front_chart, scatters
 from heterosis.evolve.report.charts import Whisker, axis
 from heterosis.evolve.report.data import Report
 from heterosis.evolve.report.over_depth import depth_view
 from heterosis.evolve.report.words import PART_NAMES, duration, number, plural, signed
+from heterosis.evolve.summary import closing_table
 
 _MOST_BARS = 24
 _VERDICTS = {

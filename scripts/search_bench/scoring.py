@@ -9,7 +9,7 @@ import torch
 
 from heterosis.errors import InputError
 from heterosis.evaluate import CandidateLoader, Scores
-from heterosis.evolve.cluster import Outcome
+from heterosis.evolve.pool import Outcome
 from heterosis.evolve.worker import Evaluation, Failure
 from heterosis.merge import MergeError, Recipe, Reductions
 

@@ -21,10 +21,11 @@ from heterosis.evaluate.scores import Scores
 from heterosis.evolve import driver
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.driver import SearchFailed, search
+from heterosis.evolve.export import export_trial
 from heterosis.evolve.folder import RunFolder
-from heterosis.evolve.outcome import closing_table, export_trial
 from heterosis.evolve.record import Ask, Record, read_asks
 from heterosis.evolve.statistics import paired_difference
+from heterosis.evolve.summary import closing_table
 from heterosis.evolve.worker import Failure, Setup
 from heterosis.merge import merge_models
 

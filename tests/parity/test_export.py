@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from heterosis.evolve.config import EvolveConfig
-from heterosis.evolve.outcome import export_recipe
+from heterosis.evolve.export import export_recipe
 from heterosis.evolve.record import Ask, Trial
 from heterosis.evolve.space import SearchSpace
 from heterosis.merge.api import merge_models

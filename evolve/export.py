@@ -1,0 +1,96 @@
+"""Recipes of trials as files: with all that it takes to run them again, and how they were found."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from heterosis.errors import InputError
+from heterosis.evaluate.splits import PARTS
+from heterosis.evolve.config import EvolveConfig
+from heterosis.evolve.folder import front_recipe, read_state, read_summary, write_text
+from heterosis.evolve.record import Trial, read_asks
+from heterosis.evolve.table import read_trials
+from heterosis.merge import Recipe
+from heterosis.merge.discovery import Discovery, HeldOut
+
+
+def export_recipe(trial: Trial, provenance: Mapping[str, Any], found: Discovery, note: str = "") -> str:
+    """A trial's recipe with all that it takes to run it again, how it was found, and comments for its reader."""
+    recipe = Recipe.parse(trial.ask.recipe, "record")
+    own = {**recipe.heterosis, **provenance, "search": found.to_note()}
+    recipe = recipe.model_copy(update={"heterosis": own})
+    score = "not scored" if trial.score is None else f"{trial.score:.6g} on the search documents"
+    lines = [f"heterosis trial {trial.number}: {trial.ask.name}, {score}.", *note.splitlines()]
+    lines.append("Run it with: heterosis merge THIS_FILE OUT")
+    return "".join(f"# {line}\n" for line in lines) + recipe.to_yaml()
+
+
+def discovery(summary: Mapping[str, Any], trial: Trial, config: EvolveConfig) -> Discovery:
+    """How a trial's recipe was found; of the champion of a finished run also how it was validated."""
+    trials, champion = summary["trials"], summary["champion"]
+    fixed = {**summary["parents"], **summary["baselines"]}
+    validated = summary["status"] == "finished" and champion["trial"] == trial.number
+    mine = champion["holdout"] if validated else None
+    held_out = {name: r["holdout"] for name, r in fixed.items() if r["holdout"] is not None}
+    held_out.pop(trial.ask.name, None)
+    reused = summary["documents"]["holdout_reused"]
+    packages = ("heterosis", "torch", "transformers", "lm_eval")
+    return Discovery(
+        trial=trial.number,
+        numbers=len(trial.ask.values),
+        candidates=trials["complete"] + trials["pruned"],
+        stopped_early=trials["pruned"],
+        optimizers=tuple(dict.fromkeys(chosen["name"] for chosen in summary["optimizers"].values())),
+        objective=summary["maximised"]["kind"],
+        tasks={task: entry["metric"] for task, entry in summary["objective"].items()},
+        documents={part: summary["documents"][part] for part in PARTS},
+        held_out=None if mine is None else HeldOut(merge=mine, others=held_out, reused=reused),
+        outcome=summary["outcome"] if validated else "",
+        versions={name: summary["environment"][name] for name in packages},
+        config=config.fingerprint(),
+    )
+
+
+def export_trial(folder: Path, number: int | None) -> str:
+    """The recipe of a trial of a run folder, or of the champion or best so far.
+
+    Raises:
+        InputError: If the folder is no run folder, or has no such trial.
+    """
+    summary = read_summary(folder)
+    if number is None:
+        best = folder / "best.yaml"
+        if not best.exists():
+            raise InputError(f"{folder}: no candidate has been scored yet")
+        return best.read_text(encoding="utf-8")
+    trials = whole_trials(folder)
+    if number >= len(trials):
+        raise InputError(f"--trial: {folder} has trials 0 to {len(trials) - 1}, but got {number}")
+    found = discovery(summary, trials[number], EvolveConfig.load(folder / "config.yaml"))
+    return export_recipe(trials[number], read_state(folder)["provenance"], found)
+
+
+def whole_trials(folder: Path) -> list[Trial]:
+    """The results of a run folder with their recipes and values, but without losses."""
+    asks = {ask.number: ask for ask in read_asks(folder)}
+    return [replace(trial, ask=asks[trial.ask.number]) for trial in read_trials(folder)]
+
+
+def write_front(
+    folder: Path,
+    summary: Mapping[str, Any],
+    trials: Sequence[Trial],
+    config: EvolveConfig,
+    provenance: Mapping[str, Any],
+) -> None:
+    """Write the recipes of a front into a run folder, and remove those of an earlier one."""
+    paths = {trial.number: folder / front_recipe(trial.number) for trial in trials}
+    for trial in trials:
+        path = paths[trial.number]
+        path.parent.mkdir(exist_ok=True)
+        note = "On the front: no other finalist is better in everything."
+        write_text(path, export_recipe(trial, provenance, discovery(summary, trial, config), note))
+    for path in folder.glob(front_recipe("*")):
+        if path not in paths.values():
+            path.unlink()
