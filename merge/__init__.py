@@ -25,7 +25,7 @@ chat_template.py     chat templates: built in, or the most frequent
 methods/             the merge methods, one file each
 statistics.py        what a method may ask of a whole tensor
 selection.py         the k largest values, exactly, in few passes
-kernels.py           compiled loops over blocks
+kernels/             compiled loops over blocks
 workspace.py         buffers that threads reuse
 reductions.py        what the candidates of a search have in common, shared by a machine's processes
 computation.py       the arithmetic of one operation: rows, program, merged blocks

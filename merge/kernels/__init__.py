@@ -1,0 +1,66 @@
+"""Loops over blocks: per-element formulas and sums, compiled by numba for the CPU.
+
+A formula is an ordinary function of scalars and of tuples with one entry per model. Because a tuple's
+length is part of its type, the loop over models inside a formula unrolls and the loop over elements
+vectorises (docs/design/0001-the-spine.md has the figures). Nothing here reassociates sums, so results do not
+depend on blocks, threads or order.
+
+LLVM vectorises a loop that runs from 0 over slices, but not one whose indices have an offset.
+
+compiling.py   numba, and machine code that outlives the process
+rows.py        what loops read and write: floats, or bits of bfloat16
+loops.py       loops that call a formula
+sums.py        sums that do not depend on blocks
+counting.py    histograms of magnitudes
+uniform.py     random numbers of elements
+arithmetic.py  operations of formulas that numba does not have
+"""
+
+from heterosis.merge.kernels.arithmetic import fused
+from heterosis.merge.kernels.compiling import compiled, source_hash
+from heterosis.merge.kernels.counting import count_digits, count_magnitudes, find_equal
+from heterosis.merge.kernels.loops import map_loop, row_loop, step_loop, totals_loop
+from heterosis.merge.kernels.rows import (
+    Inputs,
+    Rounded,
+    Row,
+    Subtracted,
+    Unrounded,
+    add_rounded,
+    narrow_row,
+    part_of,
+    subtract_base,
+    widen_row,
+)
+from heterosis.merge.kernels.sums import LANES, RUN, add_columns, add_magnitudes, add_products
+from heterosis.merge.kernels.uniform import fill_uniform, uniform
+
+__all__ = [
+    "LANES",
+    "RUN",
+    "Inputs",
+    "Rounded",
+    "Row",
+    "Subtracted",
+    "Unrounded",
+    "add_columns",
+    "add_magnitudes",
+    "add_products",
+    "add_rounded",
+    "compiled",
+    "count_digits",
+    "count_magnitudes",
+    "fill_uniform",
+    "find_equal",
+    "fused",
+    "map_loop",
+    "narrow_row",
+    "part_of",
+    "row_loop",
+    "source_hash",
+    "step_loop",
+    "subtract_base",
+    "totals_loop",
+    "uniform",
+    "widen_row",
+]

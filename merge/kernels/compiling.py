@@ -1,0 +1,41 @@
+"""Compiling loops with numba for the CPU, and keeping their machine code."""
+
+import hashlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba
+
+
+def compiled(loop: Callable[..., Any], *formulas: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """Compile a loop for this CPU without the GIL, and keep the machine code on disk for the next process.
+
+    numba finds code there by the name and the line of the loop, and watches only the file that this is in; several
+    loops of one name, or two processes at once, could mix it up. So the name tells of the formulas that the loop
+    calls, and of the content of all files that formulas may come from.
+    """
+    names = [f"{formula.__module__}.{formula.__qualname__}" for formula in formulas]
+    files = [Path(formula.__code__.co_filename) for formula in (loop, *formulas)]
+    # Without a file, as in a notebook, there is nothing to tell a new version by; of functions that one function
+    # makes, names do not tell which is which.
+    if not all(file.is_file() for file in files) or any("<locals>" in name for name in names):
+        return numba.njit(nogil=True, **options)(loop)  # type: ignore[no-any-return]
+    loop.__qualname__ = ".".join([loop.__qualname__, *names, source_hash(loop, *formulas)])
+    try:
+        return numba.njit(nogil=True, cache=True, **options)(loop)  # type: ignore[no-any-return]
+    except RuntimeError:  # there is no folder to keep it in
+        return numba.njit(nogil=True, **options)(loop)  # type: ignore[no-any-return]
+
+
+@cache
+def source_hash(*functions: Callable[..., Any]) -> str:
+    """A hash of the files that functions are in, and of those that may hold what they call."""
+    files = {Path(function.__code__.co_filename) for function in functions}
+    here = Path(__file__).parent
+    own = [*here.glob("*.py"), *(here.parent / "methods").glob("*.py")]
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted({*own, *filter(Path.is_file, files)}):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

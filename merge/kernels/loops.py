@@ -1,0 +1,269 @@
+"""Loops that call a formula: for every element, for sums over elements, for rows, for one model's values."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.extending import overload, register_jitable
+
+from heterosis.merge.kernels.compiling import compiled
+from heterosis.merge.kernels.rows import (
+    column_of,
+    narrow_row,
+    onto_base,
+    size_of,
+    slice_of,
+    slices_of,
+    store,
+    widen_row,
+    widen_rows,
+)
+from heterosis.merge.kernels.sums import LANES, RUN, add_magnitudes
+from heterosis.merge.kernels.uniform import fill_uniform, uniform
+
+
+@cache
+def map_loop(formula: Callable[..., Any], each: Callable[..., Any] | None = None) -> Callable[..., None]:
+    """Merge the values of all models into one, for every element of a block.
+
+    Args:
+        formula: ``formula(i, x, *numbers)``.
+        each: Applied before it to every model's value: ``each(i, x_j, *steps[j])``, or with keys, where u is the
+            element's random number, ``each(i, x_j, u_j, *steps[j])``.
+
+    Returns:
+        ``loop(rows, base, onto, start, length, steps, keys, scales, numbers, out)``. ``length`` is that of a row
+        of the tensor, for the arrays among ``numbers`` (see `Bound`); a block may begin and end inside of rows.
+        Values, after their steps, are multiplied by ``scales[j]`` unless that is None; ``onto`` is added to what
+        the formula gives, unless it is None; ``out`` takes floats, bits of bfloat16, or is `Rounded`. With keys,
+        no multiple of 2 ** 32 lies inside the block.
+    """
+    jitable, stepped = register_jitable(formula), _stepped(each)
+
+    def loop(rows, base, onto, start, length, steps, keys, scales, numbers, out):  # type: ignore[no-untyped-def]
+        done, end = 0, size_of(out)
+        while done < end:
+            at = start + done
+            row, column = divmod(at, length)
+            size = min(length - column, end - done)
+            stop = done + size
+            own = _in_row(numbers, row, column, column + size)
+            part, of_base = slices_of(rows, done, stop), slice_of(base, done, stop)
+            below, to = slice_of(onto, done, stop), slice_of(out, done, stop)
+            for k in range(np.int32(size)):
+                x = _scaled(stepped(at, k, column_of(part, of_base, k), keys, steps), scales)
+                store(onto_base(jitable(at + k, x, *_in_column(own, k)), below, k), to, k)
+            done = stop
+
+    return compiled(loop, *filter(None, (formula, each)), error_model="numpy")
+
+
+@cache
+def _stepped(each: Callable[..., Any] | None) -> Callable[..., Any]:
+    """A step for every model as a function of their tuple, for compiled code; None for what leaves it as it is."""
+    jitable = register_jitable(each) if each else None
+
+    def apply(start: Any, k: Any, x: Any, keys: Any, steps: Any) -> Any:
+        """The steps, one after another."""
+
+    @overload(apply)
+    def apply_overload(start, k, x, keys, steps):  # type: ignore[no-untyped-def]
+        if jitable is None:
+            return lambda start, k, x, keys, steps: x
+        if isinstance(keys, types.NoneType):
+            if len(x) == 1:
+                return lambda start, k, x, keys, steps: (jitable(start + k, x[0], *steps[0]),)
+            return lambda start, k, x, keys, steps: (
+                jitable(start + k, x[0], *steps[0]),
+                *apply(start, k, x[1:], keys, steps[1:]),
+            )
+        if len(x) == 1:
+            return lambda start, k, x, keys, steps: (
+                jitable(start + k, x[0], uniform(start, k, keys[0]), *steps[0]),
+            )
+        return lambda start, k, x, keys, steps: (
+            jitable(start + k, x[0], uniform(start, k, keys[0]), *steps[0]),
+            *apply(start, k, x[1:], keys[1:], steps[1:]),
+        )
+
+    return apply
+
+
+def _scaled(x: Any, scales: Any) -> Any:
+    """Every model's value times its factor, if there are factors."""
+
+
+@overload(_scaled)
+def _scaled_overload(x, scales):  # type: ignore[no-untyped-def]
+    if isinstance(scales, types.NoneType):
+        return lambda x, scales: x
+    if len(x) == 1:
+        return lambda x, scales: (x[0] * scales[0],)
+    return lambda x, scales: (x[0] * scales[0], *_scaled(x[1:], scales[1:]))
+
+
+def _has_arrays(number: Any) -> bool:
+    """Whether a number is an array, or a tuple with one inside; by their types."""
+    if isinstance(number, types.BaseTuple):
+        return any(map(_has_arrays, number))
+    return isinstance(number, types.Array)
+
+
+def _in_row(number: Any, row: Any, start: Any, stop: Any) -> Any:
+    """A number in some columns of a row: of an array ``[rows, 1]`` the row's entry, of ``[columns]`` a slice."""
+
+
+@overload(_in_row)
+def _in_row_overload(number, row, start, stop):  # type: ignore[no-untyped-def]
+    if not _has_arrays(number):
+        return lambda number, row, start, stop: number
+    if isinstance(number, types.Array):
+        if number.ndim == 2:
+            return lambda number, row, start, stop: number[row, 0]
+        return lambda number, row, start, stop: number[start:stop]
+    if len(number) == 1:
+        return lambda number, row, start, stop: (_in_row(number[0], row, start, stop),)
+    return lambda number, row, start, stop: (
+        _in_row(number[0], row, start, stop),
+        *_in_row(number[1:], row, start, stop),
+    )
+
+
+def _in_column(number: Any, k: Any) -> Any:
+    """What `_in_row` gives, in one of its columns."""
+
+
+@overload(_in_column)
+def _in_column_overload(number, k):  # type: ignore[no-untyped-def]
+    if not _has_arrays(number):
+        return lambda number, k: number
+    if isinstance(number, types.Array):
+        return lambda number, k: number[k]
+    if len(number) == 1:
+        return lambda number, k: (_in_column(number[0], k),)
+    return lambda number, k: (_in_column(number[0], k), *_in_column(number[1:], k))
+
+
+@cache
+def totals_loop(formula: Callable[..., Any]) -> Callable[..., None]:
+    """Add what a formula gives for every element of a block to sums of runs.
+
+    Args:
+        formula: ``formula(i, x, *numbers)``, which gives a tuple of q numbers.
+
+    Returns:
+        ``loop(rows, base, start, numbers, values, sums)``. ``values`` is room for ``q * LANES`` numbers, and
+        ``sums`` is ``[q, LANES + runs]``, as of `add_magnitudes`.
+    """
+    jitable = register_jitable(formula)
+
+    def loop(rows, base, start, numbers, values, sums):  # type: ignore[no-untyped-def]
+        done, end = 0, rows[0].shape[0]
+        while done < end:
+            index, within = divmod(start + done, RUN)
+            lane = within % LANES
+            stop = min(done + LANES - lane, end)
+            at, size = start + done, stop - done
+            part, of_base = slices_of(rows, done, stop), slice_of(base, done, stop)
+            for k in range(np.int32(size)):
+                _spread(jitable(at + k, column_of(part, of_base, k), *numbers), values, k)
+            for q in range(sums.shape[0]):
+                if within == 0:
+                    sums[q, :LANES] = 0
+                given, lanes = values[q * LANES : q * LANES + size], sums[q, lane : lane + size]
+                for k in range(size):
+                    lanes[k] += np.float64(given[k])
+                if stop == end or within + size == RUN:
+                    sums[q, LANES + index] = sums[q, :LANES].sum()
+            done = stop
+
+    return compiled(loop, formula, error_model="numpy")
+
+
+def _spread(numbers: Any, out: Any, k: Any) -> None:
+    """Put a tuple's numbers into a result, `LANES` apart: of one array, LLVM sees that they do not overlap."""
+
+
+@overload(_spread)
+def _spread_overload(numbers, out, k):  # type: ignore[no-untyped-def]
+    if len(numbers) == 1:
+
+        def last(numbers, out, k):  # type: ignore[no-untyped-def]
+            out[k] = numbers[0]
+
+        return last
+
+    def first(numbers, out, k):  # type: ignore[no-untyped-def]
+        out[k] = numbers[0]
+        _spread(numbers[1:], out, k + LANES)
+
+    return first
+
+
+@cache
+def row_loop(formula: Callable[..., Any]) -> Callable[..., None]:
+    """A number for every row of a block of whole rows, from the values of all models there.
+
+    Args:
+        formula: ``formula(rows, *numbers)``; it gets a row of float64 of each model, which it may overwrite.
+
+    Returns:
+        ``loop(rows, base, numbers, scratch, out)``. ``scratch`` is room for a row of each model, a tuple.
+    """
+    jitable = register_jitable(formula)
+
+    def loop(rows, base, numbers, scratch, out):  # type: ignore[no-untyped-def]
+        length = scratch[0].shape[0]
+        for r in range(out.shape[0]):
+            start, stop = r * length, (r + 1) * length
+            widen_rows(slices_of(rows, start, stop), slice_of(base, start, stop), scratch)
+            out[r] = jitable(scratch, *numbers)
+
+    return compiled(loop, formula, error_model="numpy")
+
+
+@cache
+def step_loop(formula: Callable[..., Any], per_row: bool, random: bool) -> Callable[..., None]:
+    """Apply a step to one model's values, and sum their magnitudes before and after it.
+
+    Args:
+        formula: ``formula(i, x, *numbers)``, or ``formula(i, x, u, *numbers)`` if it is random. Per row, x and u
+            are whole rows ``[rows, length]``, and x is changed in place.
+        per_row: Whether it takes whole rows.
+        random: Whether it takes random numbers.
+
+    Returns:
+        ``loop(row, base, start, length, key, numbers, values, u, before, after, out)``. ``length`` is that of a
+        row; ``values`` and ``u`` are room for some whole rows of floats, which are worked on at a time; ``before``
+        and ``after`` are sums (see `add_magnitudes`), or empty; ``out`` takes floats or bits of bfloat16, and may
+        be the row.
+    """
+    jitable = register_jitable(formula)
+
+    def loop(row, base, start, length, key, numbers, values, u, before, after, out):  # type: ignore[no-untyped-def]
+        for first in range(0, row.shape[0], values.shape[0]):
+            stop = min(first + values.shape[0], row.shape[0])
+            at, x, of_x = start + first, values[: stop - first], u[: stop - first]
+            widen_row(row[first:stop], slice_of(base, first, stop), x)
+            if before.shape[0]:
+                add_magnitudes(x, x, at, RUN, before)
+            if random:
+                fill_uniform(at, key, of_x)
+            if per_row:
+                if random:
+                    jitable(at, x.reshape((-1, length)), of_x.reshape((-1, length)), *numbers)
+                else:
+                    jitable(at, x.reshape((-1, length)), *numbers)
+            elif random:
+                for k in range(x.shape[0]):
+                    x[k] = jitable(at + k, x[k], of_x[k], *numbers)
+            else:
+                for k in range(x.shape[0]):
+                    x[k] = jitable(at + k, x[k], *numbers)
+            if after.shape[0]:
+                add_magnitudes(x, x, at, RUN, after)
+            narrow_row(x, out[first:stop])
+
+    return compiled(loop, formula, error_model="numpy")
