@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from heterosis.merge.faults import size
+from heterosis.words import size
 
 SHARED_MEMORY = Path("/dev/shm")
 SPARE = 2  # times what is written must be free in shared memory: others write there, and what is loaded is copied

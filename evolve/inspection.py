@@ -10,8 +10,8 @@ from heterosis.evolve.depth import Depth
 from heterosis.evolve.preflight import Preflight, preflight
 from heterosis.evolve.rehearsal import Rehearsal, rehearse
 from heterosis.evolve.resources import Resources, merges_to, resources, workers_and_threads
-from heterosis.merge.faults import size
 from heterosis.merge.inspection import recorded_warnings
+from heterosis.words import size
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from heterosis.errors import InputError
 from heterosis.evolve.record import Record, Trial
 from heterosis.evolve.standing import Standing, Watcher
 from heterosis.evolve.summary import describe_result, label
-from heterosis.merge.faults import duration
+from heterosis.words import duration
 
 if TYPE_CHECKING:
     from heterosis.evolve.preflight import Preflight

@@ -16,7 +16,7 @@ from heterosis.evolve.preflight import Preflight
 from heterosis.evolve.rehearsal import Rehearsal
 from heterosis.evolve.worker import SILENCE, Setup, known_batch_size
 from heterosis.merge.executor import available_cores
-from heterosis.merge.faults import size
+from heterosis.words import size
 
 LIVE = 4  # bytes of a parameter in the live model, which computes in float32
 # Measured with the quickstart: a worker beside its model, its requests and a batch; the driver with Ray.

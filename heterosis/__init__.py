@@ -1,6 +1,6 @@
 """heterosis: the evolutionary merge-recipe optimizer for language models.
 
-errors.py      InputError: what the user gave is wrong
+errors.py      InputError: what the user gave is wrong; words.py: values, sizes and times for people
 cli.py         the command line, thin over this API
 inspection.py  what ``heterosis inspect`` finds out, as text or JSON
 

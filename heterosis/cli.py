@@ -102,8 +102,8 @@ def merge(
         from heterosis.inspection import count
         from heterosis.merge import MergeError, Recipe
         from heterosis.merge.api import merge_models
-        from heterosis.merge.faults import size
         from heterosis.merge.plan import MergePlan
+        from heterosis.words import size
 
     def announce(plan: MergePlan) -> None:
         _say(

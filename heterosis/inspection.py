@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heterosis.errors import InputError, collecting
-from heterosis.merge.faults import duration, size
+from heterosis.words import duration, size
 
 if TYPE_CHECKING:
     from heterosis.evolve.inspection import SearchReport

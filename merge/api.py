@@ -10,7 +10,6 @@ from heterosis.errors import InputError
 from heterosis.merge.checkpoint import Checkpoint, open_checkpoint
 from heterosis.merge.companions import write_companions
 from heterosis.merge.executor import DEFAULT_MEMORY_LIMIT, THREAD_MINIMUM, available_cores, execute
-from heterosis.merge.faults import size
 from heterosis.merge.hub import pin
 from heterosis.merge.plan import MergePlan
 from heterosis.merge.planner import Names, build_plan
@@ -18,6 +17,7 @@ from heterosis.merge.recipe import Recipe
 from heterosis.merge.reductions import Reductions
 from heterosis.merge.reference import ModelRef
 from heterosis.merge.writer import DEFAULT_SHARD_SIZE, SafetensorsSink, check_free, published_folder
+from heterosis.words import size
 
 
 def merge_models(

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from heterosis.errors import InputError
+from heterosis.words import brief
 
 from . import lora
-from .faults import brief
 from .files import open_ordinary, read_json, refuse_links_out
 from .hub import HUB_ID, fetch
 from .quantised import refuse_config, refuse_gguf, refuse_tensors

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from heterosis.errors import did_you_mean
+from heterosis.words import brief
 
 from .parameters import Place
 
@@ -80,34 +81,6 @@ def dotted(place: Place) -> str:
     """A place as a reader writes it: ``slices[0].sources``."""
     path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in place)
     return path.removeprefix(".")
-
-
-def brief(value: object) -> str:
-    """A value in at most 80 characters."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def size(number: int) -> str:
-    """Bytes for people: ``512 MiB``."""
-    value = float(number)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.4g} {unit}"
-        value /= 1024
-    return f"{value:.4g} TiB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 4.2 s, 42 s, 3 min 20 s, 2 h 5 min."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
 
 def _listed(names: Mapping[str, Any]) -> str:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from heterosis.errors import InputError
+from heterosis.words import brief
 
-from .faults import brief
 from .kernels import compiled
 from .workspace import Workspace
 

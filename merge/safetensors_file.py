@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from heterosis.errors import InputError
+from heterosis.words import brief
 
-from .faults import brief
 from .files import open_ordinary
 
 DTYPES = {

@@ -22,7 +22,7 @@ from heterosis.evolve.pulse import Pulse
 from heterosis.evolve.record import Ask
 from heterosis.evolve.standing import Standing, Watcher
 from heterosis.evolve.worker import Failure
-from heterosis.merge.faults import duration
+from heterosis.words import duration
 
 
 def rendered(standing: Standing, width: int = 100, height: int | None = None) -> str:
