@@ -11,6 +11,7 @@ nsga3.py     NSGA-III, for many objectives
 random.py    uniform random points, the control
 sampling.py  what those share that use samplers of Optuna
 sobol.py     Sobol points, an evener control
+startup.py   where a model of the loss begins, and what it makes of failures
 tpe.py       tree-structured Parzen estimator
 """
 

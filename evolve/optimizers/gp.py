@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from heterosis.evolve.optimizers.base import SIGMA0, Axis, Optimizer, Vector, optimizer, seed32
-from heterosis.evolve.optimizers.sampling import SamplerOptimizer, spread_around
+from heterosis.evolve.optimizers.sampling import SamplerOptimizer
+from heterosis.evolve.optimizers.startup import spread_around
 
 
 @optimizer("gp", multi_objective=True, model_based=True)

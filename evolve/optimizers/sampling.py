@@ -4,7 +4,6 @@ A sampler of Optuna sees a list of trials, finished, failed or running. This fil
 and translates between its parameters and points of the unit cube. Everything else is the sampler's.
 """
 
-import math
 import warnings
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -14,17 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from heterosis.evolve.optimizers.base import Axis, Detail, Vector, at_levels, finite
+from heterosis.evolve.optimizers.startup import PENALTY, STARTUP
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
-
-PENALTY = 0.1  # a failed trial loses this part of the range of all losses more than the worst of them
-
-
-# Results that a model needs. Until it has them, points are drawn around the first one: in twelve dimensions
-# ten points anywhere in the cube tell a model nothing of the neighbourhood that the search begins in.
-STARTUP = 10
 
 
 def generation_size(budget: int) -> int:
@@ -132,22 +125,6 @@ class SamplerOptimizer:
             for name, axis in zip(self._distributions, self._axes, strict=True)
         )
         return np.fromiter(values, dtype=np.float64, count=len(self._axes))
-
-
-def spread_around(centre: Vector, axes: Sequence[Axis], sigma: float, seed: int) -> Iterator[Vector]:
-    """Points of a box around one, ``[d]`` each: one Latin hypercube of `STARTUP` points after the other.
-
-    The box has the standard deviation ``sigma`` on every axis, and ends at the faces of the cube: points beyond
-    would all lie on them, most on several at once. Categories, which have no neighbours, are any. (McKay et
-    al., "A comparison of three methods for selecting values of input variables", Technometrics 1979.)
-    """
-    from scipy.stats import qmc
-
-    hypercube = qmc.LatinHypercube(len(axes), seed=np.random.default_rng(seed))
-    reach = np.where([axis.ordered for axis in axes], math.sqrt(3) * sigma, 1.0)
-    low, high = np.clip([centre - reach, centre + reach], 0.0, 1.0)
-    while True:
-        yield from (at_levels(low + (high - low) * x, axes) for x in hypercube.random(STARTUP))
 
 
 def _distribution(axis: Axis) -> "BaseDistribution":

@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 from scipy.stats import qmc
 
 from heterosis.evolve.optimizers.base import Axis, Detail, Vector, at_levels, finite
-from heterosis.evolve.optimizers.sampling import PENALTY, STARTUP
+from heterosis.evolve.optimizers.startup import PENALTY, STARTUP
 from heterosis.evolve.optimizers.surrogates.gaussian_process import SumOfProcesses, fitted
 
 Gain: TypeAlias = Callable[[torch.Tensor], torch.Tensor]  # of points ``[m, d]``, ``[m]``

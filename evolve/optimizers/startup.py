@@ -1,0 +1,30 @@
+"""Where a model of the loss begins, and what it makes of failures."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from heterosis.evolve.optimizers.base import Axis, Vector, at_levels
+
+PENALTY = 0.1  # a failed trial loses this part of the range of all losses more than the worst of them
+
+# Results that a model needs. Until it has them, points are drawn around the first one: in twelve dimensions
+# ten points anywhere in the cube tell a model nothing of the neighbourhood that the search begins in.
+STARTUP = 10
+
+
+def spread_around(centre: Vector, axes: Sequence[Axis], sigma: float, seed: int) -> Iterator[Vector]:
+    """Points of a box around one, ``[d]`` each: one Latin hypercube of `STARTUP` points after the other.
+
+    The box has the standard deviation ``sigma`` on every axis, and ends at the faces of the cube: points beyond
+    would all lie on them, most on several at once. Categories, which have no neighbours, are any. (McKay et
+    al., "A comparison of three methods for selecting values of input variables", Technometrics 1979.)
+    """
+    from scipy.stats import qmc
+
+    hypercube = qmc.LatinHypercube(len(axes), seed=np.random.default_rng(seed))
+    reach = np.where([axis.ordered for axis in axes], math.sqrt(3) * sigma, 1.0)
+    low, high = np.clip([centre - reach, centre + reach], 0.0, 1.0)
+    while True:
+        yield from (at_levels(low + (high - low) * x, axes) for x in hypercube.random(STARTUP))
