@@ -20,6 +20,7 @@ from heterosis.evolve.resources import workers_and_threads
 from heterosis.merge import Checkpoint, ModelRef, open_checkpoint
 from heterosis.merge.compatibility import Compatibility, compare
 from heterosis.merge.inspection import recorded_warnings
+from heterosis.words import count
 
 # Documents of all tasks together, and the share of a task that each part gets at most. 160 tell scores apart that
 # differ by 0.1, and races need few of them for most candidates; the report's interval is about ±0.04 with 500.
@@ -213,7 +214,7 @@ def _lines(data: Mapping[str, Any], checked: Preflight, found: Compatibility, na
     yield ""
     yield "genome:"
     kind = " and ".join(facts.dtypes)
-    yield f"  # The parents: {facts.parameters / 1e6:.0f} M parameters, {layers} layers, {kind}."
+    yield f"  # The parents: {count(facts.parameters)} parameters, {layers} layers, {kind}."
     yield from _indented({"models": genome["models"]})
     if "base_model" in genome:
         yield "  # What they were fine-tuned from."

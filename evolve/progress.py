@@ -21,7 +21,7 @@ from heterosis.errors import InputError
 from heterosis.evolve.record import Record, Trial
 from heterosis.evolve.standing import Standing, Watcher
 from heterosis.evolve.summary import describe_result, label
-from heterosis.words import duration
+from heterosis.words import count, duration
 
 if TYPE_CHECKING:
     from heterosis.evolve.preflight import Preflight
@@ -52,7 +52,7 @@ def describe(checked: "Preflight", budget: int, workers: int) -> list[str]:
     """What is about to happen, in a few lines."""
     split, objective = checked.split, checked.objective
     lines = [
-        f"{len(checked.config.genome.models)} parents of {checked.parameters / 1e6:.0f} M parameters, "
+        f"{len(checked.config.genome.models)} parents of {count(checked.parameters)} parameters, "
         f"{_searched(checked)}, {budget} trials on {workers} worker{'s' * (workers != 1)}"
     ]
     for task, weight in objective.weights.items():
@@ -207,8 +207,8 @@ def _facts(standing: Standing, columns: int) -> Table:
         last = scores[-max(8, min(SCORES, columns - 34)) :]  # beside the name and the ends
         table.add_row("candidates", f"{_line_of(last)}  {min(last):.4f} to {max(last):.4f}")
     causes = standing.summary["failures"].items()
-    for cause, count in sorted(causes, key=lambda entry: -entry[1])[:CAUSES]:
-        table.add_row(Text("failed", style="red"), Text(f"{count} × {cause}", overflow="ellipsis", no_wrap=True))
+    for cause, times in sorted(causes, key=lambda entry: -entry[1])[:CAUSES]:
+        table.add_row(Text("failed", style="red"), Text(f"{times} × {cause}", overflow="ellipsis", no_wrap=True))
     if len(causes) > CAUSES:
         table.add_row("", f"and for {len(causes) - CAUSES} more reasons; see run.log")
     return table

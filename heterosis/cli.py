@@ -99,11 +99,10 @@ def merge(
 ) -> None:
     """Run a recipe: heterosis merge best.yaml merged-model"""
     with _imports_kept():
-        from heterosis.inspection import count
         from heterosis.merge import MergeError, Recipe
         from heterosis.merge.api import merge_models
         from heterosis.merge.plan import MergePlan
-        from heterosis.words import size
+        from heterosis.words import count, size
 
     def announce(plan: MergePlan) -> None:
         _say(
@@ -131,7 +130,8 @@ def merge(
         )
     except MergeError as error:  # the numbers of the models or of the recipe are at fault
         raise InputError(str(error)) from error
-    _say(f"merged in {time.monotonic() - begun:.1f} s")
+    done = "merged, loaded with transformers and made to generate" if verify else "merged"
+    _say(f"{done} in {time.monotonic() - begun:.1f} s")
     print(out)
 
 

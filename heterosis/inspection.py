@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heterosis.errors import InputError, collecting
-from heterosis.words import duration, size
+from heterosis.words import count, duration, size
 
 if TYPE_CHECKING:
     from heterosis.evolve.inspection import SearchReport
@@ -333,14 +333,6 @@ def _resource_lines(report: "SearchReport") -> Iterator[str]:
 
 
 # --- cells ------------------------------------------------------------------------------------------------------
-
-
-def count(number: int) -> str:
-    """``64``, ``1.2 M``, ``7.2 B``."""
-    for unit, power in (("B", 9), ("M", 6), ("k", 3)):
-        if number >= 10**power:
-            return f"{number / 10**power:.3g} {unit}"
-    return str(number)
 
 
 def _cells(row: "PlanRow", common: Mapping[str, object]) -> tuple[str, ...]:

@@ -27,3 +27,11 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60} s"
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+
+
+def count(number: int) -> str:
+    """``64``, ``1.2 M``, ``7.2 B``."""
+    for unit, power in (("B", 9), ("M", 6), ("k", 3)):
+        if number >= 10**power:
+            return f"{number / 10**power:.3g} {unit}"
+    return str(number)

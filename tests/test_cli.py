@@ -222,6 +222,7 @@ def test_merge_and_inspect(run: Run, toy_models: dict[str, Path]) -> None:
     assert (code, output) == (0, "out\n")
     assert errors[0].startswith("20 tensors")
     assert "memory for buffers 16 MiB" in errors[0]
+    assert errors[-1].startswith("merged, loaded with transformers and made to generate in ")
     assert (Path("out") / "model.safetensors").is_file()
     assert gc.isenabled()  # again, after the imports
 
