@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from heterosis.errors import InputError
 from heterosis.merge.checkpoint import Model, TensorSource
-from heterosis.merge.computation import STREAMING_BLOCK
+from heterosis.merge.input_rows import STREAMING_BLOCK
 from heterosis.merge.kernels import Inputs
 from heterosis.merge.layout import place_of
 from heterosis.merge.names import align

@@ -59,12 +59,16 @@ class TensorOp:
     def numel(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def sources(self) -> tuple[TensorSource, ...]:
+        """The inputs, then the base."""
+        return self.inputs if self.base is None else (*self.inputs, self.base)
+
     @cached_property
     def fingerprint(self) -> tuple[object, ...]:
         """Equal for two operations that give the same tensor bit for bit."""
-        sources = (*self.inputs, *([self.base] if self.base else []))
         name = self.method.name if self.method else None
-        identities = tuple(s.identity for s in sources)
+        identities = tuple(s.identity for s in self.sources)
         return name, identities, tuple(sorted(self.arguments.items())), self.keys, self.dtype, self.compute
 
 
@@ -95,9 +99,7 @@ class MergePlan:
     @property
     def bytes_read(self) -> int:
         """Bytes of all input tensors, each counted once for each operation that reads it."""
-        return sum(
-            op.numel * s.dtype.itemsize for op in self.ops for s in (*op.inputs, *([op.base] if op.base else []))
-        )
+        return sum(op.numel * source.dtype.itemsize for op in self.ops for source in op.sources)
 
     @property
     def adapter_bytes(self) -> int:

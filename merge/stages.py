@@ -7,8 +7,9 @@ from threading import Lock
 import torch
 
 from heterosis.merge.checkpoint import TensorSource
-from heterosis.merge.computation import STREAMING_BLOCK, Computation, read_copy
+from heterosis.merge.computation import Computation, read_copy
 from heterosis.merge.finite import check_finite
+from heterosis.merge.input_rows import STREAMING_BLOCK
 from heterosis.merge.plan import MergePlan, TensorOp
 from heterosis.merge.reference import ModelRef
 from heterosis.merge.workspace import Workspace

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from heterosis.errors import InputError
-from heterosis.merge import computation, executor
+from heterosis.merge import computation, executor, input_rows
 from heterosis.merge.api import merge_models
 from heterosis.merge.checkpoint import TensorSource
 from heterosis.merge.computation import Computation
@@ -209,7 +209,7 @@ def test_a_model_passed_through_keeps_its_bits(dtype: str, tmp_path: Path) -> No
 def test_a_tensor_that_failed_is_not_held(
     threads: int, family: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(computation, "STREAMING_BLOCK", 8)
+    monkeypatch.setattr(input_rows, "STREAMING_BLOCK", 8)
     first, second = (recipe_of("passthrough", family, parameters={"scale": s}) for s in (1, 2))
     live = run(first)
     held = live.tensors[NORM].clone()
@@ -295,7 +295,7 @@ def test_a_step_in_place_changes_no_bit(
     assert all(tensor.isfinite().all() for tensor in again.values())
     monkeypatch.setattr(executor, "THREAD_MINIMUM", 1)  # else so little memory would mean a single thread
     for block in (1 << 19, 1000):
-        monkeypatch.setattr(computation, "STREAMING_BLOCK", block)
+        monkeypatch.setattr(input_rows, "STREAMING_BLOCK", block)
         for threads, memory_limit in [(1, 1 << 29), (2, 1 << 29), (2, 300_000), (1, 1)]:
             live = run(recipe, threads=threads, memory_limit=memory_limit).tensors
             assert all(torch.equal(live[name], again[name]) for name in again), (block, threads, memory_limit)

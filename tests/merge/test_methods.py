@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from heterosis.errors import InputError
-from heterosis.merge import computation, executor
+from heterosis.merge import executor, input_rows
 from heterosis.merge.executor import execute
 from heterosis.merge.kernels import Inputs, Row, fill_uniform, map_loop, step_loop
 from heterosis.merge.methods import Bound, Method, PerInput, Program, Uniform, get_method, merge_method, methods
@@ -118,7 +118,7 @@ def test_bits_depend_on_neither_blocks_nor_threads(
 ) -> None:
     recipe = make_recipe(get_method(name), family, dtype=dtype, out_dtype="float64")
     whole = bits(run(recipe, threads=1))
-    monkeypatch.setattr(computation, "STREAMING_BLOCK", 4096)
+    monkeypatch.setattr(input_rows, "STREAMING_BLOCK", 4096)
     monkeypatch.setattr(executor, "THREAD_MINIMUM", 1)  # else so little memory would mean a single thread
     for threads, memory_limit in [(1, 1), (2, 2), (4, 4), (4, 512 << 20), (2, 500_000)]:
         assert bits(run(recipe, threads=threads, memory_limit=memory_limit)) == whole, (threads, memory_limit)

@@ -1,0 +1,231 @@
+"""What a computation reads: its sources as rows of floats or of bits, filled as they are asked for."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeGuard
+
+import torch
+
+from heterosis.merge.checkpoint import TensorSource
+from heterosis.merge.kernels import Inputs, Row, Subtracted, Unrounded, add_rounded, subtract_base
+from heterosis.merge.lora import LoraTensor
+from heterosis.merge.plan import TensorOp
+from heterosis.merge.workspace import Workspace
+
+# Elements of a block that is read once, and the bytes of its rows, which lowers it where there are many models.
+# (Smaller blocks stay in the L2 cache, but Python between the loops, and the system's calls, cost more than that.)
+STREAMING_BLOCK = 1 << 19
+BLOCK_BYTES = 8 * 1024**2
+
+
+class InputRows:
+    """The inputs of one operation, then its base, as rows.
+
+    Values are rounded to the compute dtype. Those of bfloat16 stay bits, which the loops widen; all else is made
+    floats, and with a base task vectors, rounded too, while it is read. (Bits too are made task vectors then, if
+    reductions read them again.) A tensor whose rows fit the budget is read once, and not even copied where rows
+    are as they lie in the file.
+
+    Args:
+        op: What the rows are of; it has a method and at least one element.
+        workspace: Where rows are kept.
+        work: What floats are.
+        budget: Bytes for the rows of a whole tensor.
+        block: Elements worked on at a time; None for as many as suit.
+        resident: Whether sources stay in memory for later recipes, whatever the budget is.
+
+    Attributes:
+        block: Elements worked on at a time.
+        in_place: Whether rows of the whole tensor are kept, in memory of their own that may be changed.
+    """
+
+    def __init__(
+        self,
+        op: TensorOp,
+        workspace: Workspace,
+        work: torch.dtype,
+        budget: int,
+        block: int | None,
+        resident: bool,
+    ) -> None:
+        assert op.method is not None
+        self._op, self._workspace, self._work = op, workspace, work
+        self._sources = op.sources
+        self._dtypes = tuple(self._row_dtype(source) for source in self._sources)
+        # What several passes read is subtracted from once; where one pass is all, the loop does it in registers.
+        views = [self._is_view(*pair) for pair in zip(self._sources, self._dtypes, strict=True)]
+        bits = op.base is not None and set(self._dtypes) == {torch.bfloat16} == {op.compute}
+        self._subtracts = bits and op.method.reduces and not (resident and any(views))
+        # Of the others, rows are the sources' own memory.
+        subtracted = range(len(op.inputs) if self._subtracts else 0)
+        self._own = [not view or j in subtracted for j, view in enumerate(views)]
+        self._missing = tuple(d for d, own in zip(self._dtypes, self._own, strict=True) if own)
+        row_bytes = op.numel * sum(dtype.itemsize for dtype in self._dtypes)
+        if self._missing:
+            self._fits = op.method.reduces and row_bytes <= budget
+        else:
+            self._fits = resident or row_bytes <= budget
+        fitting = BLOCK_BYTES // sum(dtype.itemsize for dtype in self._dtypes)
+        self.block = block or min(STREAMING_BLOCK, 1 << fitting.bit_length() - 1)
+        # A step drops or keeps entries: of task vectors rounded to bfloat16, it makes bits of bfloat16 again.
+        exact = op.base is None or op.compute == torch.bfloat16 or torch.bfloat16 not in self._dtypes
+        self.in_place = self._fits and exact and all(self._own[: len(op.inputs)])
+
+    def _is_view(self, source: TensorSource, dtype: torch.dtype) -> bool:
+        """Whether a source's values lie in memory just as rows of this dtype do."""
+        exact = dtype in (torch.bfloat16, self._op.compute)  # floats for float16 are rounded as they are read
+        as_they_are = source.dtype == dtype and exact and (dtype == torch.bfloat16 or self._op.base is None)
+        return as_they_are and source.view(0, 1) is not None
+
+    def _row_dtype(self, source: TensorSource) -> torch.dtype:
+        """What a source is kept as: bits of bfloat16 where these are its values, else floats."""
+        op = self._op
+        if op.compute == torch.bfloat16:
+            return torch.bfloat16
+        exact = op.compute == torch.float32 and source.dtype == torch.bfloat16
+        return torch.bfloat16 if exact and not isinstance(source, LoraTensor) else self._work
+
+    def blocks(self, row_length: int = 1, start: int = 0) -> Iterator[tuple[int, Inputs]]:
+        """Blocks of whole rows, without those before ``start``: where each begins, and its values."""
+        for at, stop in self.ranges(row_length, start):
+            yield at, self.inputs(at, stop)
+
+    def ranges(self, row_length: int = 1, first: int = 0) -> Iterator[tuple[int, int]]:
+        """The tensor in blocks of whole rows, without those before ``first``."""
+        size = max(row_length, self.block // row_length * row_length)
+        for start in range(first // size * size, self._op.numel, size):
+            yield start, min(start + size, self._op.numel)
+
+    @property
+    def kept(self) -> bool:
+        """Whether the workspace still holds rows of the whole tensor."""
+        rows = self._workspace.content
+        return self._fits and isinstance(rows, _Rows) and rows.of is self
+
+    def inputs(self, start: int, stop: int) -> Inputs:
+        """The values of a block. Rows of the whole tensor, where they fit, are filled as they are asked for."""
+        first, last = (0, self._op.numel) if self._fits else (start, stop)
+        rows = self._workspace.content
+        if not isinstance(rows, _Rows) or (rows.of, rows.first, rows.last) != (self, first, last):
+            rows = self._workspace.content = self._rows(first, last)
+        while rows.filled < stop:
+            end = min(rows.filled + self.block, last)
+            part = slice(rows.filled - first, end - first)
+            self._read(rows.filled, [tensor[part] for tensor in rows.tensors])
+            rows.filled = end
+        return rows.inputs.part(slice(start, stop)) if self._fits else rows.inputs
+
+    def _rows(self, first: int, last: int) -> "_Rows":
+        """Rows of a range, still to be filled where they are not the sources' own memory."""
+        buffers = iter(self._workspace.buffers("rows", last - first, self._missing) if self._missing else ())
+        pairs = zip(self._sources, self._own, strict=True)
+        tensors = [next(buffers) if own else _viewed(source, first, last) for source, own in pairs]
+        return _Rows(self, first, last, tensors, self._as_inputs(tensors), first if self._missing else last)
+
+    def _as_inputs(self, tensors: list[torch.Tensor]) -> Inputs:
+        """Rows and base as loops take them."""
+        arrays = tuple(map(as_array, tensors))
+        if self._op.base is None:
+            return Inputs(arrays)
+        *rows, base = arrays
+        if self._subtracts:
+            return Inputs(tuple(rows), Subtracted(base))
+        unrounded = self._dtypes[-1] == torch.bfloat16 and self._op.compute != torch.bfloat16
+        return Inputs(tuple(rows), Unrounded(base) if unrounded else base)
+
+    def _read(self, start: int, tensors: list[torch.Tensor]) -> None:
+        base = tensors[-1]
+        all_of = list(zip(self._sources, tensors, self._own, strict=True))
+        for source, row, own in reversed(all_of):  # the base first
+            if not own:
+                continue
+            if self._op.base is None or row is base:
+                self._read_rounded(source, start, row)
+            elif row.dtype != torch.bfloat16:
+                self._read_task_vector(source, start, base, row)
+            elif self._subtracts:
+                subtract_base(as_array(self._bits(source, start, base, row)), as_array(base), as_array(row))
+            else:
+                self._read_bits(source, start, base, row)
+
+    def _bits(self, source: TensorSource, start: int, base: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        """A source's values as bits, in a buffer that stays in the cache."""
+        bits = self._workspace.buffer("bits", row.numel(), torch.bfloat16)
+        self._read_bits(source, start, base, bits)
+        return bits
+
+    def _read_bits(self, source: TensorSource, start: int, base: torch.Tensor, row: torch.Tensor) -> None:
+        """Read a source's values as bits."""
+        assert self._op.base is not None
+        if isinstance(source, LoraTensor) and source.base.identity == self._op.base.identity:
+            self._add_adapter(source, start, base, row)
+        else:
+            self._read_rounded(source, start, row)
+
+    def _read_task_vector(self, source: TensorSource, start: int, base: torch.Tensor, row: torch.Tensor) -> None:
+        """Read a source as floats, less the base."""
+        assert self._op.base is not None
+        if source.identity == self._op.base.identity:
+            row.numpy().fill(0)  # torch would wake threads of its own for a block
+        elif self._is_adapted(source, self._op.base):
+            row.numpy().fill(0)
+            source.add_delta(start, row)
+        else:
+            self._read_rounded(source, start, row)
+            row.sub_(base)
+            if self._op.compute not in (torch.float32, torch.float64):
+                row.copy_(row.to(self._op.compute))
+
+    def _add_adapter(self, source: LoraTensor, start: int, base: torch.Tensor, row: torch.Tensor) -> None:
+        """What reading the source would give, from the base that was read already."""
+        product = self._workspace.buffer("product", row.numel(), torch.float32)
+        product.numpy().fill(0)
+        source.add_delta(start, product)
+        add_rounded(as_array(base), product.numpy(), as_array(row))
+
+    def _is_adapted(self, source: TensorSource, base: TensorSource) -> TypeGuard[LoraTensor]:
+        """Whether the adapter's product is the task vector itself, which needs no reading and no rounding."""
+        exact = self._op.compute in (torch.float32, torch.float64)
+        return isinstance(source, LoraTensor) and source.base.identity == base.identity and exact
+
+    def _read_rounded(self, source: TensorSource, start: int, row: torch.Tensor) -> None:
+        """Read a source's values, rounded to the compute dtype."""
+        source.read(start, start + row.numel(), row)
+        compute = self._op.compute
+        if row.dtype != compute and source.dtype != compute and compute not in (torch.float32, torch.float64):
+            row.copy_(row.to(compute))
+
+
+@dataclass(eq=False)
+class _Rows:
+    """Rows of a range of elements, which a thread's workspace keeps until others take their place.
+
+    Attributes:
+        of: Whose.
+        first: Where the range begins.
+        last: Where it ends.
+        tensors: The values.
+        inputs: The same as loops take them.
+        filled: How far they are there.
+    """
+
+    of: InputRows
+    first: int
+    last: int
+    tensors: list[torch.Tensor]
+    inputs: Inputs
+    filled: int
+
+
+def _viewed(source: TensorSource, first: int, last: int) -> torch.Tensor:
+    """A source's elements where they lie in memory; a copy, should the system have no room to map them."""
+    view = source.view(first, last)
+    if view is None:
+        view = torch.empty(last - first, dtype=source.dtype)
+        source.read(first, last, view)
+    return view
+
+
+def as_array(row: torch.Tensor) -> Row:
+    """A tensor as loops take it: bfloat16 as bits."""
+    return (row.view(torch.uint16) if row.dtype == torch.bfloat16 else row).numpy()
