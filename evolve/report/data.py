@@ -261,24 +261,25 @@ def _gather(folder: Path, standing: Standing, known: Known, storage: str | None)
     searched = [t for t in trials if t.ask.values and t.score is not None]
     stage = last.ask.stage if last and last.ask.values else max((t.ask.stage for t in searched), default=0)
     ours = [t for t in searched if t.ask.stage == stage]
+    shapes = shapes_of(Recipe.parse(recipe, str(best)), _naming(config), state.get("layers")) if recipe else ()
     return Report(
-        folder,
-        summary,
-        standing.lost,
-        verdict_of(summary),
-        config,
-        config.fingerprint(),
-        Split.load(folder / "splits.json"),
-        tuple(trials),
-        contenders,
-        tuple(_task_result(task, objective, contenders) for task in objective.metrics),
-        _duels(champion, best_parent, objective, known),
-        shapes_of(Recipe.parse(recipe, str(best)), _naming(config), state.get("layers")) if recipe else (),
-        recipe,
-        importance(folder, state.get("study", ""), ours, storage),
-        stage,
-        _front(summary, trials, scores, objective, contenders),
-        known,
+        folder=folder,
+        summary=summary,
+        lost=standing.lost,
+        verdict=verdict_of(summary),
+        config=config,
+        fingerprint=config.fingerprint(),
+        split=Split.load(folder / "splits.json"),
+        trials=tuple(trials),
+        contenders=contenders,
+        tasks=tuple(_task_result(task, objective, contenders) for task in objective.metrics),
+        duels=_duels(champion, best_parent, objective, known),
+        shapes=shapes,
+        recipe=recipe,
+        importance=importance(folder, state.get("study", ""), ours, storage),
+        stage=stage,
+        front=_front(summary, trials, scores, objective, contenders),
+        known=known,
     )
 
 
