@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -60,7 +61,13 @@ def several(value: object) -> object:
 
 
 def _model(value: object) -> str:
-    return str(ModelRef.parse(value))
+    ref = ModelRef.parse(value)
+    return str(replace(ref, path=_folder(ref.path), adapter=ref.adapter and _folder(ref.adapter)))
+
+
+def _folder(path: str) -> str:
+    """A folder's one name: with a slash at its end it would be another model."""
+    return path.rstrip("/") or path
 
 
 def _dtype(value: object) -> object:

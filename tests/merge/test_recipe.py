@@ -369,11 +369,6 @@ def test_model_references_round_trip(text: str) -> None:
     assert ModelRef.parse({"model": "org/a@rev", "lora": "x"}) == ModelRef.parse("org/a@rev+x")
 
 
-def test_a_folder_has_one_name() -> None:
-    assert ModelRef.parse("x/a/+y/b/") == ModelRef.parse("x/a+y/b")
-    assert ModelRef.parse("/").path == "/"
-
-
 @pytest.mark.parametrize("text", ["", " ", "@r", "a@", "+b", "a+b+c", "a@b@c", "a+b@c@d", "a@r+"])
 def test_malformed_model_references(text: str) -> None:
     with pytest.raises(ValueError, match="must be path"):
