@@ -254,6 +254,7 @@ class TaskSet:
                 task.set_config("num_fewshot", spec.num_fewshot)
             elif num_fewshot is not None and task.config.num_fewshot != 0:
                 task.set_config("num_fewshot", num_fewshot)
+            _check_examples(name, task)
 
     def metrics(self, task: str) -> dict[str, Metric]:
         """The metrics of a task that can be used, by key."""
@@ -570,6 +571,13 @@ def _filters_of(task: Task) -> list[Any]:
         ]
         pipelines.append(build_filter_ensemble(pipeline["name"], steps))
     return pipelines
+
+
+def _check_examples(name: str, task: Any) -> None:
+    """Refuse more examples in a prompt than there are."""
+    wanted = task.config.num_fewshot or 0
+    if wanted and wanted > (there := len(list(task.fewshot_docs()))):
+        raise InputError(f"task '{name}': num_fewshot: must be at most {there}, its examples, but got {wanted}")
 
 
 def _check_answers(name: str, task: Any, data: Sequence[Any]) -> None:

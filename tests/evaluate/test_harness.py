@@ -172,6 +172,11 @@ def test_few_shot_examples_depend_on_the_document_and_the_seed_only(toys: Path) 
     assert prompts(other, list(range(12))) != together
 
 
+def test_more_examples_than_there_are(toys: Path) -> None:
+    with pytest.raises(InputError, match=r"^task 'toy_generate': num_fewshot: must be at most \d+, its examples, but"):
+        TaskSet([TaskSpec("toy_generate", num_fewshot=10_000)], include_path=[toys])
+
+
 def test_the_global_generators_are_left_as_they_were(toys: Path) -> None:
     random.seed(5)
     expected = random.random()
