@@ -168,7 +168,16 @@ def outcome_sentence(summary: Mapping[str, Any]) -> str:
     broken = summary.get("violated")
     kept = f" It breaks the constraint on {', '.join(broken)} there." if broken else ""
     reused = " Held-out documents were used before." if summary["documents"].get("holdout_reused") else ""
-    return f"Trial {champion['trial']} {verdict}: {against}.{kept}{reused}"
+    return f"Trial {champion['trial']} {verdict}: {against}.{_better_parent(summary)}{kept}{reused}"
+
+
+def _better_parent(summary: Mapping[str, Any]) -> str:
+    """A sentence where the parent that the search documents call the best is not that of the held-out ones."""
+    held_out = {name: found["holdout"] for name, found in summary["parents"].items() if found["holdout"] is not None}
+    named, best = summary["gain_over_best_parent"]["parent"], max(held_out, key=held_out.__getitem__)
+    if held_out[best] <= held_out[named]:
+        return ""
+    return f" There {best} is the better parent: {held_out[best]:.4f}, {named} {held_out[named]:.4f}."
 
 
 def closing_table(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:

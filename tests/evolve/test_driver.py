@@ -535,6 +535,7 @@ class TestFinals:
         selection = [f["selection"] for f in summary["finalists"]]
         assert selection == sorted(selection, reverse=True)
         assert summary["gain_over_best_parent"]["parent"] == "bob"  # held out, ann is better
+        assert " There ann is the better parent: " in summary["outcome"]
 
         scores = {
             (line["ask"], line["part"]): Scores.from_json(json.dumps(line["scores"])).values(
