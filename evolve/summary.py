@@ -173,7 +173,9 @@ def outcome_sentence(summary: Mapping[str, Any]) -> str:
 
 def _better_parent(summary: Mapping[str, Any]) -> str:
     """A sentence where the parent that the search documents call the best is not that of the held-out ones."""
-    held_out = {name: found["holdout"] for name, found in summary["parents"].items() if found["holdout"] is not None}
+    held_out = {
+        name: found["holdout"] for name, found in summary["parents"].items() if found["holdout"] is not None
+    }
     named, best = summary["gain_over_best_parent"]["parent"], max(held_out, key=held_out.__getitem__)
     if held_out[best] <= held_out[named]:
         return ""

@@ -4,7 +4,9 @@ from typing import Any
 
 import numpy as np
 from numba import types
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
+
+from heterosis.merge.kernels.compiling import inlined_overload
 
 
 def fused(a: Any, b: Any, c: Any) -> Any:
@@ -12,7 +14,7 @@ def fused(a: Any, b: Any, c: Any) -> Any:
     return a * b + c
 
 
-@overload(fused)
+@inlined_overload(fused)
 def _fused_overload(a, b, c):  # type: ignore[no-untyped-def]
     return lambda a, b, c: _fma(np.float64(a), np.float64(b), np.float64(c))
 

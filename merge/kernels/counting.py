@@ -1,9 +1,8 @@
 """Counting magnitudes, and finding the last entry that is kept among equal ones."""
 
 import numpy as np
-from numba.extending import register_jitable
 
-from heterosis.merge.kernels.compiling import compiled
+from heterosis.merge.kernels.compiling import compiled, inlined
 from heterosis.merge.kernels.rows import magnitude_bits, slice_of
 from heterosis.merge.kernels.sums import LANES
 
@@ -72,7 +71,7 @@ def count_digits(bits, shift, lower, prefix, counts):  # type: ignore[no-untyped
     return below != 0, zeros
 
 
-@register_jitable
+@inlined
 def _count_in_turn(sizes, counts):  # type: ignore[no-untyped-def]
     """Count numbers below ``2 ** 15``, in two histograms in turn: equal neighbours wait less for each other."""
     whole = sizes.shape[0] // 8 * 8

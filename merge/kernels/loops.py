@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 from numba import types
-from numba.extending import overload, register_jitable
 
-from heterosis.merge.kernels.compiling import compiled
+from heterosis.merge.kernels.compiling import compiled, inlined, inlined_overload
 from heterosis.merge.kernels.rows import (
     column_of,
     narrow_row,
@@ -40,7 +39,7 @@ def map_loop(formula: Callable[..., Any], each: Callable[..., Any] | None = None
         the formula gives, unless it is None; ``out`` takes floats, bits of bfloat16, or is `Rounded`. With keys,
         no multiple of 2 ** 32 lies inside the block.
     """
-    jitable, stepped = register_jitable(formula), _stepped(each)
+    jitable, stepped = inlined(formula), _stepped(each)
 
     def loop(rows, base, onto, start, length, steps, keys, scales, numbers, out):  # type: ignore[no-untyped-def]
         done, end = 0, size_of(out)
@@ -63,12 +62,12 @@ def map_loop(formula: Callable[..., Any], each: Callable[..., Any] | None = None
 @cache
 def _stepped(each: Callable[..., Any] | None) -> Callable[..., Any]:
     """A step for every model as a function of their tuple, for compiled code; None for what leaves it as it is."""
-    jitable = register_jitable(each) if each else None
+    jitable = inlined(each) if each else None
 
     def apply(start: Any, k: Any, x: Any, keys: Any, steps: Any) -> Any:
         """The steps, one after another."""
 
-    @overload(apply)
+    @inlined_overload(apply)
     def apply_overload(start, k, x, keys, steps):  # type: ignore[no-untyped-def]
         if jitable is None:
             return lambda start, k, x, keys, steps: x
@@ -95,7 +94,7 @@ def _scaled(x: Any, scales: Any) -> Any:
     """Every model's value times its factor, if there are factors."""
 
 
-@overload(_scaled)
+@inlined_overload(_scaled)
 def _scaled_overload(x, scales):  # type: ignore[no-untyped-def]
     if isinstance(scales, types.NoneType):
         return lambda x, scales: x
@@ -115,7 +114,7 @@ def _in_row(number: Any, row: Any, start: Any, stop: Any) -> Any:
     """A number in some columns of a row: of an array ``[rows, 1]`` the row's entry, of ``[columns]`` a slice."""
 
 
-@overload(_in_row)
+@inlined_overload(_in_row)
 def _in_row_overload(number, row, start, stop):  # type: ignore[no-untyped-def]
     if not _has_arrays(number):
         return lambda number, row, start, stop: number
@@ -135,7 +134,7 @@ def _in_column(number: Any, k: Any) -> Any:
     """What `_in_row` gives, in one of its columns."""
 
 
-@overload(_in_column)
+@inlined_overload(_in_column)
 def _in_column_overload(number, k):  # type: ignore[no-untyped-def]
     if not _has_arrays(number):
         return lambda number, k: number
@@ -157,7 +156,7 @@ def totals_loop(formula: Callable[..., Any]) -> Callable[..., None]:
         ``loop(rows, base, start, numbers, values, sums)``. ``values`` is room for ``q * LANES`` numbers, and
         ``sums`` is ``[q, LANES + runs]``, as of `add_magnitudes`.
     """
-    jitable = register_jitable(formula)
+    jitable = inlined(formula)
 
     def loop(rows, base, start, numbers, values, sums):  # type: ignore[no-untyped-def]
         done, end = 0, rows[0].shape[0]
@@ -186,7 +185,7 @@ def _spread(numbers: Any, out: Any, k: Any) -> None:
     """Put a tuple's numbers into a result, `LANES` apart: of one array, LLVM sees that they do not overlap."""
 
 
-@overload(_spread)
+@inlined_overload(_spread)
 def _spread_overload(numbers, out, k):  # type: ignore[no-untyped-def]
     if len(numbers) == 1:
 
@@ -212,7 +211,7 @@ def row_loop(formula: Callable[..., Any]) -> Callable[..., None]:
     Returns:
         ``loop(rows, base, numbers, scratch, out)``. ``scratch`` is room for a row of each model, a tuple.
     """
-    jitable = register_jitable(formula)
+    jitable = inlined(formula)
 
     def loop(rows, base, numbers, scratch, out):  # type: ignore[no-untyped-def]
         length = scratch[0].shape[0]
@@ -240,7 +239,7 @@ def step_loop(formula: Callable[..., Any], per_row: bool, random: bool) -> Calla
         and ``after`` are sums (see `add_magnitudes`), or empty; ``out`` takes floats or bits of bfloat16, and may
         be the row.
     """
-    jitable = register_jitable(formula)
+    jitable = inlined(formula)
 
     def loop(row, base, start, length, key, numbers, values, u, before, after, out):  # type: ignore[no-untyped-def]
         for first in range(0, row.shape[0], values.shape[0]):

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numba import types
-from numba.extending import overload, register_jitable
 
-from heterosis.merge.kernels.compiling import compiled
+from heterosis.merge.kernels.compiling import compiled, inlined, inlined_overload
 
 Row = np.ndarray[tuple[int], np.dtype[Any]]
 
@@ -52,13 +51,13 @@ def part_of(row: Any, elements: slice) -> Any:
     return None if row is None else row[elements]
 
 
-@register_jitable
+@inlined
 def _rounded_bits(x):  # type: ignore[no-untyped-def]
     """The bits of a float32 rounded to bfloat16, to nearest and ties to even, in the upper half."""
     return np.uint32(0x7FC00000) if x != x else _rounded_difference(x)  # a NaN could become a number else
 
 
-@register_jitable
+@inlined
 def _rounded_difference(x):  # type: ignore[no-untyped-def]
     """The same of a difference of values of bfloat16: in a NaN the lower half is zero, and so it stays one."""
     bits = np.float32(x).view(np.uint32)
@@ -70,7 +69,7 @@ def _wide(value: Any) -> Any:
     """A row's entry as a float."""
 
 
-@overload(_wide)
+@inlined_overload(_wide)
 def _wide_overload(value):  # type: ignore[no-untyped-def]
     if isinstance(value, types.Integer):
         return lambda value: np.uint32(np.uint32(value) << np.uint32(16)).view(np.float32)
@@ -81,7 +80,7 @@ def _delta(row: Any, base: Any, i: Any) -> Any:
     """A row's entry as a task vector's."""
 
 
-@overload(_delta)
+@inlined_overload(_delta)
 def _delta_overload(row, base, i):  # type: ignore[no-untyped-def]
     if not isinstance(row.dtype, types.Integer):
         return lambda row, base, i: row[i]
@@ -100,14 +99,14 @@ def _entry(row: Any, base: Any, i: Any) -> Any:
     """What formulas get of element ``i`` of one model."""
 
 
-@overload(_entry)
+@inlined_overload(_entry)
 def _entry_overload(row, base, i):  # type: ignore[no-untyped-def]
     if isinstance(base, types.NoneType):
         return lambda row, base, i: _wide(row[i])
     return lambda row, base, i: _delta(row, base, i)
 
 
-@register_jitable
+@inlined
 def magnitude_bits(row, base, i):  # type: ignore[no-untyped-def]
     """The bits of the magnitude of what formulas get of element ``i``, a value of bfloat16."""
     bits = np.uint32(np.float32(_entry(row, base, i)).view(np.uint32) >> np.uint32(16))
@@ -118,7 +117,7 @@ def column_of(rows: Any, base: Any, i: Any) -> Any:
     """What formulas get of element ``i``: a tuple with one value per model."""
 
 
-@overload(column_of)
+@inlined_overload(column_of)
 def _column_of_overload(rows, base, i):  # type: ignore[no-untyped-def]
     # One expression per length, because numba builds tuples only from fixed expressions.
     if isinstance(base, types.NoneType):
@@ -134,7 +133,7 @@ def slice_of(base: Any, start: Any, stop: Any) -> Any:
     """A slice of the base, if there is one, or of a result."""
 
 
-@overload(slice_of)
+@inlined_overload(slice_of)
 def _slice_of_overload(base, start, stop):  # type: ignore[no-untyped-def]
     if isinstance(base, types.NoneType):
         return lambda base, start, stop: None
@@ -148,7 +147,7 @@ def slices_of(rows: Any, start: Any, stop: Any) -> Any:
     """A slice of every row."""
 
 
-@overload(slices_of)
+@inlined_overload(slices_of)
 def _slices_of_overload(rows, start, stop):  # type: ignore[no-untyped-def]
     if len(rows) == 1:
         return lambda rows, start, stop: (rows[0][start:stop],)
@@ -159,7 +158,7 @@ def onto_base(value: Any, base: Any, i: Any) -> Any:
     """A merged value on top of the base, if there is one."""
 
 
-@overload(onto_base)
+@inlined_overload(onto_base)
 def _onto_base_overload(value, base, i):  # type: ignore[no-untyped-def]
     if isinstance(base, types.NoneType):
         return lambda value, base, i: value
@@ -172,7 +171,7 @@ def store(value: Any, out: Any, i: Any) -> Any:
     """Put a merged value into a result."""
 
 
-@overload(store)
+@inlined_overload(store)
 def _store_overload(value, out, i):  # type: ignore[no-untyped-def]
     if isinstance(out, types.BaseTuple):
 
@@ -197,7 +196,7 @@ def size_of(out: Any) -> Any:
     """How many elements a result has."""
 
 
-@overload(size_of)
+@inlined_overload(size_of)
 def _size_of_overload(out):  # type: ignore[no-untyped-def]
     if isinstance(out, types.BaseTuple):
         return lambda out: out.row.shape[0]
@@ -215,7 +214,7 @@ def widen_rows(rows: Any, base: Any, out: Any) -> None:
     """What formulas get of each model, as floats."""
 
 
-@overload(widen_rows)
+@inlined_overload(widen_rows)
 def _widen_rows_overload(rows, base, out):  # type: ignore[no-untyped-def]
     if len(rows) == 1:
         return lambda rows, base, out: widen_row(rows[0], base, out[0])

@@ -4,9 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba.extending import register_jitable
 
-from heterosis.merge.kernels.compiling import compiled
+from heterosis.merge.kernels.compiling import compiled, inlined
 
 # Sums are taken over runs of this many elements, in float64, in interleaved lanes that vectorise: an element's
 # position in the tensor tells where it is added, so a sum does not depend on how the tensor was cut into blocks.
@@ -21,7 +20,7 @@ def _adding(term: Callable[..., Any]) -> Callable[..., Any]:
     Blocks come in order. ``sums`` is ``[LANES + runs]``: the lanes of the run that is being added up, then the sum
     of every run, as far as it has come. ``run`` is the length of one.
     """
-    jitable = register_jitable(term)
+    jitable = inlined(term)
 
     def add(a, b, start, run, sums):  # type: ignore[no-untyped-def]
         at, end = 0, a.shape[0]

@@ -1,23 +1,22 @@
 """Random numbers that depend on the element and a key alone."""
 
 import numpy as np
-from numba.extending import register_jitable
 
-from heterosis.merge.kernels.compiling import compiled
+from heterosis.merge.kernels.compiling import compiled, inlined
 
 # Multipliers of a 32-bit mixing function with low bias (C. Wellons, hash-prospector, 2018).
 _M1 = np.uint32(0x7FEB352D)
 _M2 = np.uint32(0x846CA68B)
 
 
-@register_jitable
+@inlined
 def _mix(x):  # type: ignore[no-untyped-def]
     x = np.uint32(np.uint32(x ^ (x >> np.uint32(16))) * _M1)
     x = np.uint32(np.uint32(x ^ (x >> np.uint32(15))) * _M2)
     return np.uint32(x ^ (x >> np.uint32(16)))
 
 
-@register_jitable
+@inlined
 def uniform(start, k, key):  # type: ignore[no-untyped-def]
     """The random number of element ``start + k``, in [0, 1).
 

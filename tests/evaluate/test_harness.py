@@ -173,7 +173,7 @@ def test_few_shot_examples_depend_on_the_document_and_the_seed_only(toys: Path) 
 
 
 def test_more_examples_than_there_are(toys: Path) -> None:
-    with pytest.raises(InputError, match=r"^task 'toy_generate': num_fewshot: must be at most \d+, its examples, but"):
+    with pytest.raises(InputError, match=r"^task .toy_generate.: num_fewshot: must be at most \d+, its"):
         TaskSet([TaskSpec("toy_generate", num_fewshot=10_000)], include_path=[toys])
 
 

@@ -2,11 +2,13 @@
 
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
+from types import FunctionType
 from typing import Any, TypeAlias
 
 import numba
@@ -36,6 +38,8 @@ from heterosis.merge.kernels import (
     widen_row,
 )
 from heterosis.merge.methods.base import ONE, ZERO
+from heterosis.merge.methods.elect import elect
+from heterosis.merge.methods.ties import trim
 
 from .sparsity import uniform
 
@@ -503,6 +507,25 @@ def without_file(source: str) -> Callable[..., Any]:
 def test_where_no_code_can_be_kept_loops_are_compiled_all_the_same() -> None:
     loop = compiled(without_file("def f(row):\n    return row[0] + row[-1]"))
     assert loop(np.array([1.0, 5.0, 2.0])) == 3.0
+
+
+def not_kept(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function under a name for which no code is kept: of code from the disk, nothing can be read."""
+    copy = FunctionType(function.__code__, function.__globals__, function.__name__)
+    copy.__qualname__ = f"<locals>.{function.__name__}"
+    return copy
+
+
+@pytest.mark.parametrize("models", [2, 5, 8, 16])
+def test_loops_vectorise_for_any_number_of_models(models: int) -> None:
+    base, *rows = bits_of(np.linspace(-1, 1, 1000 * (models + 1))).reshape(models + 1, 1000)
+    loop: Any = map_loop(not_kept(elect.function), not_kept(trim.function))
+    weights, steps = (np.float32(0.4),) * models, ((np.float32(0.1),),) * models
+    out = np.empty(1000, np.uint16)
+    loop(tuple(rows), base, base, 0, 1000, steps, None, None, (weights, True, np.float32(1)), out)
+    (code,) = loop.inspect_llvm().values()
+    assert re.search(r"fdiv <\d+ x float>", code)
+    assert not re.search(r"(call|invoke) [^\n]*(elect|trim)", code.split("define")[1])
 
 
 def test_formulas_need_no_file() -> None:
