@@ -172,7 +172,7 @@ def outcome_sentence(summary: Mapping[str, Any]) -> str:
 
 
 def _better_parent(summary: Mapping[str, Any]) -> str:
-    """A sentence where the parent that the search documents call the best is not that of the held-out ones."""
+    """A sentence where the best parent by the search documents is not that by the held-out ones."""
     held_out = {
         name: found["holdout"] for name, found in summary["parents"].items() if found["holdout"] is not None
     }
