@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.results import circumstances
+from bench.circumstances import circumstances
 from driver_bench import cost, memory, utilisation
 
 COUNTS = (100, 1_000, 10_000)

@@ -1,19 +1,14 @@
 """Raw results, a JSON line for each measurement, and the tables made of them."""
 
 import json
-import os
-import platform
-import re
-import subprocess
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields, replace
-from functools import cache
 from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any
 
 from bench.checkpoints import METHODS, Setting
+from bench.circumstances import circumstances
 
 Line = dict[str, Any]
 
@@ -38,7 +33,7 @@ class Results:
 
     def add(self, setting: Setting, program: str, turn: int, numbers: dict[str, float]) -> None:
         rounded = {key: round(value, 4) for key, value in numbers.items()}
-        line = {**asdict(setting), "program": program, "round": turn, **rounded, **circumstances()}
+        line = {**asdict(setting), "program": program, "round": turn, **rounded, **circumstances(":/merge")}
         self._keep(line)
         if self._path:
             with self._path.open("a") as file:
@@ -63,22 +58,6 @@ class Results:
         over, under = self.turns(setting, program), self.turns(setting, to)
         ratios = [over[turn]["seconds"] / under[turn]["seconds"] for turn in over.keys() & under.keys()]
         return median(ratios) if ratios else None
-
-
-@cache
-def circumstances() -> Line:
-    """The state of the code when the run began, and the machine."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ":/merge"], capture_output=True, check=False)
-    code = commit.stdout.strip() + ("+changes" if changed.returncode else "")
-    cpu = platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists() and (model := re.search(r"^model name\s*: (.*)$", info.read_text(), re.MULTILINE)):
-        cpu = model[1]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    machine = f"{cpu}, {os.cpu_count()} cores, {memory:.0f} GiB"
-    return {"begun": time.strftime("%Y-%m-%d %H:%M"), "commit": code, "machine": machine}
 
 
 # --- tables -----------------------------------------------------------------------------------------------------

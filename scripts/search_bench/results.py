@@ -2,16 +2,12 @@
 
 import json
 import math
-import os
-import platform
-import subprocess
-import time
 from collections.abc import Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from bench.circumstances import circumstances
 from scipy.special import stdtrit
 
 Line = dict[str, Any]
@@ -38,7 +34,7 @@ class Results:
         self._lines[line["zoo"], line["contender"], line["seed"]] = line
 
     def add(self, zoo: str, contender: str, seed: int, **more: Any) -> None:
-        line = {"zoo": zoo, "contender": contender, "seed": seed, **more, **_circumstances()}
+        line = {"zoo": zoo, "contender": contender, "seed": seed, **more, **circumstances()}
         self._keep(line)
         if self._path:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,17 +107,6 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 def _at(curve: Sequence[Line], documents: float) -> Line:
     return [point for point in curve if point["documents"] <= documents][-1]
-
-
-@cache
-def _circumstances() -> Line:
-    """The state of the code when the run began, and the machine."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True, check=False)
-    code = commit.stdout.strip() + ("+changes" if changed.returncode else "")
-    machine = f"{platform.machine()}, {os.cpu_count()} cores"
-    return {"begun": time.strftime("%Y-%m-%d %H:%M"), "commit": code, "machine": machine}
 
 
 # --- tables -----------------------------------------------------------------------------------------------------
