@@ -64,6 +64,12 @@ def magnitude(i, x):  # type: ignore[no-untyped-def]
     return abs(x[0])
 
 
+@formula
+def absolute(i, x):  # type: ignore[no-untyped-def]
+    """``|x_j|`` likewise, to be summed."""
+    return (abs(x[0]),)
+
+
 class Statistics:
     """Statistics of the inputs of one tensor, computed when asked for.
 
@@ -206,14 +212,21 @@ class Statistics:
 
         The blocks may hold what the step made of them from now on (`stepped`).
         """
-        before, after = (self._partials(self.models, name) for name in ("before", "after"))
+        after = self._partials(self.models, "after")
+        # The norms before the step need no numbers of a recipe: candidates of a search have them in common.
+        norms = None if self._keep is None else self._norms()
+        before = self._partials(self.models, "before") if norms is None else [_NO_SUMS] * self.models
         for start, inputs in self._blocks(each.row_length or 1):
             for j, row in enumerate(inputs.rows):
                 out = row if self._in_place else self._workspace.array("stepped", (len(row),), self._dtype)
                 self.step(each, j, start, inputs, out, before[j], after[j])
         if self._in_place:
             self.stepped = each
-        return tuple(map(_total, before)), tuple(map(_total, after))
+        return norms or tuple(map(_total, before)), tuple(map(_total, after))
+
+    def _norms(self) -> tuple[float, ...]:
+        """The L1 norm of every input, ``[m]``."""
+        return tuple(total for j in range(self.models) for total in self.totals(absolute.bind(models=(j,))))
 
     def step(
         self,
