@@ -14,7 +14,7 @@ import math
 import random
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -576,7 +576,11 @@ def _filters_of(task: Task) -> list[Any]:
 def _check_examples(name: str, task: Any) -> None:
     """Refuse more examples in a prompt than there are."""
     wanted = task.config.num_fewshot or 0
-    if wanted and wanted > (there := len(list(task.fewshot_docs()))):
+    if not wanted:
+        return
+    examples = task.fewshot_docs()
+    there = len(examples) if isinstance(examples, Sized) else len(list(examples))  # a dataset's, without reading it
+    if wanted > there:
         raise InputError(f"task '{name}': num_fewshot: must be at most {there}, its examples, but got {wanted}")
 
 
