@@ -579,7 +579,7 @@ def _check_examples(name: str, task: Any) -> None:
     if not wanted:
         return
     examples = task.fewshot_docs()
-    there = len(examples) if isinstance(examples, Sized) else len(list(examples))  # a dataset's, without reading it
+    there = len(examples) if isinstance(examples, Sized) else len(list(examples))  # a dataset is not read
     if wanted > there:
         raise InputError(f"task '{name}': num_fewshot: must be at most {there}, its examples, but got {wanted}")
 
