@@ -579,7 +579,12 @@ def _check_examples(name: str, task: Any) -> None:
     if not wanted:
         return
     examples = task.fewshot_docs()
+    if examples is None:
+        return
     there = len(examples) if isinstance(examples, Sized) else len(list(examples))  # a dataset is not read
+    of_examples = getattr(task, "fewshot_cfg", None)
+    if of_examples is not None and of_examples.split == task.config.test_split:
+        there -= 1  # a document is no example of itself
     if wanted > there:
         raise InputError(f"task '{name}': num_fewshot: must be at most {there}, its examples, but got {wanted}")
 

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -61,13 +60,7 @@ def several(value: object) -> object:
 
 
 def _model(value: object) -> str:
-    ref = ModelRef.parse(value)
-    return str(replace(ref, path=_folder(ref.path), adapter=ref.adapter and _folder(ref.adapter)))
-
-
-def _folder(path: str) -> str:
-    """A folder's one name: with a slash at its end it would be another model."""
-    return path.rstrip("/") or path
+    return str(ModelRef.parse(value))
 
 
 def _dtype(value: object) -> object:

@@ -176,8 +176,11 @@ def _better_parent(summary: Mapping[str, Any]) -> str:
     held_out = {
         name: found["holdout"] for name, found in summary["parents"].items() if found["holdout"] is not None
     }
-    named, best = summary["gain_over_best_parent"]["parent"], max(held_out, key=held_out.__getitem__)
-    if held_out[best] <= held_out[named]:
+    named = summary["gain_over_best_parent"]["parent"]
+    if named not in held_out:
+        return ""
+    best = max(held_out, key=held_out.__getitem__)
+    if round(held_out[best], 4) <= round(held_out[named], 4):
         return ""
     return f" There {best} is the better parent: {held_out[best]:.4f}, {named} {held_out[named]:.4f}."
 

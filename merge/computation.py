@@ -1,4 +1,4 @@
-"""The arithmetic of one operation: inputs as rows, a program, merged blocks."""
+"""The arithmetic of one operation: a program, merged blocks."""
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -129,10 +129,11 @@ class Computation:
 
     def _merged(self, start: int, stop: int, place: torch.Tensor | None = None) -> torch.Tensor:
         each = self.program.each
+        in_place = each is not None and each is self._stepped
+        assert self._rows.kept or not in_place, "what the step has put into the rows is lost"
         inputs = self._rows.inputs(start, stop)
         rows, base = inputs
-        if each is not None and each is self._stepped:
-            assert self._rows.kept, "what the step has put into the rows is lost"
+        if in_place:
             base = None
         elif each is not None and each.formula.per_row:
             rows, base = self._stepped_rows(each, start, inputs), None

@@ -173,8 +173,13 @@ def test_few_shot_examples_depend_on_the_document_and_the_seed_only(toys: Path) 
 
 
 def test_more_examples_than_there_are(toys: Path) -> None:
-    with pytest.raises(InputError, match=r"^task .toy_generate.: num_fewshot: must be at most \d+, its"):
+    with pytest.raises(InputError, match=r"^task 'toy_generate': num_fewshot: must be at most \d+, its") as caught:
         TaskSet([TaskSpec("toy_generate", num_fewshot=10_000)], include_path=[toys])
+    most = int(str(caught.value).split("at most ")[1].split(",")[0])
+    task_set = TaskSet([TaskSpec("toy_generate", num_fewshot=most)], include_path=[toys])
+    task_set.build({"toy_generate": [0]}, FakeLM())
+    with pytest.raises(InputError, match="num_fewshot"):
+        TaskSet([TaskSpec("toy_generate", num_fewshot=most + 1)], include_path=[toys])
 
 
 def test_the_global_generators_are_left_as_they_were(toys: Path) -> None:

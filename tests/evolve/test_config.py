@@ -237,10 +237,6 @@ def test_an_optimizer_may_be_just_a_name() -> None:
         (plain(genome={"models": []}), "genome.models: must list at least one entry, but is empty"),
         (plain(genome={"models": ["a", "a"]}), "genome.models: each may be listed once, but got 'a' 2 times"),
         (
-            plain(genome={"models": ["x/a+b/", "x/a/+b"]}),
-            "genome.models: each may be listed once, but got 'x/a+b' 2 times",
-        ),
-        (
             plain(genome={"models": ["a", "b+c+d"]}),
             "genome.models[1]: must be path, path@revision or path+adapter",
         ),

@@ -373,3 +373,21 @@ def test_integers_must_agree(dtype: torch.dtype, family: list[Path], tmp_path: P
     c = changed(family[2], tmp_path / "c", model__ids=torch.tensor([1, 1, 1]).to(dtype))
     with pytest.raises(MergeError, match=r"^model.ids: a tensor of integers must be the same in all models"):
         run(recipe_of("linear", [family[0], a, c]))
+
+
+def test_rows_that_a_step_changed_are_not_read_again(family: list[Path]) -> None:
+    base, *models = family
+    recipe = Recipe(
+        merge_method="dare_linear",
+        base_model=ModelRef(str(base)),
+        models=[InputModel(model=ModelRef(str(model))) for model in models[:2]],
+        parameters={"weight": 0.6, "density": 0.4, "rescale": True},
+        dtype="bfloat16",
+    )
+    op = next(op for op in build_plan(recipe).ops if len(op.shape) == 2)
+    workspace = Workspace()
+    subject = Computation(op, workspace, budget=1 << 24)
+    assert subject.program.each is not None
+    workspace.content = None
+    with pytest.raises(AssertionError, match="is lost"):
+        next(subject.blocks())

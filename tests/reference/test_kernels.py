@@ -517,7 +517,7 @@ def not_kept(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("models", [2, 5, 8, 16])
-def test_loops_vectorise_for_any_number_of_models(models: int) -> None:
+def test_loops_vectorise_for_many_models(models: int) -> None:
     base, *rows = bits_of(np.linspace(-1, 1, 1000 * (models + 1))).reshape(models + 1, 1000)
     loop: Any = map_loop(not_kept(elect.function), not_kept(trim.function))
     weights, steps = (np.float32(0.4),) * models, ((np.float32(0.1),),) * models
