@@ -14,7 +14,7 @@ import math
 import random
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -576,15 +576,10 @@ def _filters_of(task: Task) -> list[Any]:
 def _check_examples(name: str, task: Any) -> None:
     """Refuse more examples in a prompt than there are."""
     wanted = task.config.num_fewshot or 0
-    if not wanted:
+    if not wanted or not hasattr(task, "sampler"):
         return
-    examples = task.fewshot_docs()
-    if examples is None:
-        return
-    there = len(examples) if isinstance(examples, Sized) else len(list(examples))  # a dataset is not read
-    of_examples = getattr(task, "fewshot_cfg", None)
-    if of_examples is not None and of_examples.split == task.config.test_split:
-        there -= 1  # a document is no example of itself
+    # Where examples are the documents that are asked, none is an example of itself; lm-eval asks the same.
+    there = len(task.sampler.df) - (task.fewshot_cfg.split == task.config.test_split)
     if wanted > there:
         raise InputError(f"task '{name}': num_fewshot: must be at most {there}, its examples, but got {wanted}")
 

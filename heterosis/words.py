@@ -31,7 +31,7 @@ def duration(seconds: float) -> str:
 
 def count(number: int) -> str:
     """``64``, ``1.2 M``, ``7.2 B``."""
-    for unit, power in (("B", 9), ("M", 6), ("k", 3)):
-        if number >= 10**power:
+    for unit, power in (("T", 12), ("B", 9), ("M", 6), ("k", 3)):
+        if number >= 0.9995 * 10**power:  # which is rounded to one
             return f"{number / 10**power:.3g} {unit}"
     return str(number)

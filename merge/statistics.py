@@ -33,7 +33,7 @@ from heterosis.merge.kernels import (
     totals_loop,
     widen_row,
 )
-from heterosis.merge.methods.base import Bound, Cut, formula
+from heterosis.merge.methods.base import Bound, Cut, formula, per_model
 from heterosis.merge.reductions import Keep, Kept
 from heterosis.merge.selection import Digit, Histogram, select, select_values
 from heterosis.merge.workspace import Workspace
@@ -64,10 +64,16 @@ def magnitude(i, x):  # type: ignore[no-untyped-def]
     return abs(x[0])
 
 
+@per_model
+def absolute(x):  # type: ignore[no-untyped-def]
+    """``|x_j|``."""
+    return abs(x)
+
+
 @formula
-def absolute(i, x):  # type: ignore[no-untyped-def]
-    """``|x_j|`` likewise, to be summed."""
-    return (abs(x[0]),)
+def magnitudes(i, x):  # type: ignore[no-untyped-def]
+    """``|x_j|`` of every model, to be summed."""
+    return absolute(x)
 
 
 class Statistics:
@@ -214,7 +220,7 @@ class Statistics:
         """
         after = self._partials(self.models, "after")
         # The norms before the step need no numbers of a recipe: candidates of a search have them in common.
-        norms = None if self._keep is None else self._norms()
+        norms = None if self._keep is None else self.totals(magnitudes.bind())
         before = self._partials(self.models, "before") if norms is None else [_NO_SUMS] * self.models
         for start, inputs in self._blocks(each.row_length or 1):
             for j, row in enumerate(inputs.rows):
@@ -223,10 +229,6 @@ class Statistics:
         if self._in_place:
             self.stepped = each
         return norms or tuple(map(_total, before)), tuple(map(_total, after))
-
-    def _norms(self) -> tuple[float, ...]:
-        """The L1 norm of every input, ``[m]``."""
-        return tuple(total for j in range(self.models) for total in self.totals(absolute.bind(models=(j,))))
 
     def step(
         self,

@@ -17,7 +17,7 @@ arithmetic.py  operations of formulas that numba does not have
 """
 
 from heterosis.merge.kernels.arithmetic import fused
-from heterosis.merge.kernels.compiling import compiled, source_hash
+from heterosis.merge.kernels.compiling import compiled, inlined, inlined_overload, source_hash
 from heterosis.merge.kernels.counting import count_digits, count_magnitudes, find_equal
 from heterosis.merge.kernels.loops import map_loop, row_loop, step_loop, totals_loop
 from heterosis.merge.kernels.rows import (
@@ -53,6 +53,8 @@ __all__ = [
     "fill_uniform",
     "find_equal",
     "fused",
+    "inlined",
+    "inlined_overload",
     "map_loop",
     "narrow_row",
     "part_of",

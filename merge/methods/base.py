@@ -30,9 +30,9 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
-from numba.extending import overload, register_jitable
 
 from heterosis.errors import InputError, did_you_mean
+from heterosis.merge.kernels.compiling import inlined, inlined_overload
 
 PerInput: TypeAlias = tuple[float, ...]
 BaseRole: TypeAlias = Literal["required", "optional", "input", "ignored"]
@@ -268,12 +268,12 @@ def per_model(function: Callable[..., Any]) -> Callable[..., Any]:
 
     For formulas to call: those that give a number for each model.
     """
-    jitable = register_jitable(function)
+    jitable = inlined(function)
 
     def apply(x: Any, *numbers: Any) -> Any:
         return tuple(function(value, *numbers) for value in x)
 
-    @overload(apply)
+    @inlined_overload(apply)
     def apply_overload(x, *numbers):  # type: ignore[no-untyped-def]
         if len(x) == 1:
             return lambda x, *numbers: (jitable(x[0], *numbers),)

@@ -172,14 +172,19 @@ def test_few_shot_examples_depend_on_the_document_and_the_seed_only(toys: Path) 
     assert prompts(other, list(range(12))) != together
 
 
-def test_more_examples_than_there_are(toys: Path) -> None:
-    with pytest.raises(InputError, match=r"^task 'toy_generate': num_fewshot: must be at most \d+, its") as caught:
-        TaskSet([TaskSpec("toy_generate", num_fewshot=10_000)], include_path=[toys])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_more_examples_than_there_are(toys: Path, split: str) -> None:
+    """Of the documents that are asked, none is an example of itself."""
+    examples = f"task: toy_examples\ninclude: toy_generate.yaml\nfewshot_split: {split}\n"
+    (toys / "toy_examples.yaml").write_text(examples)
+    with pytest.raises(InputError, match=r"^task 'toy_examples': num_fewshot: must be at most \d+, its") as caught:
+        TaskSet([TaskSpec("toy_examples", num_fewshot=10_000)], include_path=[toys])
     most = int(str(caught.value).split("at most ")[1].split(",")[0])
-    task_set = TaskSet([TaskSpec("toy_generate", num_fewshot=most)], include_path=[toys])
-    task_set.build({"toy_generate": [0]}, FakeLM())
+    task_set = TaskSet([TaskSpec("toy_examples", num_fewshot=most)], include_path=[toys])
+    task_set.build({"toy_examples": [0]}, FakeLM())
+    assert most == (5 if split == "train" else task_set.documents("toy_examples").count - 1)
     with pytest.raises(InputError, match="num_fewshot"):
-        TaskSet([TaskSpec("toy_generate", num_fewshot=most + 1)], include_path=[toys])
+        TaskSet([TaskSpec("toy_examples", num_fewshot=most + 1)], include_path=[toys])
 
 
 def test_the_global_generators_are_left_as_they_were(toys: Path) -> None:

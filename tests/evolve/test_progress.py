@@ -23,7 +23,7 @@ from heterosis.evolve.pulse import Pulse
 from heterosis.evolve.record import Ask
 from heterosis.evolve.standing import Standing, Watcher
 from heterosis.evolve.worker import Failure
-from heterosis.words import duration
+from heterosis.words import count, duration
 
 
 def rendered(standing: Standing, width: int = 100, height: int | None = None) -> str:
@@ -211,6 +211,14 @@ def test_plain_lines_tell_each_result_once(run: Any) -> None:
     assert any("against ann on search documents; " in line or "against bob" in line for line in standings)
     best = max(t.score or 0.0 for t in seen[-1].trials)
     assert f"best {best:.4f} (" in results[-1]
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(64, "64"), (999, "999"), (1000, "1 k"), (999_999, "1 M"), (999_600_000, "1 B"), (7_240_000_000, "7.24 B")],
+)
+def test_counts_are_of_three_digits(number: int, text: str) -> None:
+    assert count(number) == text
 
 
 def test_a_log_gets_sober_lines(run: Any, tmp_path: Path) -> None:
