@@ -32,6 +32,7 @@ computation.py       the arithmetic of one operation: a program, merged blocks; 
 finite.py            refusing merged values that cannot be used
 executor.py          plan -> blocks, within a memory budget, on several threads
 sinks.py, writer.py  where blocks go: a live model, or safetensors shards
+output_file.py       files written behind the merge, past the page cache
 companions.py        config, tokenizer
 card.py              the model card; discovery.py: of a recipe that a search found, how
 quantised.py         quantised weights, recognised and refused

@@ -18,7 +18,8 @@ DEFAULT_MEMORY_LIMIT = 512 * 1024**2
 # Elements of a block that is only copied.
 COPIED_BLOCK = 1 << 18
 
-# What a thread takes however small the limit: a streaming block of a dozen models, and a reader's buffer.
+# What a thread takes however small the limit: a streaming block of a dozen models, a reader's buffer, and a piece
+# of the output with its share of those that wait for the disk.
 THREAD_MINIMUM = 16 * 1024**2
 
 

@@ -59,7 +59,7 @@ class Workspace(threading.local):
         if buffer is None or len(buffer) < size:
             del buffer
             self._buffers.pop(name, None)  # before there is another one
-            buffer = self._buffers[name] = torch.frombuffer(_pages(size), dtype=torch.uint8)
+            buffer = self._buffers[name] = torch.frombuffer(pages(size), dtype=torch.uint8)
         if key not in views:
             views[key] = make(buffer)
         made: T = views[key]
@@ -70,7 +70,8 @@ def _shaped(part: torch.Tensor, shape: tuple[int, ...], dtype: npt.DTypeLike) ->
     return part.numpy().view(dtype).reshape(shape)
 
 
-def _pages(size: int) -> mmap.mmap:
+def pages(size: int) -> mmap.mmap:
+    """New memory of whole pages, at least so many bytes, in large pages if there are any."""
     area = mmap.mmap(-1, _whole_pages(size))
     if hasattr(mmap, "MADV_HUGEPAGE"):  # touching a page for the first time takes microseconds, whatever its size
         with suppress(OSError):  # of a kernel without them

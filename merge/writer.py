@@ -9,24 +9,19 @@ import json
 import os
 import re
 import shutil
-import threading
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from heterosis.errors import InputError
+from heterosis.merge.output_file import OutputFile, Stream, WriteBehind
 from heterosis.merge.plan import TensorOp
 from heterosis.merge.safetensors_file import DTYPES
 
 DEFAULT_SHARD_SIZE = 5_000_000_000
-
-# After as many bytes of a file the disk begins to write them, while the merge goes on.
-FLUSH_EVERY = 128 * 1024**2
 
 _NO_ROOM = "make room or choose another disk"
 # What to do when the system refuses to write; none of these comes from reading.
@@ -40,15 +35,8 @@ _REMEDIES = {
 SAFETENSORS_DTYPES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-@dataclass(frozen=True)
-class _Slot:
-    descriptor: int
-    offset: int
-    itemsize: int
-
-
 class SafetensorsSink:
-    """Writes tensors to ``folder`` in any order, from any thread.
+    """Writes tensors to ``folder`` in any order, from any thread; the blocks of one in their order.
 
     Args:
         folder: An existing folder.
@@ -64,13 +52,9 @@ class SafetensorsSink:
         shard_size: int = DEFAULT_SHARD_SIZE,
         file_name: str = "model.safetensors",
     ) -> None:
-        self._slots: dict[str, _Slot] = {}
-        self._descriptors: list[int] = []
-        self._missing = {op.name for op in ops}
-        self._lock = threading.Lock()
-        self._unflushed: dict[int, int] = defaultdict(int)
-        self._flusher = ThreadPoolExecutor(1, thread_name_prefix="flush")
-        self._flushes: list[Future[None]] = []
+        self._behind = WriteBehind()
+        self._files: list[OutputFile] = []
+        self._streams: dict[str, Stream] = {}  # of the tensors that are not done
         try:
             self._create_all(folder, ops, list(_shards(ops, shard_size)), file_name)
         except BaseException:
@@ -102,53 +86,40 @@ class SafetensorsSink:
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)  # so that tensors are aligned
         prefix = len(text).to_bytes(8, "little") + text
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-        self._descriptors.append(descriptor)
-        os.truncate(descriptor, len(prefix) + end)
-        _write_all(descriptor, memoryview(prefix), 0)
+        file = OutputFile(path, len(prefix) + end)
+        self._files.append(file)
+        before = Stream(file, 0, self._behind)
+        before.write(np.frombuffer(prefix, dtype=np.uint8))
+        before.finish()
         offset = len(prefix)
         for op in shard:
-            self._slots[op.name] = _Slot(descriptor, offset, op.dtype.itemsize)
+            self._streams[op.name] = Stream(file, offset, self._behind)
             offset += _nbytes(op)
 
     def wants(self, op: TensorOp) -> bool:
         return True
 
-    def place(self, op: TensorOp, start: int, stop: int) -> None:
+    def place(self, op: TensorOp, start: int, stop: int) -> torch.Tensor | None:
         return None
 
     def write(self, op: TensorOp, start: int, block: torch.Tensor) -> None:
-        slot = self._slots[op.name]
-        if block.numel():
-            data = memoryview(block.view(torch.uint8).numpy())  # type: ignore[arg-type]
-            _write_all(slot.descriptor, data, slot.offset + start * slot.itemsize)
-            self._written(slot.descriptor, len(data))
-
-    def _written(self, descriptor: int, size: int) -> None:
-        with self._lock:
-            self._unflushed[descriptor] += size
-            if self._unflushed[descriptor] < FLUSH_EVERY:
-                return
-            self._unflushed[descriptor] = 0
-        self._flushes.append(self._flusher.submit(os.fsync, descriptor))
+        self._streams[op.name].write(block.view(torch.uint8).numpy())
 
     def done(self, op: TensorOp) -> None:
-        with self._lock:
-            self._missing.remove(op.name)
+        self._streams.pop(op.name).finish()
 
     def finish(self) -> None:
         """Flush to the disk. Call it when all tensors are done."""
-        assert not self._missing, f"tensors were planned but not written: {sorted(self._missing)[:3]}"
-        for flush in self._flushes:
-            flush.result()  # the system tells of an error only once
-        for descriptor in self._descriptors:
-            os.fsync(descriptor)
+        assert not self._streams, f"tensors were planned but not written: {sorted(self._streams)[:3]}"
+        self._behind.finish()
+        for file in self._files:
+            file.flush()
 
     def close(self) -> None:
         """Close the files."""
-        self._flusher.shutdown(cancel_futures=True)
-        while self._descriptors:
-            os.close(self._descriptors.pop())
+        self._behind.abandon()
+        while self._files:
+            self._files.pop().close()
 
 
 def _nbytes(op: TensorOp) -> int:
@@ -166,12 +137,6 @@ def _shards(ops: Sequence[TensorOp], limit: int) -> Iterator[list[TensorOp]]:
         size += _nbytes(op)
     if shard:
         yield shard
-
-
-def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
-    while data:
-        written = os.pwrite(descriptor, data, offset)
-        data, offset = data[written:], offset + written
 
 
 def check_free(out: Path, overwrite: bool) -> None:

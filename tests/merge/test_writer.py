@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file
 
 from heterosis.errors import InputError
-from heterosis.merge import writer
 from heterosis.merge.plan import TensorOp
 from heterosis.merge.safetensors_file import DTYPES, SafetensorsFile
 from heterosis.merge.writer import SAFETENSORS_DTYPES, SafetensorsSink, published_folder
@@ -53,20 +52,6 @@ def test_golden_bytes(tmp_path: Path) -> None:
     padded = header + b" " * (-len(header) % 8)
     expected = len(padded).to_bytes(8, "little") + padded + bytes.fromhex("803f 00c0 03000000")
     assert (tmp_path / "model.safetensors").read_bytes() == expected
-
-
-def test_what_fails_to_reach_the_disk_early_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system tells of an error once; the last fsync may succeed."""
-    errors = iter([OSError(errno.ENOSPC, "full")])
-
-    def fsync(descriptor: int) -> None:
-        for error in errors:
-            raise error
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(writer, "FLUSH_EVERY", 8)
-    with pytest.raises(OSError, match="full"):
-        write(tmp_path, {"a": torch.ones(10)})
 
 
 def test_whatever_can_be_read_can_be_written(tmp_path: Path) -> None:
