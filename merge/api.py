@@ -19,6 +19,9 @@ from heterosis.merge.reference import ModelRef
 from heterosis.merge.writer import DEFAULT_SHARD_SIZE, SafetensorsSink, check_free, published_folder
 from heterosis.words import size
 
+# The part of the memory limit that may wait for the disk.
+WAITING_SHARE = 16
+
 
 def merge_models(
     recipe: Recipe | str | os.PathLike[str],
@@ -102,7 +105,8 @@ def merge_models(
         _check_disk(plan, target)
         with published_folder(target, overwrite=overwrite, file=single) as partial:
             limit = plan.bytes_written + 1 if single else shard_size
-            sink = SafetensorsSink(partial, plan.ops, limit, single or "model.safetensors")
+            name, waiting = single or "model.safetensors", memory_limit // WAITING_SHARE
+            sink = SafetensorsSink(partial, plan.ops, limit, name, waiting)
             try:
                 execute(
                     plan,

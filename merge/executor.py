@@ -58,7 +58,8 @@ def execute(
     threads = max(1, min(threads or torch.get_num_threads(), memory_limit // THREAD_MINIMUM))
     budget = memory_limit // threads - 2 * THREAD_MINIMUM  # of whole tensors' rows, beside blocks and counts
     workers = _Workers(sink, max(0, budget), reductions)
-    pending = [op for op in plan.ops if sink.wants(op)]
+    # The largest first, so that no thread is left alone with a large one.
+    pending = sorted(filter(sink.wants, plan.ops), key=lambda op: op.numel, reverse=True)
     if threads == 1:
         for op in pending:
             workers.run(op)

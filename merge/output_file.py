@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from heterosis.merge.workspace import pages
 
-# Bytes written at a time, how many such pieces may wait for the disk, and by how many threads they are written.
+# Bytes written at a time, and by how many threads.
 PIECE = 2 * 1024**2
-WAITING, WRITERS = 4, 2
+WRITERS = 2
 
 # After as many bytes in the page cache the disk begins to write them, while the merge goes on.
 FLUSH_EVERY = 128 * 1024**2
@@ -97,11 +97,16 @@ class OutputFile:
 
 
 class WriteBehind:
-    """Threads that write pieces of files while others compute."""
+    """Threads that write pieces of files while others compute.
 
-    def __init__(self) -> None:
+    Args:
+        memory: Bytes of pieces that may wait for the disk. (A method with reductions writes in bursts, which are
+            faster than the disk.)
+    """
+
+    def __init__(self, memory: int) -> None:
         self._threads = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
-        self._room = threading.Semaphore(WAITING)
+        self._room = threading.Semaphore(max(WRITERS, memory // PIECE))
         self._free: list[Bytes] = []
         self._error: BaseException | None = None
 

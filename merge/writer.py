@@ -22,6 +22,7 @@ from heterosis.merge.plan import TensorOp
 from heterosis.merge.safetensors_file import DTYPES
 
 DEFAULT_SHARD_SIZE = 5_000_000_000
+DEFAULT_WAITING = 32 * 1024**2
 
 _NO_ROOM = "make room or choose another disk"
 # What to do when the system refuses to write; none of these comes from reading.
@@ -43,6 +44,7 @@ class SafetensorsSink:
         ops: Every tensor that will be written, in the order of the files.
         shard_size: Bytes of tensors in a shard at most, unless one tensor alone is larger.
         file_name: What the file is called if there is only one.
+        waiting: Bytes that may wait for the disk.
     """
 
     def __init__(
@@ -51,8 +53,9 @@ class SafetensorsSink:
         ops: Sequence[TensorOp],
         shard_size: int = DEFAULT_SHARD_SIZE,
         file_name: str = "model.safetensors",
+        waiting: int = DEFAULT_WAITING,
     ) -> None:
-        self._behind = WriteBehind()
+        self._behind = WriteBehind(waiting)
         self._files: list[OutputFile] = []
         self._streams: dict[str, Stream] = {}  # of the tensors that are not done
         try:

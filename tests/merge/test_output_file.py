@@ -24,7 +24,7 @@ def content(length: int, seed: int) -> output_file.Bytes:
 
 def written(path: Path, parts: list[output_file.Bytes], step: int) -> bytes:
     """The file after every part was written by a stream of its own, from several threads, last first."""
-    behind, file = WriteBehind(), OutputFile(path, sum(map(len, parts)))
+    behind, file = WriteBehind(0), OutputFile(path, sum(map(len, parts)))
     offsets = np.cumsum([0, *map(len, parts)])
 
     def put(k: int) -> None:
@@ -85,7 +85,7 @@ def test_every_byte_is_in_its_place(case: str, step: int, tmp_path: Path, monkey
 
 def test_an_error_ends_all_that_write_and_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also threads that wait for room: nobody waits for ever."""
-    behind, file = WriteBehind(), OutputFile(tmp_path / "file", 64 * PIECE)
+    behind, file = WriteBehind(0), OutputFile(tmp_path / "file", 64 * PIECE)
 
     def put(k: int) -> None:
         stream = Stream(file, 8 * k * PIECE, behind)
