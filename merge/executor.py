@@ -22,6 +22,9 @@ COPIED_BLOCK = 1 << 18
 # of the output with its share of those that wait for the disk.
 THREAD_MINIMUM = 16 * 1024**2
 
+# The part of the memory limit that may wait for the disk, where there is one.
+WAITING_SHARE = 16
+
 
 def available_cores() -> int:
     """Cores that this process may use, which in a container or job can be fewer than the machine has."""
@@ -56,7 +59,8 @@ def execute(
         MergeError: If a merged tensor has NaN or infinity, or a method's numbers cannot be had.
     """
     threads = max(1, min(threads or torch.get_num_threads(), memory_limit // THREAD_MINIMUM))
-    budget = memory_limit // threads - 2 * THREAD_MINIMUM  # of whole tensors' rows, beside blocks and counts
+    memory = (memory_limit - memory_limit // WAITING_SHARE) // threads
+    budget = memory - 2 * THREAD_MINIMUM  # of whole tensors' rows, beside blocks and counts
     workers = _Workers(sink, max(0, budget), reductions)
     # The largest first, so that no thread is left alone with a large one.
     pending = sorted(filter(sink.wants, plan.ops), key=lambda op: op.numel, reverse=True)

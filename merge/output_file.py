@@ -70,7 +70,7 @@ class OutputFile:
         try:
             return os.pwrite(self._direct, pages, offset)
         except OSError as error:
-            if error.errno != errno.EINVAL:  # what file systems answer that take larger pages only
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # it wants other pages
                 raise
             return 0
 

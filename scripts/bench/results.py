@@ -120,12 +120,20 @@ def _gain(results: Results, setting: Setting) -> float | None:
     return theirs / ours if theirs and ours else None
 
 
+def _of_medians(results: Results, setting: Setting, floor: str) -> float | None:
+    """Our median time over the floor's: rounds after which pages of memory were at hand have a far lower floor."""
+    ours, its = (results.median(setting, program, "seconds") for program in ("heterosis", floor))
+    return ours / its if ours and its else None
+
+
 def _summary(results: Results, group: list[Setting]) -> Iterator[str]:
     for floor, name in (("floor_1", "1 thread"), ("floor", threads(group[0].threads))):
-        ratios = {s.method: ratio for s in group if (ratio := results.ratio(s, "heterosis", floor))}
-        if ratios:
-            mean, most = geometric_mean(ratios.values()), max(ratios, key=lambda method: ratios[method])
-            yield f"- Of the floor with {name}: {mean:.2f} in geometric mean, at most {ratios[most]:.2f} ({most})"
+        by_round = {s.method: ratio for s in group if (ratio := results.ratio(s, "heterosis", floor))}
+        of_medians = {s.method: ratio for s in group if (ratio := _of_medians(results, s, floor))}
+        for ratios, what in ((by_round, f"the floor with {name}"), (of_medians, f"the median floor with {name}")):
+            if ratios:
+                mean, most = geometric_mean(ratios.values()), max(ratios, key=lambda method: ratios[method])
+                yield f"- Of {what}: {mean:.2f} in geometric mean, at most {ratios[most]:.2f} ({most})"
     gains = {s.method: gain for s in group if (gain := _gain(results, s))}
     if gains:
         mean, least = geometric_mean(gains.values()), min(gains, key=lambda method: gains[method])
