@@ -7,7 +7,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from heterosis.merge.input_rows import InputRows, as_array
+from heterosis.merge.input_rows import InputRows
 from heterosis.merge.kernels import (
     Inputs,
     Rounded,
@@ -19,7 +19,7 @@ from heterosis.merge.methods import Bound, Program
 from heterosis.merge.plan import TensorOp
 from heterosis.merge.reductions import Reductions
 from heterosis.merge.statistics import Statistics, between, cuts_in, typed
-from heterosis.merge.workspace import Workspace
+from heterosis.merge.workspace import Workspace, as_array
 
 # Where loops with random numbers begin anew.
 _KEYED = 1 << 32

@@ -7,10 +7,10 @@ from typing import TypeGuard
 import torch
 
 from heterosis.merge.checkpoint import TensorSource
-from heterosis.merge.kernels import Inputs, Row, Subtracted, Unrounded, add_rounded, subtract_base
+from heterosis.merge.kernels import Inputs, Subtracted, Unrounded, subtract_base
 from heterosis.merge.lora import LoraTensor
 from heterosis.merge.plan import TensorOp
-from heterosis.merge.workspace import Workspace
+from heterosis.merge.workspace import Workspace, as_array
 
 # Elements of a block that is read once, and the bytes of its rows, which lowers it where there are many models.
 # (Smaller blocks stay in the L2 cache, but Python between the loops, and the system's calls, cost more than that.)
@@ -158,7 +158,7 @@ class InputRows:
         """Read a source's values as bits."""
         assert self._op.base is not None
         if isinstance(source, LoraTensor) and source.base.identity == self._op.base.identity:
-            self._add_adapter(source, start, base, row)
+            source.read_onto(start, base, row)
         else:
             self._read_rounded(source, start, row)
 
@@ -175,13 +175,6 @@ class InputRows:
             row.sub_(base)
             if self._op.compute not in (torch.float32, torch.float64):
                 row.copy_(row.to(self._op.compute))
-
-    def _add_adapter(self, source: LoraTensor, start: int, base: torch.Tensor, row: torch.Tensor) -> None:
-        """What reading the source would give, from the base that was read already."""
-        product = self._workspace.buffer("product", row.numel(), torch.float32)
-        product.numpy().fill(0)
-        source.add_delta(start, product)
-        add_rounded(as_array(base), product.numpy(), as_array(row))
 
     def _is_adapted(self, source: TensorSource, base: TensorSource) -> TypeGuard[LoraTensor]:
         """Whether the adapter's product is the task vector itself, which needs no reading and no rounding."""
@@ -224,8 +217,3 @@ def _viewed(source: TensorSource, first: int, last: int) -> torch.Tensor:
         view = torch.empty(last - first, dtype=source.dtype)
         source.read(first, last, view)
     return view
-
-
-def as_array(row: torch.Tensor) -> Row:
-    """A tensor as loops take it: bfloat16 as bits."""
-    return (row.view(torch.uint16) if row.dtype == torch.bfloat16 else row).numpy()

@@ -18,8 +18,8 @@ from torch import Tensor
 from heterosis.errors import InputError
 from heterosis.words import brief
 
-from .kernels import compiled, inlined
-from .workspace import Workspace
+from .kernels import add_rounded, compiled, inlined
+from .workspace import Workspace, as_array
 
 if TYPE_CHECKING:
     from .checkpoint import TensorSource, Weights
@@ -158,12 +158,24 @@ class LoraTensor:
 
         Computed in float64 for a float64 ``out``, else in float32.
         """
+        if out.dtype == self.dtype == torch.bfloat16 and out.is_contiguous():
+            base = _WORKSPACE.buffer("base", stop - start, torch.bfloat16)
+            self.base.read(start, stop, base)
+            self.read_onto(start, base, out)
+            return
         wide = out.dtype in (torch.float32, torch.float64) and out.is_contiguous()
         work = out if wide else _WORKSPACE.buffer("sum", stop - start, torch.float32)
         self.base.read(start, stop, work)
         self.add_delta(start, work)
         if work is not out:
             out.copy_(work)
+
+    def read_onto(self, start: int, base: Tensor, out: Tensor) -> None:
+        """What reading gives, of the base's values from ``start`` on, in bfloat16 as is ``out``."""
+        product = _WORKSPACE.buffer("product", out.numel(), torch.float32)
+        product.numpy().fill(0)
+        self.add_delta(start, product)
+        add_rounded(as_array(base), product.numpy(), as_array(out))
 
     def add_delta(self, start: int, out: Tensor) -> None:
         """Add the product's flat elements from ``start`` on to the 1-D ``out``, float32 or float64."""

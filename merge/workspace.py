@@ -70,6 +70,11 @@ def _shaped(part: torch.Tensor, shape: tuple[int, ...], dtype: npt.DTypeLike) ->
     return part.numpy().view(dtype).reshape(shape)
 
 
+def as_array(row: torch.Tensor) -> np.ndarray[Any, np.dtype[Any]]:
+    """A tensor as loops take it: bfloat16 as bits."""
+    return (row.view(torch.uint16) if row.dtype == torch.bfloat16 else row).numpy()
+
+
 def pages(size: int) -> mmap.mmap:
     """New memory of whole pages, at least so many bytes, in large pages if there are any."""
     area = mmap.mmap(-1, _whole_pages(size))
