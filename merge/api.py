@@ -9,7 +9,7 @@ from pathlib import Path
 from heterosis.errors import InputError
 from heterosis.merge.checkpoint import Checkpoint, open_checkpoint
 from heterosis.merge.companions import write_companions
-from heterosis.merge.executor import DEFAULT_MEMORY_LIMIT, THREAD_MINIMUM, WAITING_SHARE, available_cores, execute
+from heterosis.merge.executor import DEFAULT_MEMORY_LIMIT, THREAD_MINIMUM, available_cores, execute
 from heterosis.merge.hub import pin
 from heterosis.merge.plan import MergePlan
 from heterosis.merge.planner import Names, build_plan
@@ -18,6 +18,9 @@ from heterosis.merge.reductions import Reductions
 from heterosis.merge.reference import ModelRef
 from heterosis.merge.writer import DEFAULT_SHARD_SIZE, SafetensorsSink, check_free, published_folder
 from heterosis.words import size
+
+# The part of the memory limit that may wait for the disk.
+WAITING_SHARE = 16
 
 
 def merge_models(
@@ -102,15 +105,15 @@ def merge_models(
         _check_disk(plan, target)
         with published_folder(target, overwrite=overwrite, file=single) as partial:
             limit = plan.bytes_written + 1 if single else shard_size
-            sink = SafetensorsSink(
-                partial, plan.ops, limit, single or "model.safetensors", memory_limit // WAITING_SHARE
-            )
+            waiting = memory_limit // WAITING_SHARE
+            sink = SafetensorsSink(partial, plan.ops, limit, single or "model.safetensors", waiting)
             try:
                 execute(
                     plan,
                     sink,
                     threads=threads or available_cores(),
                     memory_limit=memory_limit,
+                    waiting=waiting,
                     reductions=reductions,
                 )
                 sink.finish()

@@ -22,9 +22,6 @@ COPIED_BLOCK = 1 << 18
 # of the output with its share of those that wait for the disk.
 THREAD_MINIMUM = 16 * 1024**2
 
-# The part of the memory limit that may wait for the disk, where there is one.
-WAITING_SHARE = 16
-
 
 def available_cores() -> int:
     """Cores that this process may use, which in a container or job can be fewer than the machine has."""
@@ -42,6 +39,7 @@ def execute(
     *,
     threads: int | None = None,
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
+    waiting: int = 0,
     reductions: Reductions | None = None,
 ) -> None:
     """Run every operation of a plan.
@@ -53,14 +51,15 @@ def execute(
         sink: Where the tensors go.
         threads: Tensors worked on at the same time; None takes torch's number of threads.
         memory_limit: Bytes for buffers of all threads together; with less than 16 MiB for each, threads are fewer.
+        waiting: Of these, what the sink takes for blocks that wait.
         reductions: Where to keep what further plans over the same models need again.
 
     Raises:
         MergeError: If a merged tensor has NaN or infinity, or a method's numbers cannot be had.
     """
     threads = max(1, min(threads or torch.get_num_threads(), memory_limit // THREAD_MINIMUM))
-    memory = (memory_limit - memory_limit // WAITING_SHARE) // threads
-    budget = memory - 2 * THREAD_MINIMUM  # of whole tensors' rows, beside blocks and counts
+    # Of whole tensors' rows, beside blocks and counts.
+    budget = (memory_limit - waiting) // threads - 2 * THREAD_MINIMUM
     workers = _Workers(sink, max(0, budget), reductions)
     # The largest first, so that no thread is left alone with a large one.
     pending = sorted(filter(sink.wants, plan.ops), key=lambda op: op.numel, reverse=True)

@@ -20,7 +20,10 @@ class Sink(Protocol):
         ...
 
     def write(self, op: TensorOp, start: int, block: torch.Tensor) -> None:
-        """Take flat elements from ``start`` on, in the output dtype. The block is reused after the call."""
+        """Take flat elements from ``start`` on, in the output dtype. The block is reused after the call.
+
+        The blocks of a tensor come one after the other, without gaps.
+        """
         ...
 
     def done(self, op: TensorOp) -> None:

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,6 @@ from heterosis.merge.plan import TensorOp
 from heterosis.merge.safetensors_file import DTYPES
 
 DEFAULT_SHARD_SIZE = 5_000_000_000
-DEFAULT_WAITING = 32 * 1024**2
 
 _NO_ROOM = "make room or choose another disk"
 # What to do when the system refuses to write; none of these comes from reading.
@@ -44,7 +43,7 @@ class SafetensorsSink:
         ops: Every tensor that will be written, in the order of the files.
         shard_size: Bytes of tensors in a shard at most, unless one tensor alone is larger.
         file_name: What the file is called if there is only one.
-        waiting: Bytes that may wait for the disk.
+        waiting: Bytes that may wait for the disk, at least a few.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class SafetensorsSink:
         ops: Sequence[TensorOp],
         shard_size: int = DEFAULT_SHARD_SIZE,
         file_name: str = "model.safetensors",
-        waiting: int = DEFAULT_WAITING,
+        waiting: int = 0,
     ) -> None:
         self._behind = WriteBehind(waiting)
         self._files: list[OutputFile] = []
@@ -91,12 +90,12 @@ class SafetensorsSink:
         prefix = len(text).to_bytes(8, "little") + text
         file = OutputFile(path, len(prefix) + end)
         self._files.append(file)
-        before = Stream(file, 0, self._behind)
-        before.write(np.frombuffer(prefix, dtype=np.uint8))
+        before = Stream(file, 0, len(prefix), self._behind)
+        before.write(0, np.frombuffer(prefix, dtype=np.uint8))
         before.finish()
         offset = len(prefix)
         for op in shard:
-            self._streams[op.name] = Stream(file, offset, self._behind)
+            self._streams[op.name] = Stream(file, offset, _nbytes(op), self._behind)
             offset += _nbytes(op)
 
     def wants(self, op: TensorOp) -> bool:
@@ -106,7 +105,7 @@ class SafetensorsSink:
         return None
 
     def write(self, op: TensorOp, start: int, block: torch.Tensor) -> None:
-        self._streams[op.name].write(block.view(torch.uint8).numpy())
+        self._streams[op.name].write(start * op.dtype.itemsize, block.view(torch.uint8).numpy())
 
     def done(self, op: TensorOp) -> None:
         self._streams.pop(op.name).finish()
@@ -121,8 +120,9 @@ class SafetensorsSink:
     def close(self) -> None:
         """Close the files."""
         self._behind.abandon()
-        while self._files:
-            self._files.pop().close()
+        with ExitStack() as files:
+            while self._files:
+                files.callback(self._files.pop().close)
 
 
 def _nbytes(op: TensorOp) -> int:

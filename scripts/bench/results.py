@@ -121,7 +121,7 @@ def _gain(results: Results, setting: Setting) -> float | None:
 
 
 def _of_medians(results: Results, setting: Setting, floor: str) -> float | None:
-    """Our median time over the floor's: rounds after which pages of memory were at hand have a far lower floor."""
+    """Our median time over the floor's, which the program before it makes fast or slow."""
     ours, its = (results.median(setting, program, "seconds") for program in ("heterosis", floor))
     return ours / its if ours and its else None
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,41 @@ def test_shards(sizes: Sequence[int], limit: int, expected: list[list[int]], tmp
         assert sorted(read) == [f"t{i}" for i in held]
         assert all(torch.equal(read[k], tensors[k]) for k in read)
         assert all(index["weight_map"][k] == name for k in read)
+
+
+def test_every_file_is_flushed_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[int] = []
+    fsync = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: flushed.append(os.fstat(descriptor).st_ino) or fsync(descriptor)
+    )
+    write(tmp_path, {f"t{i}": torch.ones(4) for i in range(3)}, shard_size=16)
+    assert {path.stat().st_ino for path in tmp_path.glob("*.safetensors")} <= set(flushed)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files")
+@pytest.mark.parametrize("taken", [None, "model-00003-of-00003.safetensors"])
+def test_no_file_stays_open(taken: str | None, tmp_path: Path) -> None:
+    """Neither of a sink that is closed, nor of one that could not be made."""
+    ops = [op_of(f"t{i}", torch.ones(4)) for i in range(3)]
+    if taken:
+        (tmp_path / taken).touch()
+        with pytest.raises(FileExistsError):
+            SafetensorsSink(tmp_path, ops, 16)
+    else:
+        sink = SafetensorsSink(tmp_path, ops, 16)
+        assert len(open_in(tmp_path)) == 3
+        sink.close()
+    assert not open_in(tmp_path)
+
+
+def open_in(folder: Path) -> list[str]:
+    """Files of a folder that this process holds open."""
+    links = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # that of the listing itself
+            links.append(str(descriptor.readlink()))
+    return [link for link in links if link.startswith(f"{folder}/")]
 
 
 def test_a_forgotten_tensor_is_no_finished_file(tmp_path: Path) -> None:
