@@ -43,7 +43,7 @@ class SafetensorsSink:
         ops: Every tensor that will be written, in the order of the files.
         shard_size: Bytes of tensors in a shard at most, unless one tensor alone is larger.
         file_name: What the file is called if there is only one.
-        waiting: Bytes that may wait for the disk, at least a few.
+        waiting: Bytes that may wait for the disk; at least one piece does.
     """
 
     def __init__(
