@@ -106,7 +106,7 @@ def _speed(results: Results, group: list[Setting]) -> Iterator[str]:
             _peak(results, setting, "heterosis"),
             results.median(setting, "mergekit", "seconds"),
             _peak(results, setting, "mergekit"),
-            _gain(results, setting),
+            _quotient(results, setting, "mergekit", "heterosis"),
         )
 
 
@@ -115,26 +115,21 @@ def _peak(results: Results, setting: Setting, program: str) -> str:
     return f"{max(peaks):.0f}" if peaks else ""
 
 
-def _gain(results: Results, setting: Setting) -> float | None:
-    theirs, ours = (results.median(setting, program, "seconds") for program in ("mergekit", "heterosis"))
-    return theirs / ours if theirs and ours else None
-
-
-def _of_medians(results: Results, setting: Setting, floor: str) -> float | None:
-    """Our median time over the floor's, which the program before it makes fast or slow."""
-    ours, its = (results.median(setting, program, "seconds") for program in ("heterosis", floor))
-    return ours / its if ours and its else None
+def _quotient(results: Results, setting: Setting, program: str, other: str) -> float | None:
+    """A program's median time over another's."""
+    above, below = (results.median(setting, name, "seconds") for name in (program, other))
+    return above / below if above and below else None
 
 
 def _summary(results: Results, group: list[Setting]) -> Iterator[str]:
     for floor, name in (("floor_1", "1 thread"), ("floor", threads(group[0].threads))):
         by_round = {s.method: ratio for s in group if (ratio := results.ratio(s, "heterosis", floor))}
-        of_medians = {s.method: ratio for s in group if (ratio := _of_medians(results, s, floor))}
+        of_medians = {s.method: ratio for s in group if (ratio := _quotient(results, s, "heterosis", floor))}
         for ratios, what in ((by_round, f"the floor with {name}"), (of_medians, f"the median floor with {name}")):
             if ratios:
                 mean, most = geometric_mean(ratios.values()), max(ratios, key=lambda method: ratios[method])
                 yield f"- Of {what}: {mean:.2f} in geometric mean, at most {ratios[most]:.2f} ({most})"
-    gains = {s.method: gain for s in group if (gain := _gain(results, s))}
+    gains = {s.method: gain for s in group if (gain := _quotient(results, s, "mergekit", "heterosis"))}
     if gains:
         mean, least = geometric_mean(gains.values()), min(gains, key=lambda method: gains[method])
         yield f"- mergekit's time over ours: {mean:.1f} in geometric mean, at least {gains[least]:.1f} ({least})"
