@@ -1,6 +1,7 @@
 """Compiling loops with numba for the CPU, and keeping their machine code."""
 
 import hashlib
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -47,6 +48,22 @@ def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
 def inlined_overload(function: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The same of a function that has a form for each type of its arguments."""
     return overload(function, jit_options={"forceinline": True})  # type: ignore[no-any-return]
+
+
+def written_out(expression: str, n: int, arguments: str, **names: Any) -> Callable[..., Any]:
+    """``lambda ARGUMENTS: (EXPRESSION, EXPRESSION, ...)``, with 0 to n - 1 in place of ``j``; for overloads.
+
+    numba makes tuples only of entries that are written out. (Overloads that call themselves for the rest of a tuple
+    take several times as long to compile for many models, and fail with more than 32.)
+
+    Args:
+        expression: Entry ``j`` of the tuple.
+        n: Its length.
+        arguments: Those of the overload.
+        names: What else the expression uses.
+    """
+    entries = [re.sub(r"\bj\b", str(j), expression) for j in range(n)]
+    return eval(f"lambda {arguments}: ({', '.join(entries)},)", names)  # type: ignore[no-any-return]
 
 
 @cache

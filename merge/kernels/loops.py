@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from heterosis.merge.kernels.compiling import compiled, inlined, inlined_overload
+from heterosis.merge.kernels.compiling import compiled, inlined, inlined_overload, written_out
 from heterosis.merge.kernels.rows import (
     column_of,
     narrow_row,
@@ -71,21 +71,9 @@ def _stepped(each: Callable[..., Any] | None) -> Callable[..., Any]:
     def apply_overload(start, k, x, keys, steps):  # type: ignore[no-untyped-def]
         if jitable is None:
             return lambda start, k, x, keys, steps: x
-        if isinstance(keys, types.NoneType):
-            if len(x) == 1:
-                return lambda start, k, x, keys, steps: (jitable(start + k, x[0], *steps[0]),)
-            return lambda start, k, x, keys, steps: (
-                jitable(start + k, x[0], *steps[0]),
-                *apply(start, k, x[1:], keys, steps[1:]),
-            )
-        if len(x) == 1:
-            return lambda start, k, x, keys, steps: (
-                jitable(start + k, x[0], uniform(start, k, keys[0]), *steps[0]),
-            )
-        return lambda start, k, x, keys, steps: (
-            jitable(start + k, x[0], uniform(start, k, keys[0]), *steps[0]),
-            *apply(start, k, x[1:], keys[1:], steps[1:]),
-        )
+        random = "" if isinstance(keys, types.NoneType) else "uniform(start, k, keys[j]), "
+        step = f"step(start + k, x[j], {random}*steps[j])"
+        return written_out(step, len(x), "start, k, x, keys, steps", step=jitable, uniform=uniform)
 
     return apply
 
@@ -98,9 +86,7 @@ def _scaled(x: Any, scales: Any) -> Any:
 def _scaled_overload(x, scales):  # type: ignore[no-untyped-def]
     if isinstance(scales, types.NoneType):
         return lambda x, scales: x
-    if len(x) == 1:
-        return lambda x, scales: (x[0] * scales[0],)
-    return lambda x, scales: (x[0] * scales[0], *_scaled(x[1:], scales[1:]))
+    return written_out("x[j] * scales[j]", len(x), "x, scales")
 
 
 def _has_arrays(number: Any) -> bool:
@@ -122,12 +108,8 @@ def _in_row_overload(number, row, start, stop):  # type: ignore[no-untyped-def]
         if number.ndim == 2:
             return lambda number, row, start, stop: number[row, 0]
         return lambda number, row, start, stop: number[start:stop]
-    if len(number) == 1:
-        return lambda number, row, start, stop: (_in_row(number[0], row, start, stop),)
-    return lambda number, row, start, stop: (
-        _in_row(number[0], row, start, stop),
-        *_in_row(number[1:], row, start, stop),
-    )
+    entry = "in_row(number[j], row, start, stop)"
+    return written_out(entry, len(number), "number, row, start, stop", in_row=_in_row)
 
 
 def _in_column(number: Any, k: Any) -> Any:
@@ -140,9 +122,7 @@ def _in_column_overload(number, k):  # type: ignore[no-untyped-def]
         return lambda number, k: number
     if isinstance(number, types.Array):
         return lambda number, k: number[k]
-    if len(number) == 1:
-        return lambda number, k: (_in_column(number[0], k),)
-    return lambda number, k: (_in_column(number[0], k), *_in_column(number[1:], k))
+    return written_out("in_column(number[j], k)", len(number), "number, k", in_column=_in_column)
 
 
 @cache
@@ -187,18 +167,8 @@ def _spread(numbers: Any, out: Any, k: Any) -> None:
 
 @inlined_overload(_spread)
 def _spread_overload(numbers, out, k):  # type: ignore[no-untyped-def]
-    if len(numbers) == 1:
-
-        def last(numbers, out, k):  # type: ignore[no-untyped-def]
-            out[k] = numbers[0]
-
-        return last
-
-    def first(numbers, out, k):  # type: ignore[no-untyped-def]
-        out[k] = numbers[0]
-        _spread(numbers[1:], out, k + LANES)
-
-    return first
+    put = f"store(numbers[j], out, k + j * {LANES})"
+    return written_out(put, len(numbers), "numbers, out, k", store=store)
 
 
 @cache

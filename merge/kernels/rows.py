@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import types
 
-from heterosis.merge.kernels.compiling import compiled, inlined, inlined_overload
+from heterosis.merge.kernels.compiling import compiled, inlined, inlined_overload, written_out
 
 Row = np.ndarray[tuple[int], np.dtype[Any]]
 
@@ -76,14 +76,14 @@ def _wide_overload(value):  # type: ignore[no-untyped-def]
     return lambda value: value
 
 
-def _delta(row: Any, base: Any, i: Any) -> Any:
-    """A row's entry as a task vector's."""
+def _entry(row: Any, base: Any, i: Any) -> Any:
+    """What formulas get of element ``i`` of one model."""
 
 
-@inlined_overload(_delta)
-def _delta_overload(row, base, i):  # type: ignore[no-untyped-def]
-    if not isinstance(row.dtype, types.Integer):
-        return lambda row, base, i: row[i]
+@inlined_overload(_entry)
+def _entry_overload(row, base, i):  # type: ignore[no-untyped-def]
+    if isinstance(base, types.NoneType) or not isinstance(row.dtype, types.Integer):
+        return lambda row, base, i: _wide(row[i])
     if isinstance(base, types.BaseTuple):
         if base.instance_class is Subtracted:
             return lambda row, base, i: _wide(row[i])
@@ -93,17 +93,6 @@ def _delta_overload(row, base, i):  # type: ignore[no-untyped-def]
             np.uint32(_rounded_difference(_wide(row[i]) - _wide(base[i]))) & np.uint32(0xFFFF0000)
         ).view(np.float32)
     return lambda row, base, i: _wide(row[i]) - base[i]
-
-
-def _entry(row: Any, base: Any, i: Any) -> Any:
-    """What formulas get of element ``i`` of one model."""
-
-
-@inlined_overload(_entry)
-def _entry_overload(row, base, i):  # type: ignore[no-untyped-def]
-    if isinstance(base, types.NoneType):
-        return lambda row, base, i: _wide(row[i])
-    return lambda row, base, i: _delta(row, base, i)
 
 
 @inlined
@@ -119,14 +108,7 @@ def column_of(rows: Any, base: Any, i: Any) -> Any:
 
 @inlined_overload(column_of)
 def _column_of_overload(rows, base, i):  # type: ignore[no-untyped-def]
-    # One expression per length, because numba builds tuples only from fixed expressions.
-    if isinstance(base, types.NoneType):
-        if len(rows) == 1:
-            return lambda rows, base, i: (_wide(rows[0][i]),)
-        return lambda rows, base, i: (_wide(rows[0][i]), *column_of(rows[1:], base, i))
-    if len(rows) == 1:
-        return lambda rows, base, i: (_delta(rows[0], base, i),)
-    return lambda rows, base, i: (_delta(rows[0], base, i), *column_of(rows[1:], base, i))
+    return written_out("entry(rows[j], base, i)", len(rows), "rows, base, i", entry=_entry)
 
 
 def slice_of(base: Any, start: Any, stop: Any) -> Any:
@@ -149,9 +131,7 @@ def slices_of(rows: Any, start: Any, stop: Any) -> Any:
 
 @inlined_overload(slices_of)
 def _slices_of_overload(rows, start, stop):  # type: ignore[no-untyped-def]
-    if len(rows) == 1:
-        return lambda rows, start, stop: (rows[0][start:stop],)
-    return lambda rows, start, stop: (rows[0][start:stop], *slices_of(rows[1:], start, stop))
+    return written_out("rows[j][start:stop]", len(rows), "rows, start, stop")
 
 
 def onto_base(value: Any, base: Any, i: Any) -> Any:
@@ -216,14 +196,7 @@ def widen_rows(rows: Any, base: Any, out: Any) -> None:
 
 @inlined_overload(widen_rows)
 def _widen_rows_overload(rows, base, out):  # type: ignore[no-untyped-def]
-    if len(rows) == 1:
-        return lambda rows, base, out: widen_row(rows[0], base, out[0])
-
-    def widen(rows, base, out):  # type: ignore[no-untyped-def]
-        widen_row(rows[0], base, out[0])
-        widen_rows(rows[1:], base, out[1:])
-
-    return widen
+    return written_out("widen(rows[j], base, out[j])", len(rows), "rows, base, out", widen=widen_row)
 
 
 @compiled

@@ -32,7 +32,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import numpy as np
 
 from heterosis.errors import InputError, did_you_mean
-from heterosis.merge.kernels.compiling import inlined, inlined_overload
+from heterosis.merge.kernels.compiling import inlined, inlined_overload, written_out
 
 PerInput: TypeAlias = tuple[float, ...]
 BaseRole: TypeAlias = Literal["required", "optional", "input", "ignored"]
@@ -275,9 +275,7 @@ def per_model(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @inlined_overload(apply)
     def apply_overload(x, *numbers):  # type: ignore[no-untyped-def]
-        if len(x) == 1:
-            return lambda x, *numbers: (jitable(x[0], *numbers),)
-        return lambda x, *numbers: (jitable(x[0], *numbers), *apply(x[1:], *numbers))
+        return written_out("apply(x[j], *numbers)", len(x), "x, *numbers", apply=jitable)
 
     return apply
 

@@ -34,10 +34,12 @@ from heterosis.merge.kernels import (
     find_equal,
     map_loop,
     narrow_row,
+    row_loop,
     step_loop,
+    totals_loop,
     widen_row,
 )
-from heterosis.merge.methods.base import ONE, ZERO
+from heterosis.merge.methods.base import ONE, ZERO, per_model
 from heterosis.merge.methods.elect import elect
 from heterosis.merge.methods.ties import trim
 
@@ -414,6 +416,61 @@ def test_a_quantity_gets_positions_and_values() -> None:
     map_loop(ramp)((bits,), None, None, start, 1 << 40, None, None, None, (np.float32(0.5),), out)
     expected = floats_of(bits).astype(float) * 0.5 + (start + np.arange(500)) % 4
     np.testing.assert_array_equal(out, expected)
+
+
+def weighted(i: Any, x: Any, weight: Any) -> Any:
+    total = ZERO
+    for j in range(len(x)):
+        total += weight[j] * x[j]
+    return total
+
+
+def thinned(i: Any, x: Any, u: Any, by: Any) -> Any:
+    return x * u * by
+
+
+@per_model
+def doubled(x: Any) -> Any:
+    return x + x
+
+
+def doubles(i: Any, x: Any) -> Any:
+    return doubled(x)
+
+
+def corner(rows: Any) -> Any:
+    return rows[0][0] + rows[len(rows) - 1][1]
+
+
+def test_models_may_be_more_than_numba_recurses_for() -> None:
+    """Loops, with all that they do for each model, against the same by numpy."""
+    models, height, width = 40, 5, 12
+    n = height * width
+    rng = np.random.default_rng(0)
+    bits = [bits_of(rng.normal(size=n)) for _ in range(models)]
+    base = bits_of(rng.normal(size=n))
+    deltas = [rounded(floats_of(row) - floats_of(base)) for row in bits]
+
+    keys = tuple((j, 7 * j) for j in range(models))
+    steps = tuple((np.float32(1 + j),) for j in range(models))
+    scales = tuple(np.float32(j / 8) for j in range(models))
+    weight = tuple(rng.normal(size=(height, 1)).astype(np.float32) for _ in range(models))
+    out, total = np.empty(n, np.float32), np.zeros(n, np.float32)
+    loop = map_loop(weighted, thinned)
+    loop(tuple(bits), base, None, 0, width, steps, keys, scales, (weight,), out)
+    for j, delta in enumerate(deltas):
+        u = np.array([uniform(i, *keys[j]) for i in range(n)], np.float32)
+        total += np.repeat(weight[j], width) * (delta * u * steps[j][0] * scales[j])
+    assert same(out, total)
+
+    sums = np.empty((models, LANES + 1))
+    totals_loop(doubles)(tuple(bits), base, 0, (), np.empty(models * LANES, np.float32), sums)
+    assert [math.fsum(own[LANES:]) for own in sums] == pytest.approx([2.0 * math.fsum(d) for d in deltas])
+
+    numbers, scratch = np.empty(height), tuple(np.empty((models, width)))
+    row_loop(corner)(tuple(bits), base, (), scratch, numbers)
+    first, last = (deltas[j].reshape(height, width).astype(float) for j in (0, -1))
+    assert numbers.tolist() == (first[:, 0] + last[:, 1]).tolist()
 
 
 # --- machine code on disk ---------------------------------------------------------------------------------------
