@@ -1,5 +1,6 @@
 """Exact selection of a tensor's largest entries by one quantity: how many values of each size, then where."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -92,6 +93,8 @@ class _Search:
     def cut(self, values: Values, value: float) -> Cut:
         """The cut at the value found, up to the position where enough are kept."""
         assert self.equal is not None
+        if math.isnan(value):  # equals nothing: then nothing is cut off, and NaN is found in what is merged
+            return Cut(value, values.numel)
         down_to = self.above + np.cumsum(self.equal, dtype=np.int64)
         if down_to[-1] == self.keep:
             return Cut(value, values.numel)

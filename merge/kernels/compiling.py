@@ -53,8 +53,8 @@ def inlined_overload(function: Callable[..., Any]) -> Callable[[Callable[..., An
 def written_out(expression: str, n: int, arguments: str, **names: Any) -> Callable[..., Any]:
     """``lambda ARGUMENTS: (EXPRESSION, EXPRESSION, ...)``, with 0 to n - 1 in place of ``j``; for overloads.
 
-    numba makes tuples only of entries that are written out. (Overloads that call themselves for the rest of a tuple
-    take several times as long to compile for many models, and fail with more than 32.)
+    numba makes tuples only of entries that are written out. (Overloads that call themselves for the rest
+    of a tuple take several times as long to compile for many models, and fail with more than 32.)
 
     Args:
         expression: Entry ``j`` of the tuple.

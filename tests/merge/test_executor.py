@@ -22,6 +22,7 @@ from heterosis.merge.plan import MergePlan, TensorOp
 from heterosis.merge.planner import build_plan
 from heterosis.merge.recipe import InputModel, ModelRef, Recipe
 from heterosis.merge.reductions import Reductions
+from heterosis.merge.selection import SMALL
 from heterosis.merge.sinks import ModelSink
 from heterosis.merge.statistics import Statistics
 from heterosis.merge.workspace import Workspace
@@ -179,6 +180,8 @@ def test_masks_depend_on_positions_and_not_on_paths(family: list[Path], tmp_path
 class Lost:
     """A tensor of which only the beginning can be read."""
 
+    exact = True
+
     def __init__(self, source: TensorSource) -> None:
         self.name, self.shape, self.dtype, self.identity = source.name, source.shape, source.dtype, source.identity
         self._source = source
@@ -328,6 +331,28 @@ def test_ties_does_not_trim_nan_away(normalize: bool, count: int, family: list[P
     parameters = {"weight": 1, "density": 0.3, "normalize": normalize}
     with pytest.raises(MergeError, match=rf"^{NORM}: "):
         run(recipe_of("ties", [family[0], bad, family[2]], parameters=parameters))
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("ties", {"weight": 1, "density": 0.1}),
+        ("breadcrumbs", {"weight": 1, "density": 0.2, "gamma": 0.1}),
+        ("sce", {"select_topk": 0.1}),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_so_many_nan_that_a_cut_is_one_are_found(
+    method: str, parameters: dict[str, float], dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """In a tensor that is not sorted for its cuts."""
+    base, *others = torch.randn(3, 2 * SMALL, generator=torch.Generator().manual_seed(0)).to(dtype)
+    others[0][:SMALL] = torch.nan
+    files = [tmp_path / f"{k}.safetensors" for k in range(3)]
+    for file, tensor in zip(files, (base, *others), strict=True):
+        save_file({"w": tensor}, file)
+    with pytest.raises(MergeError, match=r"^w: the merged tensor has NaN"):
+        run(recipe_of(method, files, parameters=parameters))
 
 
 def test_overflow_of_the_output_is_found(family: list[Path]) -> None:
