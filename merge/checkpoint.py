@@ -47,6 +47,10 @@ class TensorSource(Protocol):
     def dtype(self) -> torch.dtype: ...
 
     @property
+    def exact(self) -> bool:
+        """Whether its values are of its dtype; else what a wider dtype gets of them is not rounded to it."""
+
+    @property
     def identity(self) -> Hashable:
         """Sources of equal identity hold the same values."""
 
@@ -436,6 +440,8 @@ def _is_ordinary(tensor: object) -> TypeGuard[Tensor]:
 
 class _LoadedTensor:
     """A tensor mapped from a PyTorch file (a `TensorSource`)."""
+
+    exact = True
 
     def __init__(self, name: str, tensor: Tensor, identity: Hashable) -> None:
         self.name = name

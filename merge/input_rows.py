@@ -82,8 +82,8 @@ class InputRows:
         op = self._op
         if op.compute == torch.bfloat16:
             return torch.bfloat16
-        exact = op.compute == torch.float32 and source.dtype == torch.bfloat16
-        return torch.bfloat16 if exact and not isinstance(source, LoraTensor) else self._work
+        bits = op.compute == torch.float32 and source.dtype == torch.bfloat16 and source.exact
+        return torch.bfloat16 if bits else self._work
 
     def blocks(self, row_length: int = 1, start: int = 0) -> Iterator[tuple[int, Inputs]]:
         """Blocks of whole rows, without those before ``start``: where each begins, and its values."""
@@ -185,7 +185,8 @@ class InputRows:
         """Read a source's values, rounded to the compute dtype."""
         source.read(start, start + row.numel(), row)
         compute = self._op.compute
-        if row.dtype != compute and source.dtype != compute and compute not in (torch.float32, torch.float64):
+        is_rounded = row.dtype == compute or (source.dtype == compute and source.exact)
+        if not is_rounded and compute not in (torch.float32, torch.float64):
             row.copy_(row.to(compute))
 
 

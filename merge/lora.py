@@ -128,6 +128,8 @@ def _add(values, out):  # type: ignore[no-untyped-def]
 class LoraTensor:
     """A base tensor plus its share of an adapter (a `TensorSource`)."""
 
+    exact = False  # sums are of float32 or float64
+
     def __init__(
         self, base: "TensorSource", a: "TensorSource", b: "TensorSource", scaling: float, transposed: bool
     ) -> None:
@@ -204,6 +206,7 @@ class _Renamed:
         self.name = name
         self.shape = source.shape
         self.dtype = source.dtype
+        self.exact = source.exact
         self.identity = source.identity
         self.read = source.read
         self.view = source.view

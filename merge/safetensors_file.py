@@ -132,6 +132,8 @@ class SafetensorsFile:
 class FileTensor:
     """A tensor in a safetensors file (a `TensorSource`)."""
 
+    exact = True
+
     def __init__(self, file: SafetensorsFile, name: str, entry: TensorEntry) -> None:
         self.name = name
         self.shape = entry.shape

@@ -18,6 +18,8 @@ from heterosis.merge.workspace import Workspace
 class MergedTensor:
     """What one operation of a plan yields (a `TensorSource`), rounded to its output dtype."""
 
+    exact = True
+
     def __init__(self, stage: str, op: TensorOp, workspace: Workspace) -> None:
         self.name = op.name
         self.shape = op.shape

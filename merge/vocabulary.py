@@ -160,6 +160,8 @@ class _AlignedTensor:
         starts = np.concatenate([[0], np.flatnonzero(breaks) + 1]) if len(row_of) else np.zeros(0, np.int64)
         self._starts = np.append(starts, len(row_of))
         self._models, self._rows = model_of[starts], row_of[starts]
+        averages = bool(np.isin(model_of, (_OWNERS_MEAN, _OWN_MEAN)).any())
+        self.exact = not averages and all(source.exact for source in sources)
         self._averaged = np.flatnonzero(model_of == _OWNERS_MEAN)
         self._owned = owned[:, self._averaged]
         self._mean: torch.Tensor | None = None

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from heterosis.errors import InputError
+from heterosis.merge.api import merge_models
 from heterosis.merge.checkpoint import open_checkpoint
+from heterosis.merge.recipe import Recipe
 
 MakeLlama = Callable[..., Path]
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
@@ -197,6 +199,27 @@ def test_bfloat16_and_pickled_adapters(llama: Path, tmp_path: Path) -> None:
         # Other dtypes are the float32 result, rounded once.
         assert torch.equal(read(source, torch.bfloat16), read(source).bfloat16())
         assert checkpoint.resident_bytes == 4 * sum(w.numel() for w in weights.values())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic"])
+def test_a_merge_takes_adapters_as_if_they_had_been_saved(
+    method: str, dtype: str, make_llama: MakeLlama, tmp_path: Path
+) -> None:
+    stored = getattr(torch, dtype)
+    base, other = (make_llama(f"lora-{dtype}-{k}", seed=k, dtype=stored) for k in (5, 6))
+    make_adapter(base, tmp_path / "adapter", target_modules=LINEAR)
+    saved = tmp_path / "saved"
+    shutil.copytree(base, saved)
+    with open_checkpoint(f"{base}+{tmp_path / 'adapter'}") as adapted:
+        save_file({name: read(x, stored) for name, x in adapted.tensors.items()}, saved / "model.safetensors")
+    merged = []
+    for k, model in enumerate((f"{base}+{tmp_path / 'adapter'}", str(saved))):
+        recipe = {"merge_method": method, "models": [{"model": model}, {"model": str(other)}]}
+        recipe |= {"parameters": {"weight": 0.3}} | ({"base_model": str(base)} if method != "linear" else {})
+        out = merge_models(Recipe.model_validate(recipe), tmp_path / str(k))
+        merged.append(load_file(out / "model.safetensors"))
+    assert all(torch.equal(merged[0][name], merged[1][name]) for name in merged[0])
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,10 +12,14 @@ from hypothesis import strategies as st
 
 from heterosis.errors import InputError
 from heterosis.merge.checkpoint import TensorSource
+from heterosis.merge.computation import Computation
 from heterosis.merge.layout import comes_first, embedding_name, is_head, is_vocabulary
+from heterosis.merge.methods import get_method
+from heterosis.merge.plan import TensorOp
 from heterosis.merge.recipe import ModelToken, TokenRow, ZeroRow
 from heterosis.merge.reference import ModelRef
 from heterosis.merge.vocabulary import ModelTokens, Vocabulary, build_vocabulary
+from heterosis.merge.workspace import Workspace
 
 A, B, C = ModelRef("a"), ModelRef("b"), ModelRef("c")
 
@@ -23,6 +28,7 @@ A, B, C = ModelRef("a"), ModelRef("b"), ModelRef("c")
 class Source:
     """A tensor in memory (a `TensorSource`)."""
 
+    exact = True
     name: str
     values: torch.Tensor
     identity: Hashable
@@ -213,6 +219,26 @@ def test_dtypes_are_promoted_and_means_are_not_rounded_twice() -> None:
     mean = (sources[A].values.float() + sources[B].values.float()) / 2
     assert torch.equal(read(aligned, torch.float32), mean)
     assert torch.equal(read(aligned, torch.bfloat16), mean.bfloat16())
+
+
+@pytest.mark.parametrize("compute", [torch.float32, torch.float16], ids=str)
+def test_means_are_rounded_to_the_compute_dtype_alone(compute: torch.dtype) -> None:
+    stored = torch.bfloat16 if compute == torch.float32 else compute
+    tables = {ref: source(2, width=40, seed=seed, dtype=stored) for seed, ref in enumerate((A, B))}
+    models = {
+        A: ModelTokens({"q": 0, "r": 1}, 2),
+        B: ModelTokens({"q": 0, "r": 1}, 2),
+        C: ModelTokens({"q": 0}, 1),
+    }
+    vocabulary = build_vocabulary({"q": 0, "r": 1}, 2, models, None, {})
+    aligned = vocabulary.align(C, "embed", {**tables, C: source(1, width=40, seed=2, dtype=stored)})
+    arguments = {"weight": (0.3,), "normalize": False}
+    op = TensorOp(
+        "embed", (2, 40), torch.float32, compute, get_method("linear"), (aligned,), None, arguments, ((0, 0),)
+    )
+    merged = Computation(op, Workspace()).read(0, 80).view(2, 40)
+    mean = (tables[A].values[1].float() + tables[B].values[1].float()) / 2
+    assert torch.equal(merged[1], np.float32(0.3) * mean.to(compute).float())
 
 
 def test_a_slice_may_have_a_base_of_its_own() -> None:

@@ -73,6 +73,7 @@ CASES: list[tuple[str, int, dict[str, Any]]] = [
 class Memory:
     """A tensor in memory (a `TensorSource`)."""
 
+    exact = True
     tensor: torch.Tensor
     name: str = "w"
 
