@@ -6,6 +6,7 @@ import pickle
 import warnings
 import zipfile
 from collections.abc import Hashable, Iterable, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
@@ -194,12 +195,10 @@ def open_checkpoint(ref: ModelRef | str, mapped: bool = False) -> Checkpoint:
             raise InputError(f"model: {error}") from None
     file = Path(ref.path).expanduser()
     if file.suffix in WEIGHT_FILES and file.is_file() and ref.revision is None and ref.adapter is None:
-        alone = Weights(file.parent, [file.name], mapped)
-        try:
+        with ExitStack() as opened:
+            alone = opened.enter_context(closing(Weights(file.parent, [file.name], mapped)))
             refuse_tensors(file, alone.tensors)
-        except InputError:
-            alone.close()
-            raise
+            opened.pop_all()
         return Checkpoint(ref, file.parent, {}, alone, None, None, None)
     folder, revision = _resolve(ref.path, ref.revision, "model", ("model.safetensors", "pytorch_model.bin"))
     if not (folder / "config.json").exists():
@@ -212,23 +211,21 @@ def open_checkpoint(ref: ModelRef | str, mapped: bool = False) -> Checkpoint:
     for name in _CONFIGS:  # which a merge edits when all else is written
         if (folder / name).is_file():
             read_json(folder / name)
-    weights = _open_weights(folder, "model", "pytorch_model", mapped)
-    adapter: lora.Adapter | None = None
-    adapter_revision = None
-    try:
+    adapter, adapter_revision = None, None
+    with ExitStack() as opened:  # closed again after an error
+        weights = opened.enter_context(closing(_open_weights(folder, "model", "pytorch_model", mapped)))
         refuse_tensors(folder, weights.tensors)
         if ref.adapter is not None:
             adapter_folder, adapter_revision = _resolve(
                 ref.adapter, ref.adapter_revision, "adapter", ("adapter_model.safetensors", "adapter_model.bin")
             )
             adapter_config = read_json(adapter_folder / "adapter_config.json", "is this a PEFT adapter?")
-            adapter = lora.Adapter(adapter_folder, adapter_config, _open_weights(adapter_folder, "adapter_model"))
-        return Checkpoint(ref, folder, config, weights, adapter, revision, adapter_revision)
-    except BaseException:
-        weights.close()
-        if adapter is not None:
-            adapter.close()
-        raise
+            factors = opened.enter_context(closing(_open_weights(adapter_folder, "adapter_model")))
+            refuse_tensors(adapter_folder, factors.tensors, "adapter")
+            adapter = lora.Adapter(adapter_folder, adapter_config, factors)
+        checkpoint = Checkpoint(ref, folder, config, weights, adapter, revision, adapter_revision)
+        opened.pop_all()
+    return checkpoint
 
 
 class Weights:

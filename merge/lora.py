@@ -254,6 +254,7 @@ class Adapter:
         """
         modules: dict[str, _Module] = {}
         left_over: dict[str, TensorSource] = {}
+        faults: list[str] = []
         for key, source in self._weights.tensors.items():
             path = key.removeprefix("base_model.model.")
             match = _FACTOR.fullmatch(path)
@@ -261,9 +262,10 @@ class Adapter:
                 left_over[path] = source
                 continue
             module = modules.setdefault(match[1], _Module())
-            module.factors[match[3]] = source
+            if (other := module.factors.setdefault(match[3], source)) is not source:
+                faults.append(f"{key}: is the same factor as {other.name}; save the adapter with one of them")
             module.is_embedding |= match[2] is not None
-        faults = list(self._left_over_faults(left_over))
+        faults += self._left_over_faults(left_over)
         if not modules and not faults:
             faults.append("holds no LoRA tensors; is this a LoRA adapter of PEFT?")
         changed: dict[str, TensorSource] = {}
@@ -273,6 +275,8 @@ class Adapter:
             name = _find(path.removesuffix(".weight").removesuffix(".base_layer"), base)
             if name is None or not path.endswith(".weight"):
                 unplaced.append(path)
+            elif not source.dtype.is_floating_point:
+                faults.append(f"{name}: must be floating, but got {source.dtype} in the adapter")
             elif source.shape != base[name].shape:
                 faults.append(f"{name}: the adapter replaces {_dims(base[name])} by {_dims(source)}: {_RESIZED}")
             else:

@@ -81,12 +81,13 @@ def refuse_config(file: Path, config: Mapping[str, Any]) -> None:
         raise InputError(f"{file}: the model is quantised{_with(scheme)}{size}; {_remedy(scheme)}")
 
 
-def refuse_tensors(where: Path, tensors: Mapping[str, "TensorSource"]) -> None:
+def refuse_tensors(where: Path, tensors: Mapping[str, "TensorSource"], what: str = "model") -> None:
     """Refuse tensors that are quantised, whatever a config says.
 
     Args:
         where: The folder or file, for the message.
         tensors: By name.
+        what: What they are, for the message.
 
     Raises:
         InputError: If one is; one line that names the tensor, the scheme and the remedy.
@@ -95,16 +96,16 @@ def refuse_tensors(where: Path, tensors: Mapping[str, "TensorSource"]) -> None:
         name = next((name for name in tensors if name.endswith(ending)), None)
         if name is not None:
             scheme = _SCHEMES[method]
-            raise InputError(f"{where}: {name}: the model is quantised{_with(scheme)}; {_remedy(scheme)}")
+            raise InputError(f"{where}: {name}: the {what} is quantised{_with(scheme)}; {_remedy(scheme)}")
     for name, source in tensors.items():
         blocks = name.removesuffix("_blocks")
         if blocks != name and source.dtype == torch.uint8 and f"{blocks}_scales" in tensors:
             scheme = _SCHEMES["mxfp4"]
-            raise InputError(f"{where}: {name}: the model is quantised{_with(scheme)}; {_remedy(scheme)}")
+            raise InputError(f"{where}: {name}: the {what} is quantised{_with(scheme)}; {_remedy(scheme)}")
         integers = not source.dtype.is_floating_point and f"{name}_scale" in tensors
         if source.dtype in _FLOAT8 or integers:
             kind = str(source.dtype).removeprefix("torch.") if integers else "float8"
-            raise InputError(f"{where}: {name}: the model is quantised to {kind}; {_remedy(Scheme(''))}")
+            raise InputError(f"{where}: {name}: the {what} is quantised to {kind}; {_remedy(Scheme(''))}")
 
 
 def refuse_gguf(path: Path) -> None:

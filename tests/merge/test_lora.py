@@ -305,6 +305,7 @@ def test_configs_that_cannot_be_merged(llama: Path, tmp_path: Path, config: dict
 
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
+FACTORS = {"A": (2, 16), "B": (16, 2)}
 
 
 @pytest.mark.parametrize(
@@ -313,6 +314,19 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
         ({f"{Q}.lora_B.weight": None}, "q_proj: must have lora_A and lora_B, but has only lora_A"),
         ({f"{Q}.lora_A.weight": torch.ones(2, 17)}, "shapes must match, but got A [2, 17], B [16, 2]"),
         ({f"{Q}.lora_A.weight": torch.ones(2, 16, dtype=torch.int8)}, "must be floating"),
+        (
+            {f"{Q}.lora_{x}.weight": torch.ones(shape).to(torch.float8_e4m3fn) for x, shape in FACTORS.items()},
+            "lora_A.weight: the adapter is quantised to float8; merge the original weights instead",
+        ),
+        ({f"{Q}.lora_A.SCB": torch.ones(2)}, "lora_A.SCB: the adapter is quantised with bitsandbytes"),
+        (
+            {"base_model.model.model.embed_tokens.weight": torch.ones(64, 16, dtype=torch.int8)},
+            "model.embed_tokens.weight: must be floating, but got torch.int8 in the adapter",
+        ),
+        (
+            {f"{Q}.lora_A.default.weight": torch.ones(2, 16)},
+            f"{Q}.lora_A.weight: is the same factor as {Q}.lora_A.default.weight; save the adapter with one",
+        ),
         ({f"{Q}.lora_A.weight": torch.ones(2)}, "must be matrices, but got A [2]"),
         (
             {f"{Q}.lora_A.weight": torch.ones(2, 4, 1, 1), f"{Q}.lora_B.weight": torch.ones(4, 2, 1, 1)},
