@@ -85,15 +85,21 @@ def _check_name(value: object) -> object:
     return value
 
 
+def _check_seed(value: object) -> None:
+    if type(value) is not int or not 0 <= value < 2**64:
+        raise ValueError(f"must be a whole number in [0, 2**64), but got {value!r}")
+
+
 def _check_heterosis(value: object) -> object:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise ValueError(f"must be a mapping with texts as keys, but got {value!r}")
     faults: list[Fault] = [
         ((key,), f"unknown key{did_you_mean(key, _OWN_KEYS)}") for key in value if key not in _OWN_KEYS
     ]
-    seed = value.get("seed", 0)
-    if type(seed) is not int or not 0 <= seed < 2**64:
-        faults.append((("seed",), f"must be a whole number in [0, 2**64), but got {seed!r}"))
+    try:
+        _check_seed(value.get("seed", 0))
+    except ValueError as error:
+        faults.append((("seed",), str(error)))
     if faults:
         raise validation_error(faults, value)
     return value
@@ -293,7 +299,15 @@ class Recipe(_Section):
         return copy
 
     def with_seed(self, seed: int) -> "Recipe":
-        """The recipe with another random seed, in its stages too."""
+        """The recipe with another random seed, in its stages too.
+
+        Raises:
+            InputError: If it is none that a recipe may have.
+        """
+        try:
+            _check_seed(seed)
+        except ValueError as error:
+            raise InputError(f"seed: {error}") from None
         copy = self.model_copy(update={"heterosis": {**self.heterosis, "seed": seed}})
         copy._stages = tuple(stage.with_seed(seed) for stage in self._stages)
         return copy
@@ -316,17 +330,17 @@ class Recipe(_Section):
         """Write the recipe, replacing the file in one step, so that readers never see half of it."""
         target = Path(path)
         comment = "".join(f"# {line}".rstrip() + "\n" for line in header_comment.splitlines())
-        with tempfile.NamedTemporaryFile(
-            "w", dir=target.parent, prefix=f".{target.name}.", delete=False, encoding="utf-8"
-        ) as file:
-            file.write(comment + self.to_yaml())
-            file.flush()
-            os.fsync(file.fileno())
+        text = comment + self.to_yaml()
+        descriptor, partial = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         try:
-            Path(file.name).chmod(0o644)
-            Path(file.name).replace(target)
-        except OSError:
-            Path(file.name).unlink()
+            with open(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(descriptor)
+            Path(partial).chmod(0o644)
+            Path(partial).replace(target)
+        except BaseException:
+            Path(partial).unlink()
             raise
 
     # ------------------------------------------------------------- questions

@@ -1,5 +1,7 @@
 """Recipes: every fault in one go, and YAML that survives the round trip, here and in mergekit."""
 
+import errno
+import os
 import subprocess
 import sys
 from itertools import pairwise
@@ -373,6 +375,22 @@ def test_model_references_round_trip(text: str) -> None:
 def test_malformed_model_references(text: str) -> None:
     with pytest.raises(ValueError, match="must be path"):
         ModelRef.parse(text)
+
+
+@pytest.mark.parametrize("seed", [-5, 2**64, 1.0, True])
+def test_seeds_that_no_recipe_may_have_are_refused(seed: Any) -> None:
+    with pytest.raises(InputError, match=r"^seed: must be a whole number in \[0, 2\*\*64\), but got "):
+        Recipe.parse(TIES).with_seed(seed)
+
+
+def test_a_dump_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space left"):
+        Recipe.parse(TIES).dump(tmp_path / "best.yaml")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_dump_replaces_the_file_and_comments_it(tmp_path: Path) -> None:
