@@ -333,7 +333,7 @@ class Recipe(_Section):
         text = comment + self.to_yaml()
         descriptor, partial = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         try:
-            with open(descriptor, "w", encoding="utf-8") as file:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(descriptor)
