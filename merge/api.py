@@ -75,8 +75,8 @@ def merge_models(
         target = target.resolve()
     check_free(target, overwrite)
     if memory_limit < THREAD_MINIMUM:
-        least, got = (f"{size / 2**20:.0f} MiB" for size in (THREAD_MINIMUM, memory_limit))
-        raise InputError(f"--memory-limit: must be at least {least}, but got {got}")
+        least = f"{size(THREAD_MINIMUM)} ({THREAD_MINIMUM:,} bytes)"
+        raise InputError(f"--memory-limit: must be at least {least}, but got {memory_limit:,} bytes")
     opened: dict[ModelRef, Checkpoint] = {}
     with ExitStack() as models:
 

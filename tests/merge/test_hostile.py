@@ -725,7 +725,10 @@ def test_one_line_code_two_and_no_folder(
         (["merge", "recipe.yaml", "base"], "base: exists already; choose another folder, or pass --overwrite"),
         (["merge", "recipe.yaml", "recipe.yaml/out"], "recipe.yaml/out: cannot be created"),
         (["merge", "recipe.yaml", "out", "--memory-limit", "much"], "must be a size such as 512MiB"),
-        (["merge", "recipe.yaml", "out", "--memory-limit", "1MiB"], "must be at least 16 MiB, but got 1 MiB"),
+        (
+            ["merge", "recipe.yaml", "out", "--memory-limit", "16777215"],
+            "must be at least 16 MiB (16,777,216 bytes), but got 16,777,215 bytes",
+        ),
         (["merge", "recipe.yaml", "out", "--threads", "0"], "threads"),
         (["merge", "recipe.yaml"], "Missing argument 'out'"),
         (["inspect", "recipe.yaml", "a"], "recipe.yaml: must stand alone"),
