@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from heterosis.evolve.space import SearchSpace
 
 # Trials from which on common fixed recipes are baselines too: they cost a few trials.
-RECIPES_BUDGET = 30
+RECIPES_BUDGET = 60
 
 # Weighted sums of task vectors, or of models, once nothing is dropped from them.
 _SUMS = ("linear", "task_arithmetic", "dare_linear", "della_linear", "breadcrumbs")

@@ -60,8 +60,8 @@ _NOT_AN_ARGUMENT = {
 
 # What a run may change between two sittings: it alters neither what a score means nor what is searched.
 _NOT_IN_FINGERPRINT = (
-    *("trials", "hours", "workers", "cpus_per_worker", "gpus_per_worker", "finalists", "timeout", "failures"),
-    *("limit", "log_to"),
+    *("trials", "hours", "max_documents", "workers", "cpus_per_worker", "gpus_per_worker", "finalists"),
+    *("timeout", "failures", "limit", "log_to"),
 )
 
 ObjectiveName: TypeAlias = Annotated[
@@ -225,6 +225,8 @@ class EvolveConfig(Section):
         seed: Of the search and of random merge methods.
         trials: Budget, baselines included.
         hours: Another budget.
+        max_documents: Another one: no candidate is begun that might make it more documents scored than these, the
+            finals' included. Baselines and finals are scored in any case.
         workers: Processes that score; None for one for every four cores.
         cpus_per_worker: Cores that each takes, as many as its threads, or a fraction of one; None for an equal
             share of this machine's.
@@ -258,6 +260,7 @@ class EvolveConfig(Section):
     seed: Annotated[Natural, Field(lt=2**64)] = 0
     trials: Count = 100
     hours: Positive | None = None
+    max_documents: Count | None = None
     workers: Count | None = None
     cpus_per_worker: Fraction | None = None
     gpus_per_worker: Fraction | None = None
@@ -394,14 +397,16 @@ class EvolveConfig(Section):
             refuse([f".search: must agree with limit, but got {documents.search} and {limit}; drop one of them"])
         return documents.model_copy(update={"search": limit})
 
-    @property
-    def shortlisted(self) -> int:
+    def shortlisted(self, expected_trials: int) -> int:
         """Candidates compared on the selection documents.
 
         Few candidates hold few that are as good as the best: in 40 searches of 26 trials, five finalists met 500
         documents more than one, of 3,600, and won nothing (0.000 +- 0.001). A front needs its members.
+
+        Args:
+            expected_trials: That the budgets pay for, about.
         """
-        usual = MOST_FINALISTS if self.objective == "pareto" else self.trials // 20
+        usual = MOST_FINALISTS if self.objective == "pareto" else expected_trials // 20
         return min(self.finalists or min(max(usual, 1), MOST_FINALISTS), self.trials)
 
     def to_yaml(self) -> str:

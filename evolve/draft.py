@@ -12,7 +12,6 @@ from heterosis.errors import InputError, collecting
 from heterosis.evaluate.harness import TaskSet
 from heterosis.evaluate.scores import TaskSpec
 from heterosis.evaluate.splits import Sizes, split_documents
-from heterosis.evolve.baselines import RECIPES_BUDGET
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.folder import write_text
 from heterosis.evolve.preflight import Preflight, preflight
@@ -261,10 +260,11 @@ def _lines(data: Mapping[str, Any], checked: Preflight, found: Compatibility, na
     yield "# Requests in one forward pass: as many as memory allows."
     yield from _yaml({"batch_size": data["batch_size"]})
     yield ""
-    baselines = ", ".join(b.name for b in checked.baselines(extra=config.trials >= RECIPES_BUDGET))
+    baselines = ", ".join(b.name for b in checked.baselines())
     yield f"# Candidates in all. The first are what has to be beaten: {baselines}."
     yield from _yaml({"trials": data["trials"]})
     yield "# hours: 8       # ends it earlier, the finals included"
+    yield "# max_documents: 20000   # likewise: documents scored in all"
     workers, threads = workers_and_threads(config)
     yield f"# workers: {workers}     # the default here, of {threads} threads each; each holds a model in float32"
     yield from _yaml({"seed": data["seed"]})

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from heterosis.errors import InputError
 from heterosis.evaluate.splits import Split
-from heterosis.evolve.baselines import RECIPES_BUDGET, Baseline
+from heterosis.evolve.baselines import Baseline
 from heterosis.evolve.cluster import RayPool, probed_batch_size
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.dispatch import Attempts, Job, dispatch
 from heterosis.evolve.faults import RunStopped, disk_faults
-from heterosis.evolve.finals import Finals, FinalsFailed, finals_cost, run_finals, shortlist
+from heterosis.evolve.finals import Finals, FinalsFailed, finals_documents, race_parents, run_finals, shortlist
 from heterosis.evolve.folder import (
     RunFolder,
     check_run_folder,
@@ -82,6 +82,7 @@ def search(
     *,
     trials: int | None = None,
     hours: float | None = None,
+    max_documents: int | None = None,
     workers: int | None = None,
     cpus_per_worker: float | None = None,
     gpus_per_worker: float | None = None,
@@ -101,6 +102,7 @@ def search(
         run_dir: The run folder.
         trials: Candidates in all, baselines included; replaces the config's.
         hours: Time in all, earlier sessions of the run included; replaces the config's.
+        max_documents: Documents scored in all; replaces the config's.
         workers: Processes that score; replaces the config's.
         cpus_per_worker: Cores of each; replaces the config's.
         gpus_per_worker: Graphics processors of each; replaces the config's.
@@ -122,8 +124,15 @@ def search(
         RunStopped: If the disk, the storage or the workers are gone; the same call continues.
     """
     loaded = config if isinstance(config, EvolveConfig) else EvolveConfig.load(config)
-    changes: dict[str, Any] = {"trials": trials, "hours": hours, "workers": workers, "seed": seed}
-    changes |= {"cpus_per_worker": cpus_per_worker, "gpus_per_worker": gpus_per_worker}
+    changes: dict[str, Any] = {
+        "trials": trials,
+        "hours": hours,
+        "max_documents": max_documents,
+        "workers": workers,
+        "cpus_per_worker": cpus_per_worker,
+        "gpus_per_worker": gpus_per_worker,
+        "seed": seed,
+    }
     if include_path:
         changes["include_path"] = [*loaded.include_path, *(os.fspath(p) for p in include_path)]
     if log_to:
@@ -184,7 +193,7 @@ class _Driver:
         self._objective = checked.objective
         space = checked.spaces[0]
         self._known_recipes = [
-            *checked.baselines(extra=config.trials >= RECIPES_BUDGET),
+            *checked.baselines(),
             *warm_starts(config.warm_start, space),
         ]
         splits = folder.path / "splits.json"
@@ -215,11 +224,11 @@ class _Driver:
         self._spent_before = float(self._state["seconds"])
         self._table = TableWriter(folder.path)
         self._save_from, self._saved = self._begun, True
-        parents = len(config.genome.models)
-        self._finals_cost = finals_cost(self._split, parents, config.shortlisted, config.objective == "pareto")
-        self._pulse = PulseWriter(
-            folder.path, Pulse(workers=self.workers, finals=self._finals_cost, hours=config.hours)
-        )
+        self._shortlisted = config.shortlisted(checked.expected_trials)
+        finals = self._finals_documents(checked.most_finalists) / self._split.size("search")
+        self._finals_cost = finals  # in candidates that meet all search documents
+        limits = {"hours": config.hours, "max_documents": config.max_documents}
+        self._pulse = PulseWriter(folder.path, Pulse(workers=self.workers, finals=finals, **limits))
         self._stop: str | None = None
         self._seconds_of: dict[int, Counter[str]] = {}  # of candidates that race
         self._held: list[Ask] = []  # scored, but meaningless before the parents are
@@ -329,22 +338,26 @@ class _Driver:
     def _search(self, pool: Pool, budget: int) -> None:
         """Baselines, then the optimizers' candidates stage by stage, until the budget is spent."""
         self._score_baselines(pool, budget)
-        ends = self._stages.ends(budget)
+        expected = self._checked.expected_trials
+        ends = self._stages.ends(expected)
         for stage, end in enumerate(ends):
             proposer = self._stages.proposer(stage)
             of_stage = [t for t in self._record.trials if t.ask.kind == "search" and t.ask.stage == stage]
             self._pulse.stage(proposer.space, of_stage)
             last = stage == len(ends) - 1
-            centre = last and budget >= MEAN_BUDGET and proposer.has_mean
+            centre = last and expected >= MEAN_BUDGET and proposer.has_mean
             limit = budget - centre if last else end
             left = [job for job in self._open_jobs("search") if job.ask.stage == stage]
-            self._work(pool, left, partial(self._next_job, pool, proposer, limit), proposer.tell)
+            self._work(pool, left, partial(self._next_job, pool, proposer, limit, int(centre)), proposer.tell)
             self._work(pool, self._open_jobs("mean"), self._no_more)
-            if centre and not self._stopping() and len(self._record.asks) < budget and not self._out_of_time(pool):
+            if centre and len(self._record.asks) < budget and not self._is_spent(pool):
                 self._score_mean(pool, proposer)
 
     def _score_baselines(self, pool: Pool, budget: int) -> None:
-        """Groups of baselines; the first meets all documents, the others race against the best before them."""
+        """Groups of baselines; the first meets all documents, the others race against the best before them.
+
+        Then the parents race each other, till the best of them is known.
+        """
         failed = {trial.ask.number for trial in self._record.trials if trial.score is None}
         asked = {ask.name for ask in self._record.baselines.values() if ask.number not in failed}
         for place, group in enumerate(self._baseline_groups()):
@@ -357,6 +370,12 @@ class _Driver:
             self._check_baselines()
             if self._stopping():
                 return
+        try:
+            race_parents(
+                self._record, self._referee.parents_race, self._referee.judge, partial(self._score_on, pool)
+            )
+        except FinalsFailed as error:
+            raise SearchFailed(str(error)) from error
 
     def _baseline_groups(self) -> list[list[Baseline]]:
         """The uniform merge, the parents, other recipes; the first two together where parents are needed whole.
@@ -378,8 +397,9 @@ class _Driver:
         asks = [ask for ask in self._record.open_asks if ask.kind in kinds]
         return [Job(ask, "search", self._referee.next_documents(ask)) for ask in asks]
 
-    def _next_job(self, pool: Pool, proposer: Proposer, limit: int) -> Job | None:
-        if len(self._record.asks) >= limit or self._out_of_time(pool):
+    def _next_job(self, pool: Pool, proposer: Proposer, limit: int, more: int) -> Job | None:
+        """The next candidate; None for now, or where the budget has no room for it and ``more`` after it."""
+        if len(self._record.asks) >= limit or self._is_spent(pool, 1 + more):
             return None
         point = proposer.propose()
         if point is None:
@@ -542,25 +562,51 @@ class _Driver:
                 f"the last: {last.cause}"
             )
 
-    def _out_of_time(self, pool: Pool) -> bool:
-        """Whether another candidate would leave too little of ``hours`` for the finals."""
-        if self._stopping() or self._config.hours is None:
-            return self._stopping()
+    def _is_spent(self, pool: Pool, candidates: int = 1) -> bool:
+        """Whether the search is to stop, or more candidates would leave too little of a budget for the finals."""
+        return self._stopping() or self._is_late(pool, candidates) or self._is_scored_out(candidates)
+
+    def _is_late(self, pool: Pool, candidates: int) -> bool:
+        if self._config.hours is None:
+            return False
         whole = self._record.tally.median_seconds
         if whole is None:
             return self._seconds() > self._config.hours * 3600
         finals = whole * self._finals_cost / pool.size
-        return self._seconds() + whole + 1.2 * finals > self._config.hours * 3600
+        return self._seconds() + candidates * whole + 1.2 * finals > self._config.hours * 3600
+
+    def _is_scored_out(self, candidates: int) -> bool:
+        most, record, split = self._config.max_documents, self._record, self._split
+        if most is None:
+            return False
+        whole, asked = split.size("search"), record.open_asks
+        ahead = record.documents_scored() + candidates * whole
+        ahead += sum(whole - record.met(ask, "search") for ask in asked)
+        if ahead + self._finals_documents(self._checked.most_finalists) <= most:
+            return False
+        # More exactly: who may be on the shortlist, less what was scored in finals before the run was extended.
+        finalists = [t.ask for t in shortlist(record, self._shortlisted, self._referee.judge("search"))]
+        reported = [ask for ask in record.baselines.values() if ask.kind == "parent" or ask.name == UNIFORM]
+        ahead += self._finals_documents(
+            min(len(finalists) + len(asked) + candidates, self._checked.most_finalists)
+        )
+        ahead -= sum(record.met(ask, "selection") for ask in finalists)
+        ahead -= sum(record.met(ask, "holdout") for ask in reported)
+        return ahead > most
+
+    def _finals_documents(self, finalists: int) -> int:
+        return finals_documents(self._split, len(self._config.genome.models), finalists)
 
     # -------------------------------------------------------------------- finals
 
     def _finals(self, pool: Pool) -> Finals | None:
         """Compare a shortlist on selection documents; report the champion on held-out ones."""
-        finalists = shortlist(self._record, self._config.shortlisted, self._referee.judge("search"))
+        finalists = shortlist(self._record, self._shortlisted, self._referee.judge("search"))
         self._stage(f"selection: {len(finalists)} finalists")
         try:
-            races, judge = self._referee.finals_races, self._referee.judge
-            finals = run_finals(self._record, finalists, races, judge, partial(self._score_on, pool))
+            referee, score_on = self._referee, partial(self._score_on, pool)
+            races = referee.parents_race, referee.finalists_race
+            finals = run_finals(self._record, finalists, *races, referee.judge, score_on)
         except FinalsFailed as error:
             raise SearchFailed(str(error)) from error
         if finals is not None:

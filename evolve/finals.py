@@ -1,9 +1,9 @@
 """The finals: a shortlist is compared on selection documents, its best one reported on held-out ones."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from heterosis.evaluate.splits import PARTS, Split
+from heterosis.evaluate.splits import Split
 from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.objective import Judge
 from heterosis.evolve.racing import DocumentIds, Schedule, missing
@@ -43,23 +43,15 @@ class Finals:
     front: tuple[Trial, ...] = ()
 
 
-def finals_cost(split: Split, parents: int, finalists: int, front: bool = False) -> float:
-    """What the finals take at most, in candidates that meet all search documents.
-
-    Of finalists that cannot be scored nothing is counted.
+def finals_documents(split: Split, parents: int, finalists: int) -> int:
+    """Documents that the finals meet at most; of finalists that cannot be scored nothing is counted.
 
     Args:
         split: Of the documents.
         parents: How many there are.
-        finalists: The best candidates on the shortlist.
-        front: Whether there are twice as many, of several objectives.
+        finalists: On the shortlist.
     """
-    search, selection, holdout = map(split.size, PARTS)
-    candidates = 2 * finalists if front else finalists + 1  # and the optimizer's mean
-    finalists = candidates + 2  # and the uniform merge, the best other baseline
-    # A parent that was stopped early meets the rest of the search documents, and is no finalist.
-    documents = parents * max(search, selection) + finalists * selection + (parents + 2) * holdout
-    return documents / max(1, search)
+    return finalists * split.size("selection") + (parents + 2) * split.size("holdout")
 
 
 def shortlist(record: Record, size: int, judge: Judge) -> list[Trial]:
@@ -137,10 +129,42 @@ def reserve(record: Record, finalists: Sequence[Trial]) -> list[Trial]:
     return [t for t in _distinct(candidates) if t.ask.recipe not in recipes][:RESERVE]
 
 
+@dataclass(frozen=True)
+class _Race:
+    """Who is left of a race, best first, and who could not be scored."""
+
+    open: list[Trial]
+    failed: list[Trial]
+
+
+def race_parents(
+    record: Record,
+    race: Schedule,
+    judge: Callable[[str], Judge],
+    score_on: Callable[[str, Sequence[Ask], DocumentIds | None], bool],
+) -> _Race | None:
+    """Find the best parent: by the search documents, which nobody has fitted to the parents.
+
+    Those that stopped early against another baseline go on, racing each other. A second call scores nothing.
+
+    Args:
+        record: The run's.
+        race: How they meet the search documents.
+        judge: Of a part of the documents.
+        score_on: As of `run_finals`.
+
+    Returns:
+        The parents that may be the best, best first; None if the search is to stop.
+    """
+    parents = [t for t in record.trials if t.ask.kind == "parent" and t.score is not None]
+    return _race(record, parents, "search", race, judge, score_on)
+
+
 def run_finals(
     record: Record,
     finalists: Sequence[Trial],
-    races: Mapping[str, Schedule],
+    parents_race: Schedule,
+    finalists_race: Schedule,
     judge: Callable[[str], Judge],
     score_on: Callable[[str, Sequence[Ask], DocumentIds | None], bool],
 ) -> Finals | None:
@@ -150,7 +174,8 @@ def run_finals(
         record: The run's.
         finalists: From `shortlist`. If none of its candidates can be scored,
             those of `reserve` are tried.
-        races: How parents meet the search documents, and finalists the selection documents.
+        parents_race: How parents meet the search documents, if the best of them is not known yet.
+        finalists_race: How finalists meet the selection documents.
         judge: Of a part of the documents, once the parents are scored there.
         score_on: Scores candidates on some documents of a part, or on all; False if the search is to stop.
 
@@ -161,17 +186,17 @@ def run_finals(
         raise FinalsFailed("no candidate could be scored")
     scored = [t for t in record.trials if t.score is not None]
     parents = [t for t in scored if t.ask.kind == "parent"]
-    of_parents = _race(record, parents, "search", races["search"], judge, score_on)
+    of_parents = race_parents(record, parents_race, judge, score_on)
     if of_parents is None:
         return None
     tried = list(finalists)
-    race = _race(record, tried, "selection", races["selection"], judge, score_on)
+    race = _race(record, tried, "selection", finalists_race, judge, score_on)
     for trial in reserve(record, finalists):
         candidates = [t for t in tried if t.ask.kind in CANDIDATES]
         if race is None or not candidates or any(t not in race.failed for t in candidates):
             break
         tried.append(trial)
-        after = _race(record, [*race.open, trial], "selection", races["selection"], judge, score_on)
+        after = _race(record, [*race.open, trial], "selection", finalists_race, judge, score_on)
         race = after and _Race(after.open, [*race.failed, *after.failed])
     if race is None:
         return None
@@ -187,14 +212,6 @@ def run_finals(
     several = len(champion.losses) > 1
     front = tuple(_front_of(ranked, record, judge("selection"))) if several else ()
     return Finals(champion, of_parents.open[0] if of_parents.open else champion, tuple(ranked), front)
-
-
-@dataclass(frozen=True)
-class _Race:
-    """Who is left of a race, best first, and who could not be scored."""
-
-    open: list[Trial]
-    failed: list[Trial]
 
 
 def _race(

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from heterosis.evolve.baselines import RECIPES_BUDGET
 from heterosis.evolve.config import RESIDENT, EvolveConfig
 from heterosis.evolve.depth import Depth
 from heterosis.evolve.preflight import Preflight, preflight
@@ -52,6 +51,7 @@ class SearchReport:
         baselines: The first trials.
         trials: Budget.
         hours: Another one.
+        max_documents: And another.
         tasks: What is optimised.
         objective: How.
         chat: Whether prompts are put into a chat template.
@@ -72,6 +72,7 @@ class SearchReport:
     baselines: tuple[str, ...]
     trials: int
     hours: float | None
+    max_documents: int | None
     tasks: tuple[TaskFacts, ...]
     objective: str
     chat: bool
@@ -122,9 +123,10 @@ def _report(
         ranges=ranges,
         choices={d.parameter: d.choices for d in checked.spaces[-1].parameters if d.choices},
         depth=tuple(depth),
-        baselines=tuple(b.name for b in checked.baselines(extra=config.trials >= RECIPES_BUDGET)),
+        baselines=tuple(b.name for b in checked.baselines()),
         trials=config.trials,
         hours=config.hours,
+        max_documents=config.max_documents,
         tasks=tuple(_task_facts(checked)),
         objective=config.objective,
         chat=config.apply_chat_template,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from heterosis.errors import InputError, collecting, did_you_mean
 from heterosis.evaluate.harness import TaskSet, check_backend
 from heterosis.evaluate.splits import Sizes, Split, split_documents
-from heterosis.evolve.baselines import Baseline
+from heterosis.evolve.baselines import RECIPES_BUDGET, Baseline
 from heterosis.evolve.config import RESIDENT, EvolveConfig
 from heterosis.evolve.contamination import task_warnings
 from heterosis.evolve.dimensions import Space
@@ -23,6 +23,10 @@ from heterosis.merge import Checkpoint, MergePlan, ModelRef, Recipe, build_plan,
 from heterosis.merge.layout import main_stack, stack_sizes
 from heterosis.merge.methods import methods
 
+# Documents that a trial takes, baselines and selection included, as a share of the search documents. On the zoos
+# of docs/search.md it was 0.65 with 26 trials, and 0.5 with 150.
+SHARE_OF_TRIAL = 0.6
+
 
 @dataclass(frozen=True)
 class Preflight:
@@ -35,6 +39,7 @@ class Preflight:
         tasks: Its tasks, with their documents.
         split: Which documents go where.
         objective: What is maximised.
+        expected_trials: That the budgets pay for, about: what depends on the budget is chosen by them.
         plan: The first candidate's.
         checkpoints: Its models, the base included.
         warnings: What is odd, but no fault.
@@ -46,6 +51,7 @@ class Preflight:
     tasks: TaskSet
     split: Split
     objective: Objective
+    expected_trials: int
     plan: MergePlan
     checkpoints: Mapping[ModelRef, Checkpoint]
     warnings: tuple[str, ...] = ()
@@ -65,10 +71,20 @@ class Preflight:
         """What is searched, stage by stage, without the layer paths that come after parameters."""
         return (self.paths,) if self.paths else self.stages
 
-    def baselines(self, extra: bool) -> list[Baseline]:
-        """The baselines, with their points in the first space, and with ``extra`` common fixed recipes."""
-        found = self.space.baselines(extra=extra)
+    def baselines(self) -> list[Baseline]:
+        """The baselines, with their points in the first space: common fixed recipes too if the budget is large."""
+        found = self.space.baselines(extra=self.expected_trials >= RECIPES_BUDGET)
         return [replace(b, values=self.paths.values_of(b.recipe)) for b in found] if self.paths else found
+
+    @property
+    def most_finalists(self) -> int:
+        """How many may be on the shortlist: parents, the uniform merge, the best other baseline, and candidates.
+
+        These are the best few and the optimizer's mean, or twice as many of a front.
+        """
+        size = self.config.shortlisted(self.expected_trials)
+        candidates = 2 * size if self.config.objective == "pareto" else size + 1
+        return len(self.config.genome.models) + 2 + candidates
 
     def paths_after(self, champion: Recipe) -> PathSpace | None:
         """The last stage's space, where layer paths come after parameters."""
@@ -107,9 +123,17 @@ def preflight(
         InputError: With the first faults of the models, of the backend and of the tasks.
     """
     faults: list[str] = []
+    of_tasks: list[str] = []
+    trials = config.trials
+    with collecting(of_tasks):
+        loaded = tasks or task_set(config)
+        objective = _objective(config, loaded)
+        sizes = Sizes(config.documents.search, config.documents.selection, config.documents.holdout)
+        split = split_documents(loaded.groups(), sizes, config.documents.seed, loaded.fingerprints())
+        trials = _expected_trials(config, split)
     with collecting(faults):
         pinned, checkpoints = _opened(config)
-        stages, plan = _planned(pinned, checkpoints, control_points)
+        stages, plan = _planned(pinned, checkpoints, control_points, trials)
         _check_trials(config.trials, stages[0])
         _check_filters(pinned.genome.filters, checkpoints)
         paths_alone = pinned.genome.layer_paths is not None and pinned.genome.layer_paths.after is None
@@ -118,15 +142,10 @@ def preflight(
     with collecting(faults):
         if config.backend.name != RESIDENT:
             check_backend(config.backend.name, config.batch_size, config.max_length)
-    with collecting(faults):
-        loaded = tasks or task_set(config)
-        objective = _objective(config, loaded)
-        sizes = Sizes(config.documents.search, config.documents.selection, config.documents.holdout)
-        split = split_documents(loaded.groups(), sizes, config.documents.seed, loaded.fingerprints())
-    if faults:
-        raise InputError(*faults)
+    if faults or of_tasks:
+        raise InputError(*faults, *of_tasks)
     warnings = task_warnings({name: loaded.source(name) for name in loaded.specs})
-    return Preflight(config, stages, paths, loaded, split, objective, plan, checkpoints, tuple(warnings))
+    return Preflight(config, stages, paths, loaded, split, objective, trials, plan, checkpoints, tuple(warnings))
 
 
 def _opened(config: EvolveConfig) -> tuple[EvolveConfig, dict[ModelRef, Checkpoint]]:
@@ -153,7 +172,10 @@ def _opened(config: EvolveConfig) -> tuple[EvolveConfig, dict[ModelRef, Checkpoi
 
 
 def _planned(
-    config: EvolveConfig, checkpoints: Mapping[ModelRef, Checkpoint], control_points: Sequence[int] | None
+    config: EvolveConfig,
+    checkpoints: Mapping[ModelRef, Checkpoint],
+    control_points: Sequence[int] | None,
+    trials: int,
 ) -> tuple[tuple[SearchSpace, ...], MergePlan]:
     """A config's spaces, coarse to fine, and the plan of its first candidate; it and the baselines can be merged.
 
@@ -167,7 +189,7 @@ def _planned(
         raise InputError(f"genome.models: {first.ref} has no numbered layers; nothing can be grouped by depth")
     _check_depths(config, checkpoints)
     registry = methods()
-    points = control_points if control_points is not None else control_points_of(config, layers, registry)
+    points = control_points if control_points is not None else control_points_of(config, layers, registry, trials)
     stages = stages_of(config, layers, registry, points)
 
     def open_model(ref: ModelRef) -> Checkpoint:  # a tokenizer may come from another model
@@ -189,6 +211,25 @@ def _planned(
                 "apply_chat_template: false"
             )
     return stages, plans[0]
+
+
+def _expected_trials(config: EvolveConfig, split: Split) -> int:
+    """Trials that the budgets pay for, about.
+
+    Raises:
+        InputError: If the documents would not reach for the parents and the report.
+    """
+    most, models = config.max_documents, len(config.genome.models)
+    if most is None:
+        return config.trials
+    search, report = split.size("search"), (models + 2) * split.size("holdout")
+    least = search + report  # at least one meets all search documents
+    if most < least:
+        raise InputError(
+            f"max_documents: must be at least {least}, {search} for the search and {report} to report on "
+            f"champion, parents and uniform merge, but got {most}"
+        )
+    return min(config.trials, max(1, round((most - report) / (SHARE_OF_TRIAL * search))))
 
 
 def _check_trials(trials: int, space: SearchSpace) -> None:

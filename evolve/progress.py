@@ -50,10 +50,11 @@ def _searched(checked: "Preflight") -> str:
 
 def describe(checked: "Preflight", budget: int, workers: int) -> list[str]:
     """What is about to happen, in a few lines."""
-    split, objective = checked.split, checked.objective
+    split, objective, most = checked.split, checked.objective, checked.config.max_documents
+    within = "" if most is None else f" within {most:,} documents"
     lines = [
         f"{len(checked.config.genome.models)} parents of {count(checked.parameters)} parameters, "
-        f"{_searched(checked)}, {budget} trials on {workers} worker{'s' * (workers != 1)}"
+        f"{_searched(checked)}, {budget} trials{within} on {workers} worker{'s' * (workers != 1)}"
     ]
     for task, weight in objective.weights.items():
         direction = "higher" if weight >= 0 else "lower"
@@ -82,12 +83,19 @@ def standing_line(standing: Standing) -> str:
         parent = min(pulse.against, key=lambda name: pulse.against[name][0])
         mean, low, high = pulse.against[parent]
         parts.append(f"best {mean:+.4f} ({low:+.4f} to {high:+.4f}) against {parent} on search documents")
-    parts.append(f"{standing.summary['documents']['scored']:,} documents")
+    parts.append(f"{_documents(standing)} documents")
     if standing.utilisation is not None:
         parts.append(f"workers busy {standing.utilisation:.0%}")
     if standing.left is not None:
         parts.append(f"about {duration(standing.left)} to go")
     return "; ".join(parts)
+
+
+def _documents(standing: Standing) -> str:
+    """How many were scored, and of how many that may be."""
+    pulse = standing.pulse
+    most = f" of {pulse.max_documents:,}" if pulse is not None and pulse.max_documents is not None else ""
+    return f"{standing.summary['documents']['scored']:,}{most}"
 
 
 class PlainLines:
@@ -198,7 +206,7 @@ def _facts(standing: Standing, columns: int) -> Table:
         waiting = f"; {pulse.waiting} waiting" if pulse.waiting else ""
         table.add_row("workers", f"{pulse.busy} of {pulse.workers} busy{share}{waiting}")
     early = f"; {counts['pruned']} candidates stopped early" if counts["pruned"] else ""
-    table.add_row("documents", f"{standing.summary['documents']['scored']:,} scored{early}")
+    table.add_row("documents", f"{_documents(standing)} scored{early}")
     if pulse is not None and pulse.spread is not None:
         now, first = pulse.spread
         table.add_row("spread", f"{now:.3f} of the ranges in the last ten, {first:.3f} in the first ten")

@@ -37,6 +37,7 @@ class Pulse:
         waiting: What is queued for them; what an optimizer has yet to propose is not.
         finals: What the finals take, in candidates that meet all search documents.
         hours: The budget of time, if there is one.
+        max_documents: That of documents, if there is one.
         against: By how much the best so far beats each parent on the search documents: mean, low and high.
         spread: The standard deviation of the stage's last candidates, and that of its first, in shares of the
             ranges, the mean over dimensions; none before there are enough.
@@ -49,6 +50,7 @@ class Pulse:
     waiting: int = 0
     finals: float = 0.0
     hours: float | None = None
+    max_documents: int | None = None
     against: dict[str, tuple[float, float, float]] = field(default_factory=dict)
     spread: tuple[float, float] | None = None
     at: float = 0.0

@@ -87,15 +87,16 @@ class Referee:
         return self._objective.needs_parents or self._racing.order == "informative" or not self._racing.enabled
 
     @property
-    def finals_races(self) -> dict[str, Schedule]:
-        """How parents meet the search documents, till the best is found, and finalists the selection documents.
+    def parents_race(self) -> Schedule:
+        """How parents meet the search documents, till the best is known."""
+        return self._race
 
-        The latter all at once, unless one number ranks finalists by itself.
-        """
+    @property
+    def finalists_race(self) -> Schedule:
+        """How finalists meet the selection documents: all at once, unless one number ranks them by itself."""
         racing = self._racing
         enabled = racing.enabled and not self._objective.needs_parents
-        selection = Schedule.of(self._split.selection, factor=racing.factor, enabled=enabled)
-        return {"search": self._race, "selection": selection}
+        return Schedule.of(self._split.selection, factor=racing.factor, enabled=enabled)
 
     @property
     def documents(self) -> int:

@@ -10,7 +10,7 @@ from heterosis.evaluate.room import memory as memory_of_machine
 from heterosis.evaluate.room import place_for
 from heterosis.evaluate.splits import Split
 from heterosis.evolve.config import RESIDENT, EvolveConfig
-from heterosis.evolve.finals import finals_cost
+from heterosis.evolve.finals import finals_documents
 from heterosis.evolve.machine import this_machine
 from heterosis.evolve.preflight import Preflight
 from heterosis.evolve.rehearsal import Rehearsal
@@ -188,9 +188,11 @@ def resources(
     config, plan = checked.config, checked.plan
     workers, threads = workers_and_threads(config)
     documents = checked.split.size("search")
-    finals = finals_cost(
-        checked.split, len(config.genome.models), config.shortlisted, config.objective == "pareto"
-    )
+    parents = len(config.genome.models)
+    finals = finals_documents(checked.split, parents, checked.most_finalists) / documents
+    most = config.trials + finals
+    if config.max_documents is not None:
+        most = min(most, config.max_documents / documents)
     resident = config.backend.name == RESIDENT
     least = workers * LIVE * plan.parameters if resident else 0  # what another backend makes of a model is its own
     others = 0 if resident else 2 * workers * plan.bytes_written  # the model, and its folder while it is loaded
@@ -202,7 +204,7 @@ def resources(
     candidate = rehearsal.candidate(documents) if rehearsal else None
     seconds = None
     if rehearsal is not None and candidate is not None:
-        seconds = rehearsal.start + (config.trials + finals) * candidate / workers
+        seconds = rehearsal.start + most * candidate / workers
         seconds = seconds if config.hours is None else min(seconds, config.hours * 3600)
     return Resources(
         workers=workers,
@@ -211,7 +213,7 @@ def resources(
         memory_least=least,
         memory_free=free,
         memory_total=total,
-        disk=round(config.trials * trial + (config.trials + finals) * documents * DOCUMENT),
+        disk=round(config.trials * trial + most * documents * DOCUMENT),
         disk_merged=plan.bytes_written,
         disk_free=shutil.disk_usage(existing).free,
         place=str(place),

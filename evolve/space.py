@@ -392,9 +392,9 @@ class SearchSpace:
 
 
 def control_points_of(
-    config: EvolveConfig, n_layers: int, methods: Mapping[str, "Method"]
+    config: EvolveConfig, n_layers: int, methods: Mapping[str, "Method"], trials: int | None = None
 ) -> tuple[int, ...] | None:
-    """The control points of each stage: the config's, else by its budget; None if it groups layers.
+    """The control points of each stage: the config's, else by ``trials`` to expect; None if it groups layers.
 
     A run takes them once, when it begins: more trials later do not change what is searched.
     """
@@ -405,7 +405,7 @@ def control_points_of(
         return None
     space = SearchSpace.from_config(config, n_layers, methods, control_points=1)
     over_depth = [d for d in space.parameters if not d.choices and not d.integer]
-    return default_control_points(max(1, len(over_depth)), n_layers, config.trials)
+    return default_control_points(max(1, len(over_depth)), n_layers, trials or config.trials)
 
 
 def stages_of(

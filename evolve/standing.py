@@ -86,6 +86,10 @@ class Standing:
         # The first result has the worker's start in it.
         each = mean(candidates[-RECENT:]) if candidates else median(times)
         work = ahead * each + self.pulse.finals * whole
+        if self.pulse.max_documents is not None:
+            documents = self.summary["documents"]
+            ahead = max(0, self.pulse.max_documents - documents["scored"])
+            work = min(work, ahead / documents["search"] * whole)
         most = math.inf if self.pulse.hours is None else max(0.0, self.pulse.hours * 3600 - self.seconds)
         return min(work / self.pulse.workers, most)
 

@@ -280,8 +280,10 @@ def search_lines(report: "SearchReport") -> Iterator[str]:
         ((name, f"{low:g}", f"{high:g}", str(n)) for name, (low, high, n) in report.ranges.items()),
     )
     yield ""
-    hours = f", at most {report.hours:g} h" if report.hours else ""
-    yield f"first trials: {', '.join(report.baselines)}; {report.trials} in all{hours}"
+    limits = [f"{report.trials} in all"]
+    limits += [f"at most {report.hours:g} h"] if report.hours else []
+    limits += [f"at most {report.max_documents:,} documents"] if report.max_documents else []
+    yield f"first trials: {', '.join(report.baselines)}; {', '.join(limits)}"
     yield ""
     yield from table(
         ("task", "weight", "metric", "better", "documents", "search", "selection", "held out"),

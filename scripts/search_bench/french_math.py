@@ -37,7 +37,6 @@ class Example:
     granularity: int = 15  # two groups, as in the quickstart
     sizes: Sizes = SIZES
     dtype: str = "float32"  # as in the quickstart: the adapters' deltas are finer than bfloat16's steps
-    fewest_trials: int = 8
     ends_only: bool = True
 
     @property

@@ -20,7 +20,8 @@ from .zoos import Home
 
 Point = dict[str, Any]
 
-FEW, FINE, COARSE = 30, 1.2, 1.75  # growth from one budget to the next, up to few trials and above
+BUDGETS = (5, 6, 7, 8.5, 10, 12, 14, 17, 20, 35, 60, 100)  # in full evaluations
+TRIALS = 1000  # more than any of them pays for
 
 # Each ingredient switched off alone: what is changed in the config, a section's keys one by one.
 ABLATIONS: dict[str, dict[str, Any]] = {
@@ -80,24 +81,18 @@ def _changed(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 
 
 def searches(scorer: Scorer, seed: int, budget: int, changes: Mapping[str, Any]) -> Iterator[Point]:
-    """Searches with more and more trials, as far as the documents that they score fit into the budget.
+    """Searches with more and more documents.
 
-    Each is a run of its own, as of a user who gave that number of trials, so each pays for its baselines and its
-    finals. Its documents are all that the pool was asked for but the held-out ones, on which nothing is decided;
-    these are counted apart.
+    Each is a run of its own, as of a user who gave that budget, so each pays for its baselines and its finals. Its
+    documents are all that the pool was asked for but the held-out ones, on which nothing is decided; these are
+    counted apart.
     """
     config = config_of(scorer.place, seed, changes)
-    trials, last = (
-        max(scorer.place.zoo.fewest_trials, len(scorer.place.experts) + 4),
-        {"trials": 0, "documents": 0},
-    )
-    while (point := run(scorer, config, trials))["documents"] <= budget:
-        yield point
-        each = max(1.0, (point["documents"] - last["documents"]) / (trials - last["trials"]))
-        last, fitting = point, trials + int(0.95 * (budget - point["documents"]) / each)
-        trials = min(round(trials * (FINE if trials < FEW else COARSE)), fitting)
-        if trials < 1.1 * point["trials"]:  # what it might add would be lost in the noise
-            return
+    split = make_split(scorer.place, seed)
+    report = (len(scorer.place.experts) + 2) * split.size("holdout")
+    for documents in (round(evaluations * split.size("search")) for evaluations in BUDGETS):
+        if documents <= budget:
+            yield run(scorer, config.updated(max_documents=documents + report), TRIALS)
 
 
 def run(scorer: Scorer, config: EvolveConfig, trials: int) -> Point:
@@ -120,7 +115,7 @@ def run(scorer: Scorer, config: EvolveConfig, trials: int) -> Point:
     recipes = {ask["name"]: ask["recipe"] for ask in asks if ask["kind"] in ("parent", "baseline")}
     over_parent, over_uniform = summary["gain_over_best_parent"], summary["gain_over_uniform"]
     return {
-        "trials": trials,
+        "trials": sum(summary["trials"][state] for state in ("complete", "pruned", "failed")),
         "documents": pool.scored - pool.reported,
         "reported": pool.reported,
         "search": summary["champion"]["search"],

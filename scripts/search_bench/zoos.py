@@ -62,13 +62,11 @@ class Zoo:
         seed: Of all its training.
         sizes: Documents of a task; the held-out ones are for a run's own report, the true score has others.
         dtype: Of the merges.
-        fewest_trials: Of heterosis' smallest search.
         ends_only: Whether other contenders' true scores are measured at the end alone.
     """
 
     sizes: ClassVar = Sizes(search=50, selection=50, holdout=100)
     dtype: ClassVar = "bfloat16"
-    fewest_trials: ClassVar = 8
     ends_only: ClassVar = False
 
     name: str

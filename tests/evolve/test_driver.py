@@ -23,6 +23,7 @@ from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.driver import SearchFailed, search
 from heterosis.evolve.export import export_trial
 from heterosis.evolve.folder import RunFolder
+from heterosis.evolve.preflight import preflight
 from heterosis.evolve.record import Ask, Record, read_asks
 from heterosis.evolve.statistics import paired_difference
 from heterosis.evolve.summary import closing_table
@@ -55,12 +56,42 @@ def run(toy_config: Callable[..., dict[str, Any]], pools: Any, tmp_path: Path) -
     return go
 
 
+@pytest.fixture
+def config_of(toy_config: Callable[..., dict[str, Any]]) -> Callable[..., EvolveConfig]:
+    return lambda **changes: EvolveConfig.parse(yaml.safe_dump(toy_config(**changes)))
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def proposals(folder: Path) -> list[tuple[str, dict[str, float]]]:
     return [(ask.kind, dict(ask.values)) for ask in read_asks(folder)]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "racing", "workers"), [("cma", False, 1), ("cma", True, 4), ("gp", True, 1)]
+)
+def test_a_budget_of_documents_is_kept_and_used(run: Any, optimizer: str, racing: bool, workers: int) -> None:
+    options = {"racing": racing, "optimizer": optimizer, "workers": workers, "finalists": 1, "trials": 100}
+    summary = run(max_documents=500, **options)
+    assert summary["status"] == "finished"
+    # The report takes 3 or 4 models on 30 documents; what was left would not have done for another candidate, a
+    # mean, and so many finalists more.
+    assert 500 - 30 - 20 * (2 + 3) < summary["documents"]["scored"] <= 500
+    # More of them later; the run goes on.
+    more = run(max_documents=700, **options)
+    assert summary["documents"]["scored"] + 50 < more["documents"]["scored"] <= 700
+
+
+def test_a_budget_of_documents_decides_like_that_of_trials(config_of: Any) -> None:
+    # 20 documents for the search, 4 * 30 for the report: (360 - 120) / (0.6 * 20) = 20 trials.
+    few, many = (preflight(config_of(trials=100, max_documents=most)) for most in (360, 100_000))
+    assert (few.expected_trials, many.expected_trials) == (20, 100)
+    assert len(few.baselines()) == 3 < len(many.baselines())
+    assert few.most_finalists == many.most_finalists - 4
+    with pytest.raises(InputError, match="max_documents: must be at least 140, 20 for the search and 120 to re"):
+        preflight(config_of(max_documents=139))
 
 
 def test_a_run_leaves_what_the_design_says(run: Any, pools: Any, tmp_path: Path) -> None:

@@ -75,8 +75,8 @@ def judge(part: str = "search") -> Judge:
 
 def finals(table: Table, race: bool = True) -> Finals:
     chosen = shortlist(table, 3, judge())  # type: ignore[arg-type]
-    races = {"search": Schedule.of(DOCUMENTS), "selection": Schedule.of(DOCUMENTS, enabled=race)}
-    found = run_finals(table, chosen, races, judge, table.score_on)  # type: ignore[arg-type]
+    races = Schedule.of(DOCUMENTS), Schedule.of(DOCUMENTS, enabled=race)
+    found = run_finals(table, chosen, *races, judge, table.score_on)  # type: ignore[arg-type]
     assert found is not None
     return found
 

@@ -17,7 +17,7 @@ from heterosis.errors import InputError
 from heterosis.evolve import progress, standing
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.driver import search
-from heterosis.evolve.finals import finals_cost
+from heterosis.evolve.finals import finals_documents
 from heterosis.evolve.progress import LiveProgress, PlainLines, PlainProgress, view, watch
 from heterosis.evolve.pulse import Pulse
 from heterosis.evolve.record import Ask
@@ -113,16 +113,17 @@ def test_time_left_counts_candidates_and_finals(run: Any) -> None:
 
 
 @pytest.mark.parametrize("objective", ["weighted", "gain"])
-@pytest.mark.parametrize(("trials", "optimizer"), [(12, "gp"), (40, "cma")])
+@pytest.mark.parametrize(("trials", "optimizer"), [(12, "gp"), (60, "cma")])
 def test_the_finals_take_no_more_than_is_said(
     run: Any, pools: Any, objective: str, trials: int, optimizer: str
 ) -> None:
     run(trials=trials, objective=objective, optimizer=optimizer, finalists=2)
     took = {part: len([1 for _, p in pools.asked if p == part]) for part in ("selection", "holdout")}
-    said = finals_cost(pools.made[0].setup.split, 2, 2)
+    said = finals_documents(pools.made[0].setup.split, 2, 2 + 2 + 3)  # two finalists, a mean, uniform, a recipe
     documents = took["selection"] * 20 + took["holdout"] * 30
-    # Those that are beaten beyond doubt are left out, unless the objective compares with all parents.
-    assert said == documents / 20 if (trials, objective) == (40, "gain") else said > documents / 20
+    # Those that are beaten beyond doubt are left out, unless the objective compares with all parents. The mean
+    # may be one of the best.
+    assert said - documents in (0, 20) if (trials, objective) == (60, "gain") else said > documents
 
 
 def test_a_driver_that_was_killed_is_missed(
