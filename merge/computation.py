@@ -18,7 +18,7 @@ from heterosis.merge.kernels import (
 from heterosis.merge.methods import Bound, Program
 from heterosis.merge.plan import TensorOp
 from heterosis.merge.reductions import Reductions
-from heterosis.merge.statistics import Statistics, between, cuts_in, typed
+from heterosis.merge.statistics import MOST_COUNTS, Statistics, between, cuts_in, typed
 from heterosis.merge.workspace import Workspace, as_array
 
 # Where loops with random numbers begin anew.
@@ -53,6 +53,7 @@ class Computation:
         op: What to compute; it has a method and at least one element.
         workspace: Where rows are kept.
         budget: Bytes for the rows of a whole tensor; without enough, blocks are read again by every reduction.
+        counts: Bytes for counts of values (see `Statistics`).
         block: Elements worked on at a time.
         reductions: Where to keep what does not depend on the recipe's numbers. Sources stay in memory then, for
             later recipes, whatever the budget is.
@@ -63,6 +64,7 @@ class Computation:
         op: TensorOp,
         workspace: Workspace,
         budget: int = 0,
+        counts: int = MOST_COUNTS,
         block: int | None = None,
         reductions: Reductions | None = None,
     ) -> None:
@@ -73,7 +75,7 @@ class Computation:
         self._work = torch.float64 if op.compute == torch.float64 else torch.float32
         self._numpy = torch.empty(0, dtype=self._work).numpy().dtype
         self._rows = InputRows(op, workspace, self._work, budget, block, resident=reductions is not None)
-        self._statistics = self._make_statistics(reductions)
+        self._statistics = self._make_statistics(reductions, counts)
         self._program: Program | None = None
 
     @property
@@ -94,13 +96,15 @@ class Computation:
         with np.errstate(invalid="ignore"):  # infinite inputs are found in the merged values
             return self._method.function(self._statistics, **op.arguments)
 
-    def _make_statistics(self, reductions: Reductions | None) -> Statistics:
+    def _make_statistics(self, reductions: Reductions | None, counts: int) -> Statistics:
         op, rows, keep = self._op, self._rows, None
         if reductions is not None:
             identities = tuple(source.identity for source in op.sources)
             keep = reductions.of(identities, op.base is not None, str(op.compute))
         n = len(op.inputs)
-        return Statistics(rows.blocks, self._numpy, n, op.shape, op.keys, self._workspace, rows.in_place, keep)
+        return Statistics(
+            rows.blocks, self._numpy, n, op.shape, op.keys, self._workspace, counts, rows.in_place, keep
+        )
 
     # ------------------------------------------------------------------ merging
 

@@ -11,6 +11,7 @@ from heterosis.merge.finite import check_finite
 from heterosis.merge.plan import MergePlan, TensorOp
 from heterosis.merge.reductions import Reductions
 from heterosis.merge.sinks import Sink
+from heterosis.merge.statistics import MOST_COUNTS
 from heterosis.merge.workspace import Workspace
 
 DEFAULT_MEMORY_LIMIT = 512 * 1024**2
@@ -18,9 +19,10 @@ DEFAULT_MEMORY_LIMIT = 512 * 1024**2
 # Elements of a block that is only copied.
 COPIED_BLOCK = 1 << 18
 
-# What a thread takes however small the limit: a streaming block of a dozen models, a reader's buffer, and a piece
-# of the output with its share of those that wait for the disk.
+# What a thread takes however small the limit: a block of all models, what is made of one and of the output, and a
+# reader's buffer, together `BLOCKS`; and counts of one digit of the values.
 THREAD_MINIMUM = 16 * 1024**2
+BLOCKS = 14 * 1024**2
 
 
 def available_cores() -> int:
@@ -51,6 +53,9 @@ def execute(
         sink: Where the tensors go.
         threads: Tensors worked on at the same time; None takes torch's number of threads.
         memory_limit: Bytes for buffers of all threads together; with less than 16 MiB for each, threads are fewer.
+            Beside it, a method that takes whole rows of a tensor, or a number for each, has a few of them in
+            memory, for all models; one that takes dot products or sums, 8 bytes for each 16384 elements and pair
+            of models, or model; and models stay there as far as `Model.resident_bytes` says.
         waiting: Of these, what the sink takes for blocks that wait.
         reductions: Where to keep what further plans over the same models need again.
 
@@ -58,9 +63,11 @@ def execute(
         MergeError: If a merged tensor has NaN or infinity, or a method's numbers cannot be had.
     """
     threads = max(1, min(threads or torch.get_num_threads(), memory_limit // THREAD_MINIMUM))
+    share = (memory_limit - waiting) // threads
+    counts = min(max(0, share - BLOCKS), MOST_COUNTS)
     # Of whole tensors' rows, beside blocks and counts.
-    budget = (memory_limit - waiting) // threads - 2 * THREAD_MINIMUM
-    workers = _Workers(sink, max(0, budget), reductions)
+    budget = max(0, share - 2 * THREAD_MINIMUM)
+    workers = _Workers(sink, budget, counts, reductions)
     # The largest first, so that no thread is left alone with a large one.
     pending = sorted(filter(sink.wants, plan.ops), key=lambda op: op.numel, reverse=True)
     if threads == 1:
@@ -79,9 +86,9 @@ def execute(
 class _Workers:
     """Runs operations; every thread reuses buffers of its own."""
 
-    def __init__(self, sink: Sink, budget: int, reductions: Reductions | None) -> None:
+    def __init__(self, sink: Sink, budget: int, counts: int, reductions: Reductions | None) -> None:
         self._sink = sink
-        self._budget = budget
+        self._budget, self._counts = budget, counts
         self._reductions = reductions
         self._workspace = Workspace()
 
@@ -91,7 +98,9 @@ class _Workers:
                 self._copy(op)
             else:
                 place = partial(self._sink.place, op)
-                computation = Computation(op, self._workspace, self._budget, reductions=self._reductions)
+                computation = Computation(
+                    op, self._workspace, self._budget, self._counts, reductions=self._reductions
+                )
                 for start, block in computation.blocks(place):
                     self._write(op, start, block)
             self._sink.done(op)

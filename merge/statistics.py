@@ -44,7 +44,10 @@ _PARTS = 8  # that positions of equal entries are searched in, at most
 _SMALLEST_PART = 1 << 20
 _PIECE = 1 << 17  # elements whose floats stay in the L2 cache
 _AT_ONCE = 8  # digits whose counts stay in the L3 cache
+_GRAMS_AT_ONCE = 1 << 17  # dot products
 _STEPPED = 1 << 12  # elements that a step works on at a time, in the L1 cache
+_COUNTS_BYTES = 4 << 16  # of one digit in one part
+MOST_COUNTS = _AT_ONCE * _PARTS * _COUNTS_BYTES
 _NO_SUMS = np.empty(0)
 
 
@@ -86,6 +89,8 @@ class Statistics:
         shape: Of the tensor.
         keys: Each model's address of random masks.
         workspace: Where blocks of floats, and counts, are kept.
+        counts: Bytes of counts, but for those of one digit, which are taken in any case; with fewer of them, more
+            passes count.
         in_place: Whether `absolute_sums` may leave in the blocks what the step makes of them.
         keep: Where to keep what needs no numbers of a recipe; None computes it anew.
 
@@ -101,6 +106,7 @@ class Statistics:
         shape: tuple[int, ...],
         keys: tuple[tuple[int, int], ...],
         workspace: Workspace | None = None,
+        counts: int = MOST_COUNTS,
         in_place: bool = False,
         keep: Keep | None = None,
     ) -> None:
@@ -110,6 +116,7 @@ class Statistics:
         self.shape = shape
         self.keys = keys
         self._workspace = workspace or Workspace()
+        self._counts = counts
         self._in_place = in_place
         self._keep = keep
         self.stepped: Bound | None = None
@@ -130,20 +137,32 @@ class Statistics:
         return tuple(map(tuple, self._kept("gram", self._gram).tolist()))
 
     def _gram(self) -> Vector:
-        m = self.models
-        pairs = [(a, b) for a in range(m) for b in range(a, m)]
-        partials = self._partials(len(pairs))
+        partials = self._partials(len(self._pairs))
         for start, inputs in self._pieces(self._wide_piece):
-            rows = self.floats(inputs)
-            for (a, b), sums in zip(pairs, partials, strict=True):
-                add_products(rows[a], rows[b], start, RUN, sums)
-        gram = np.empty((m, m))
-        for (a, b), sums in zip(pairs, partials, strict=True):
-            gram[a, b] = gram[b, a] = _total(sums)
-        return gram
+            self._add_products(inputs, start, RUN, partials)
+        return self._square(np.array([_total(sums) for sums in partials]))
+
+    @property
+    def _pairs(self) -> list[tuple[int, int]]:
+        return [(a, b) for a in range(self.models) for b in range(a, self.models)]
+
+    def _add_products(self, inputs: Inputs, start: int, run: int, sums: Vector) -> None:
+        """Add the products of each pair of models to its sums of runs (see `add_products`)."""
+        rows = self.floats(inputs)
+        for (a, b), own in zip(self._pairs, sums, strict=True):
+            add_products(rows[a], rows[b], start, run, own)
+
+    def _square(self, of_pairs: Vector) -> Vector:
+        """From ``[pairs, *]`` to ``[m, m, *]``."""
+        square = np.empty((self.models, self.models, *of_pairs.shape[1:]))
+        for (a, b), own in zip(self._pairs, of_pairs, strict=True):
+            square[a, b] = square[b, a] = own
+        return square
 
     def grams(self, dim: int) -> Vector:
         """Dot products of the inputs along one dimension: -1, the last, or 0, the first.
+
+        They are all in memory; of many models, a number for each row may be had instead (see `of_grams`).
 
         Returns:
             ``[m, m, rows, 1]`` or ``[m, m, columns]``: numbers for formulas with `row_length` of ``dim``.
@@ -152,21 +171,38 @@ class Statistics:
         return grams if self._is_along_columns(dim) else grams[..., None]
 
     def _grams(self, dim: int) -> Vector:
-        m, length, columns = self.models, self.row_length(dim), self._is_along_columns(dim)
-        pairs = [(a, b) for a in range(m) for b in range(a, m)]
-        sums = np.zeros((len(pairs), length if columns else LANES + self.numel // length))
+        length = self.row_length(dim)
+        if not self._is_along_columns(dim):
+            sums = np.empty((len(self._pairs), LANES + self.numel // length))
+            for start, inputs in self._pieces(self._wide_piece):
+                self._add_products(inputs, start, length, sums)
+            return self._square(sums[:, LANES:])
+        sums = np.zeros((len(self._pairs), length))
         for start, inputs in self._pieces(self._wide_piece):
             rows = self.floats(inputs)
-            for (a, b), own in zip(pairs, sums, strict=True):
-                if columns:
-                    add_columns(rows[a], rows[b], start, own)
-                else:
-                    add_products(rows[a], rows[b], start, length, own)
-        lines = sums if columns else sums[:, LANES:]
-        grams = np.empty((m, m, lines.shape[1]))
-        for (a, b), own in zip(pairs, lines, strict=True):
-            grams[a, b] = grams[b, a] = own
-        return grams
+            for (a, b), own in zip(self._pairs, sums, strict=True):
+                add_columns(rows[a], rows[b], start, own)
+        return self._square(sums)
+
+    def of_grams(self, function: Callable[[Vector], Vector]) -> Row:
+        """What a function makes of the dot products along each row, ``[rows, 1]``: a number for formulas.
+
+        Args:
+            function: From ``[m, m, k]``, of any k rows, to ``[k]``: of each what it would be alone.
+        """
+        key = "of grams", *_origin(function)
+        return np.array(self._kept(key, lambda: self._of_grams(function)), self._dtype)[:, None]
+
+    def _of_grams(self, function: Callable[[Vector], Vector]) -> Vector:
+        numbers = np.empty(self.numel // self.width)
+        at_once = max(1, min(self._wide_piece // self.width, _GRAMS_AT_ONCE // self.models**2))
+        sums = np.empty((len(self._pairs), LANES + at_once))
+        for start, inputs in self._blocks(self.width):
+            for at, piece in _pieces(start, inputs, at_once * self.width):
+                first, count = at // self.width, len(piece.rows[0]) // self.width
+                self._add_products(piece, 0, self.width, sums)
+                numbers[first : first + count] = function(self._square(sums[:, LANES : LANES + count]))
+        return numbers
 
     def totals(self, quantity: Bound) -> tuple[float, ...]:
         """The sums over the tensor of the numbers that a quantity has for each element, a tuple."""
@@ -289,6 +325,10 @@ class Statistics:
         least = max(_SMALLEST_PART, -(-self.numel // _PARTS))
         return -(-least // _SMALLEST_PART) * _SMALLEST_PART
 
+    @property
+    def _parts(self) -> int:
+        return -(-self.numel // self.part)
+
     def whole(self, quantities: Sequence[Bound]) -> list[Row]:
         """All values of quantities of a small tensor."""
         rows = [np.empty(self.numel, self._dtype) for _ in quantities]
@@ -315,7 +355,8 @@ class Statistics:
         if self._counted and [d[:2] for d in digits] == [(self._counted[0], first)]:
             return [self._counted[1]]
         if self._keep is None or any(shift != first or quantity.numbers for quantity, shift, _ in digits):
-            batches = (digits[at : at + _AT_ONCE] for at in range(0, len(digits), _AT_ONCE))
+            size = max(1, min(_AT_ONCE, self._counts // (self._parts * _COUNTS_BYTES)))
+            batches = (digits[at : at + size] for at in range(0, len(digits), size))
             return [histogram for batch in batches for histogram in self._histograms(batch)]
         return [
             Histogram.of_array(self._kept(("histogram", _name(d[0])), partial(self._array, d))) for d in digits
@@ -325,10 +366,9 @@ class Statistics:
         return self._histograms([digit])[0].array
 
     def _histograms(self, digits: Sequence[Digit]) -> list[Histogram]:
-        parts = -(-self.numel // self.part)
-        counts = self._workspace.array("counts", (len(digits), parts, 1 << 16), np.uint32)
+        counts = self._workspace.array("counts", (len(digits), self._parts, 1 << 16), np.uint32)
         counts.fill(0)
-        deeper, zeros = [False] * len(digits), np.zeros((len(digits), parts), np.uint32)
+        deeper, zeros = [False] * len(digits), np.zeros((len(digits), self._parts), np.uint32)
         of_quantities: dict[int, list[int]] = {}  # the values of each are computed once
         for k, (quantity, _, _) in enumerate(digits):
             of_quantities.setdefault(id(quantity), []).append(k)
@@ -458,8 +498,12 @@ def _rows_of(quantity: Bound, inputs: Inputs) -> tuple[Row, ...]:
 
 def _name(quantity: Bound) -> tuple[object, ...]:
     """What a quantity without numbers depends on, beside the inputs."""
-    function = quantity.formula.function
-    return function.__module__, function.__qualname__, source_hash(function), quantity.models
+    return *_origin(quantity.formula.function), quantity.models
+
+
+def _origin(function: Callable[..., Any]) -> tuple[str, str, str]:
+    """What tells a function of a module, and its source, from others."""
+    return function.__module__, function.__qualname__, source_hash(function)
 
 
 def _total(partials: Vector) -> float:

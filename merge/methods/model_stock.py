@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 
 from heterosis.merge.methods.base import Program, merge_method
-from heterosis.merge.methods.combine import combine
+from heterosis.merge.methods.combine import Vector, combine
 from heterosis.merge.statistics import Statistics
 
 SMALLEST = 1e-6  # products of norms, and denominators, below this count as this and as zero
@@ -26,13 +26,19 @@ def model_stock(deltas: Statistics, *, filter_wise: bool = False) -> Program:
     one angle that all pairs share, which here is their mean.
     """
     m = deltas.models
-    grams = deltas.grams(-1) if filter_wise else np.array(deltas.gram())
+    if filter_wise:
+        return Program(combine.bind((deltas.of_grams(share),) * m, row_length=deltas.width))
+    return Program(combine.bind((float(share(np.array(deltas.gram()))),) * m))
+
+
+def share(grams: Vector) -> Vector:
+    """``t / m`` from dot products: from ``[m, m]`` to a number, or from ``[m, m, rows]`` to ``[rows]``."""
+    m = len(grams)
     norms = [np.sqrt(grams[j, j]) for j in range(m)]
     cosines = [grams[j, k] / np.maximum(norms[j] * norms[k], SMALLEST) for j, k in combinations(range(m), 2)]
-    c = np.mean(np.clip(cosines, -1.0, 1.0), axis=0)
+    cosines = np.clip(cosines, -1.0, 1.0)
+    # Of rows, added one after another: numpy's order would be another one for a single row than for several.
+    c = cosines.mean() if cosines.ndim == 1 else np.cumsum(cosines, axis=0)[-1] / len(cosines)
     denominator = 1.0 + (m - 1) * c
     opposed = np.abs(denominator) < SMALLEST
-    share = np.where(opposed, 0.0, c / np.where(opposed, 1.0, denominator))  # t / m
-    if filter_wise:
-        return Program(combine.bind((share,) * m, row_length=deltas.width))
-    return Program(combine.bind((float(share),) * m))
+    return np.where(opposed, 0.0, c / np.where(opposed, 1.0, denominator))

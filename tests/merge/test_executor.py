@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from heterosis.errors import InputError
-from heterosis.merge import computation, executor, input_rows
+from heterosis.merge import computation, executor, input_rows, statistics
 from heterosis.merge.api import merge_models
 from heterosis.merge.checkpoint import TensorSource
 from heterosis.merge.computation import Computation
-from heterosis.merge.executor import MergeError, execute
+from heterosis.merge.executor import BLOCKS, THREAD_MINIMUM, MergeError, execute
 from heterosis.merge.methods import Bound, methods
 from heterosis.merge.plan import MergePlan, TensorOp
 from heterosis.merge.planner import build_plan
@@ -24,7 +24,7 @@ from heterosis.merge.recipe import InputModel, ModelRef, Recipe
 from heterosis.merge.reductions import Reductions
 from heterosis.merge.selection import SMALL
 from heterosis.merge.sinks import ModelSink
-from heterosis.merge.statistics import Statistics
+from heterosis.merge.statistics import MOST_COUNTS, Statistics
 from heterosis.merge.workspace import Workspace
 
 MakeLlama = Callable[..., Path]
@@ -303,6 +303,34 @@ def test_a_step_in_place_changes_no_bit(
             live = run(recipe, threads=threads, memory_limit=memory_limit).tensors
             assert all(torch.equal(live[name], again[name]) for name in again), (block, threads, memory_limit)
     assert set(places) == ({True, False} if in_place else {False})
+
+
+# --- memory -----------------------------------------------------------------------------------------------------
+
+
+def test_little_memory_is_enough_for_the_counts_of_a_digit(
+    make_llama: MakeLlama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    class Noting(Workspace):
+        def array(self, name: str, shape: tuple[int, ...], dtype: Any) -> Any:
+            array = super().array(name, shape, dtype)
+            if name == "counts":
+                sizes.append(array.nbytes)
+            return array
+
+    options: dict[str, Any] = {"layers": 1, "hidden": 48, "vocab": 515, "dtype": torch.float32}
+    models = [make_llama(f"counted-{i}", seed=i, **options) for i in range(6)]
+    recipe = recipe_of("breadcrumbs", models)
+    monkeypatch.setattr(statistics, "_SMALLEST_PART", 1 << 12)
+    monkeypatch.setattr(executor, "Workspace", Noting)
+    merged = []
+    for limit, most in ((executor.DEFAULT_MEMORY_LIMIT, MOST_COUNTS), (THREAD_MINIMUM, THREAD_MINIMUM - BLOCKS)):
+        sizes.clear()
+        merged.append(run(recipe, threads=1, memory_limit=limit).tensors)
+        assert most // 2 <= max(sizes) <= most
+    assert all(torch.equal(merged[0][name], merged[1][name]) for name in merged[0])
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------

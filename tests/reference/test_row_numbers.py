@@ -73,6 +73,28 @@ def test_dot_products_of_lines_depend_on_no_blocks_and_are_right(shape: tuple[in
             assert np.array_equal(statistics([np.atleast_1d(m) for m in models], shape, at).grams(dim), grams)
 
 
+TAKEN: list[int] = []
+
+
+def angle(grams: Array) -> Array:
+    TAKEN.append(grams.shape[2])
+    return np.array(grams[0, 1] / np.sqrt(grams[0, 0] * grams[1, 1]))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("most", [1, 9 * 5, 1 << 17])
+def test_numbers_from_dot_products_of_rows_depend_on_no_blocks(
+    shape: tuple[int, ...], most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = [np.atleast_1d(np.random.default_rng(j).normal(size=shape)) for j in range(3)]
+    expected = angle(statistics(models, shape).grams(-1)[..., 0])[:, None]
+    monkeypatch.setattr("heterosis.merge.statistics._GRAMS_AT_ONCE", most)
+    TAKEN.clear()
+    for at in ((), [3, 41, 130], range(0, 2000, 7), [999, 1001]):
+        assert np.array_equal(statistics(models, shape, at).of_grams(angle), expected)
+    assert max(TAKEN) <= max(1, most // 9)
+
+
 @pytest.mark.parametrize("stepped", [False, True], ids=["map", "step"])
 @pytest.mark.parametrize(("start", "size"), [(0, 60), (0, 12), (3, 7), (7, 20), (23, 37), (36, 1)])
 def test_formulas_get_the_numbers_of_their_row_and_column(stepped: bool, start: int, size: int) -> None:
