@@ -1,6 +1,7 @@
 """A model on disk or on the Hub as named, lazy tensors; opening one reads headers only."""
 
 import hashlib
+import math
 import os
 import pickle
 import warnings
@@ -445,7 +446,9 @@ class _LoadedTensor:
         self.shape = tuple(tensor.shape)
         self.dtype = tensor.dtype
         self.identity = identity
-        self._tensor = tensor
+        # Along the first dimension that there is more than one of.
+        self._rows = tensor.reshape(1) if tensor.numel() == 1 else tensor.squeeze()
+        self._width = max(1, math.prod(self._rows.shape[1:]))
 
     def view(self, start: int, stop: int) -> Tensor | None:
         """None: a tensor saved transposed would be a copy, and older files are not aligned."""
@@ -454,8 +457,6 @@ class _LoadedTensor:
     def read(self, start: int, stop: int, out: Tensor) -> None:
         """Fill the 1-D ``out`` with flat elements ``[start, stop)``, converted to its dtype."""
         assert out.shape == (stop - start,)
-        out.copy_(self._flat[start:stop])
-
-    @cached_property
-    def _flat(self) -> Tensor:
-        return self._tensor.reshape(-1)  # a view, unless it was saved transposed
+        first, last = start // self._width, -(-stop // self._width)
+        rows = self._rows[first:last].reshape(-1)  # a view, unless it was saved transposed
+        out.copy_(rows[start - first * self._width : stop - first * self._width])

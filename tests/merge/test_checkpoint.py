@@ -2,13 +2,16 @@
 
 import hashlib
 import json
+import math
 import os
 import pickle
+import re
 import shutil
 import struct
+import sys
 import threading
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import combinations_with_replacement, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +99,45 @@ def test_a_tensor_saved_transposed_reads_in_row_order(folder: Path) -> None:
     torch.save({"w": torch.arange(6.0).view(2, 3).T}, folder / "pytorch_model.bin")
     with open_checkpoint(str(folder)) as checkpoint:
         assert read_all(checkpoint)["w"].tolist() == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
+
+
+PERMUTED = [
+    ((), ()),
+    ((1, 1), (1, 0)),
+    ((0, 4), (1, 0)),
+    ((5, 7), (1, 0)),
+    ((1, 5, 7), (2, 0, 1)),
+    ((3, 4, 5), (2, 0, 1)),
+]
+
+
+@pytest.mark.parametrize(("shape", "order"), PERMUTED, ids=str)
+def test_any_part_of_a_tensor_saved_permuted_is_read(
+    shape: tuple[int, ...], order: tuple[int, ...], folder: Path
+) -> None:
+    (folder / "model.safetensors").unlink()
+    values = torch.arange(float(math.prod(shape))).view(shape).permute(order)
+    torch.save({"w": values}, folder / "pytorch_model.bin")
+    with open_checkpoint(str(folder)) as checkpoint:
+        source, flat = checkpoint.tensors["w"], values.flatten()
+        for start, stop in combinations_with_replacement(range(len(flat) + 1), 2):
+            out = torch.empty(stop - start)
+            source.read(start, stop, out)
+            assert torch.equal(out, flat[start:stop])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
+def test_tensors_saved_transposed_do_not_stay_in_memory(folder: Path) -> None:
+    def resident() -> int:
+        return int(re.findall(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) * 1024
+
+    (folder / "model.safetensors").unlink()
+    torch.save({f"w{k}": torch.zeros(1024, 2048).T for k in range(8)}, folder / "pytorch_model.bin")  # 64 MiB
+    with open_checkpoint(str(folder)) as checkpoint:
+        out, before = torch.empty(1024), resident()
+        for source in checkpoint.tensors.values():
+            source.read(0, 1024, out)
+        assert resident() - before < 16 * 1024**2
 
 
 def test_identity_and_content_hash(folder: Path, sharded: Path, tmp_path: Path) -> None:
