@@ -8,17 +8,13 @@ import numpy as np
 import torch
 
 from heterosis.merge.input_rows import InputRows
-from heterosis.merge.kernels import (
-    Inputs,
-    Rounded,
-    Row,
-    map_loop,
-    part_of,
-)
+from heterosis.merge.kernels import Inputs, Rounded, Row, map_loop, slice_of
 from heterosis.merge.methods import Bound, Program
 from heterosis.merge.plan import TensorOp
+from heterosis.merge.quantities import Segment, between, clipped, cuts_in, typed
 from heterosis.merge.reductions import Reductions
-from heterosis.merge.statistics import MOST_COUNTS, Statistics, between, cuts_in, typed
+from heterosis.merge.selection import MOST_COUNTS
+from heterosis.merge.statistics import Statistics
 from heterosis.merge.workspace import Workspace, as_array
 
 # Where loops with random numbers begin anew.
@@ -46,15 +42,15 @@ def read_copy(op: TensorOp, start: int, out: torch.Tensor) -> None:
 class Computation:
     """Merges one tensor, block by block.
 
-    Inputs are rounded to the compute dtype; where there is a base, methods get task vectors, rounded too. The
-    result does not depend on blocks or budget.
+    Inputs are rounded to the compute dtype; where there is a base, methods get task vectors, rounded too, but for
+    an adapter's on its own base in float32 and float64: that is the adapter's product. The result does not depend
+    on blocks or budget.
 
     Args:
         op: What to compute; it has a method and at least one element.
         workspace: Where rows are kept.
         budget: Bytes for the rows of a whole tensor; without enough, blocks are read again by every reduction.
         counts: Bytes for counts of values (see `Statistics`).
-        block: Elements worked on at a time.
         reductions: Where to keep what does not depend on the recipe's numbers. Sources stay in memory then, for
             later recipes, whatever the budget is.
     """
@@ -65,7 +61,6 @@ class Computation:
         workspace: Workspace,
         budget: int = 0,
         counts: int = MOST_COUNTS,
-        block: int | None = None,
         reductions: Reductions | None = None,
     ) -> None:
         assert op.method is not None
@@ -74,8 +69,22 @@ class Computation:
         self._workspace = workspace
         self._work = torch.float64 if op.compute == torch.float64 else torch.float32
         self._numpy = torch.empty(0, dtype=self._work).numpy().dtype
-        self._rows = InputRows(op, workspace, self._work, budget, block, resident=reductions is not None)
-        self._statistics = self._make_statistics(reductions, counts)
+        self._rows = InputRows(op, workspace, self._work, budget, resident=reductions is not None)
+        cache = None
+        if reductions is not None:
+            identities = tuple(source.identity for source in op.sources)
+            cache = reductions.of(identities, op.base is not None, str(op.compute))
+        self._statistics = Statistics(
+            self._rows.blocks,
+            self._numpy,
+            len(op.inputs),
+            op.shape,
+            op.keys,
+            workspace,
+            counts,
+            self._rows.in_place,
+            cache,
+        )
         self._program: Program | None = None
 
     @property
@@ -86,25 +95,10 @@ class Computation:
             ValueError: If the method's numbers cannot be had.
         """
         if self._program is None:  # not a cached_property: until 3.12 these share a lock, and threads would wait
-            self._program = self._made()
+            statistics = (self._statistics,) if self._method.reduces else ()
+            with np.errstate(invalid="ignore"):  # infinite inputs are found in the merged values
+                self._program = self._method.function(*statistics, **self._op.arguments)
         return self._program
-
-    def _made(self) -> Program:
-        op = self._op
-        if not self._method.reduces:
-            return self._method.function(**op.arguments)
-        with np.errstate(invalid="ignore"):  # infinite inputs are found in the merged values
-            return self._method.function(self._statistics, **op.arguments)
-
-    def _make_statistics(self, reductions: Reductions | None, counts: int) -> Statistics:
-        op, rows, keep = self._op, self._rows, None
-        if reductions is not None:
-            identities = tuple(source.identity for source in op.sources)
-            keep = reductions.of(identities, op.base is not None, str(op.compute))
-        n = len(op.inputs)
-        return Statistics(
-            rows.blocks, self._numpy, n, op.shape, op.keys, self._workspace, counts, rows.in_place, keep
-        )
 
     # ------------------------------------------------------------------ merging
 
@@ -133,36 +127,32 @@ class Computation:
 
     def _merged(self, start: int, stop: int, place: torch.Tensor | None = None) -> torch.Tensor:
         each = self.program.each
-        in_place = each is not None and each is self._stepped
+        in_place = each is not None and each is self._statistics.applied
         assert self._rows.kept or not in_place, "what the step has put into the rows is lost"
         inputs = self._rows.inputs(start, stop)
         rows, base = inputs
         if in_place:
             base = None
         elif each is not None and each.formula.per_row:
-            rows, base = self._stepped_rows(each, start, inputs), None
+            rows, base = self._after(each, start, inputs), None
         result, out = self._result(stop - start, place)
-        for first, last, loop, numbers in self._segments:
-            if first <= start and stop <= last:
-                loop(rows, base, inputs.base, start, *numbers, out)
-            elif start < last and first < stop:
-                at, end = max(start, first), min(stop, last)
-                part = slice(at - start, end - start)
-                of_rows = tuple(row[part] for row in rows)
-                loop(of_rows, part_of(base, part), part_of(inputs.base, part), at, *numbers, part_of(out, part))
+        for at, end, (loop, numbers) in clipped(self._segments, start, stop):
+            part = at - start, end - start
+            of_rows, onto = tuple(slice_of(row, *part) for row in rows), slice_of(inputs.base, *part)
+            loop(of_rows, slice_of(base, *part), onto, at, *numbers, slice_of(out, *part))
         return result
 
     @cached_property
-    def _segments(self) -> list[tuple[int, int, Callable[..., None], tuple[object, ...]]]:
-        """The tensor in pieces where the thresholds of cuts stay the same: where, the loop, and its numbers."""
+    def _segments(self) -> list[Segment[tuple[Callable[..., None], tuple[object, ...]]]]:
+        """The loop and its numbers, where the thresholds of cuts stay the same."""
         program, each = self.program, self.program.each
-        if each is not None and (each.formula.per_row or each is self._stepped):
+        if each is not None and (each.formula.per_row or each is self._statistics.applied):
             each = None
         loop = map_loop(program.map.formula.function, None if each is None else each.formula.function)
         scale = None if program.scale is None else typed(program.scale, self._numpy)
         keys = self._op.keys if each is not None and each.formula.random else None
         cuts = [*cuts_in(program.map.numbers), *cuts_in(each.numbers if each else ())]
-        segments: list[tuple[int, int, Callable[..., None], tuple[object, ...]]] = []
+        segments: list[Segment[tuple[Callable[..., None], tuple[object, ...]]]] = []
         for start, stop in between(0, self._op.numel, cuts, _KEYED if keys else None):
             steps = each and tuple(
                 typed(tuple(number[j] for number in each.numbers), self._numpy, start)
@@ -170,21 +160,16 @@ class Computation:
             )
             numbers = typed(program.map.numbers, self._numpy, start)
             length = program.map.row_length or self._op.numel
-            segments.append((start, stop, loop, (length, steps, keys, scale, numbers)))
+            segments.append((start, stop, (loop, (length, steps, keys, scale, numbers))))
         return segments
 
-    def _stepped_rows(self, each: Bound, start: int, inputs: Inputs) -> tuple[Row, ...]:
+    def _after(self, each: Bound, start: int, inputs: Inputs) -> tuple[Row, ...]:
         """What a step makes of a block of whole rows."""
         size = len(inputs.rows[0])
-        rows = tuple(self._workspace.array("stepped", (len(inputs.rows), size), self._numpy))
+        rows = tuple(self._workspace.array("after a step", (len(inputs.rows), size), self._numpy))
         for j, row in enumerate(rows):
             self._statistics.step(each, j, start, inputs, row)
         return rows
-
-    @property
-    def _stepped(self) -> Bound | None:
-        """The step whose results the rows hold already."""
-        return self._statistics.stepped
 
     def _result(self, size: int, place: torch.Tensor | None) -> tuple[torch.Tensor, Row | Rounded]:
         """A block's tensor, in its place if it can be computed there, and the same as loops take it."""

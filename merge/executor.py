@@ -10,8 +10,8 @@ from heterosis.merge.computation import Computation, read_copy
 from heterosis.merge.finite import check_finite
 from heterosis.merge.plan import MergePlan, TensorOp
 from heterosis.merge.reductions import Reductions
+from heterosis.merge.selection import MOST_COUNTS
 from heterosis.merge.sinks import Sink
-from heterosis.merge.statistics import MOST_COUNTS
 from heterosis.merge.workspace import Workspace
 
 DEFAULT_MEMORY_LIMIT = 512 * 1024**2

@@ -31,7 +31,6 @@ class InputRows:
         workspace: Where rows are kept.
         work: What floats are.
         budget: Bytes for the rows of a whole tensor.
-        block: Elements worked on at a time; None for as many as suit.
         resident: Whether sources stay in memory for later recipes, whatever the budget is.
 
     Attributes:
@@ -45,7 +44,6 @@ class InputRows:
         workspace: Workspace,
         work: torch.dtype,
         budget: int,
-        block: int | None,
         resident: bool,
     ) -> None:
         assert op.method is not None
@@ -66,7 +64,7 @@ class InputRows:
         else:
             self._fits = resident or row_bytes <= budget
         fitting = BLOCK_BYTES // sum(dtype.itemsize for dtype in self._dtypes)
-        self.block = block or min(STREAMING_BLOCK, 1 << fitting.bit_length() - 1)
+        self.block = min(STREAMING_BLOCK, 1 << fitting.bit_length() - 1)
         # A step drops or keeps entries: of task vectors rounded to bfloat16, it makes bits of bfloat16 again.
         exact = op.base is None or op.compute == torch.bfloat16 or torch.bfloat16 not in self._dtypes
         self.in_place = self._fits and exact and all(self._own[: len(op.inputs)])
@@ -113,7 +111,7 @@ class InputRows:
             part = slice(rows.filled - first, end - first)
             self._read(rows.filled, [tensor[part] for tensor in rows.tensors])
             rows.filled = end
-        return rows.inputs.part(slice(start, stop)) if self._fits else rows.inputs
+        return rows.inputs.part(start, stop) if self._fits else rows.inputs
 
     def _rows(self, first: int, last: int) -> "_Rows":
         """Rows of a range, still to be filled where they are not the sources' own memory."""

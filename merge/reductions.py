@@ -18,8 +18,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-Kept: TypeAlias = npt.NDArray[Any]
-Keep: TypeAlias = Callable[[Hashable, Callable[[], Kept]], Kept]
+Cached: TypeAlias = npt.NDArray[Any]
+Cache: TypeAlias = Callable[[Hashable, Callable[[], Cached]], Cached]
 
 # Of what the arrays mean; what another version left behind is not used.
 VERSION = 2
@@ -58,7 +58,7 @@ class Reductions:
     def __init__(self, folder: Path | None = None, budget: int = 256 * 1024**2) -> None:
         self._folder = folder
         self._budget = budget
-        self._arrays: dict[str, Kept] = {}
+        self._arrays: dict[str, Cached] = {}
         self._nbytes = 0
         self._lock: int | None = None
         if folder is not None and not _is_own(folder):
@@ -68,7 +68,7 @@ class Reductions:
             with suppress(OSError):  # not every file system has locks
                 fcntl.flock(self._lock, fcntl.LOCK_SH)
 
-    def keep(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
+    def keep(self, key: Hashable, make: Callable[[], Cached]) -> Cached:
         """The array of a key; threads and processes that meet here at first compute the same one.
 
         Args:
@@ -87,7 +87,7 @@ class Reductions:
             self._nbytes += array.nbytes
         return self._arrays[name]
 
-    def _load(self, name: str) -> Kept | None:
+    def _load(self, name: str) -> Cached | None:
         if self._folder is None:
             return None
         path = self._folder / name
@@ -97,7 +97,7 @@ class Reductions:
             return np.memmap(path, KINDS[kind], "r", HEADER * 8, shape)
         return None
 
-    def _save(self, name: str, array: Kept) -> Kept:
+    def _save(self, name: str, array: Cached) -> Cached:
         """Write an array to the folder, whole or not at all, and map it; without room it stays as it is."""
         if self._folder is None:
             return array
@@ -114,7 +114,7 @@ class Reductions:
                 raise
         return array if (mapped := self._load(name)) is None else mapped
 
-    def of(self, *tensor: Hashable) -> Keep:
+    def of(self, *tensor: Hashable) -> Cache:
         """`keep` for what depends on one operation's inputs: which they are, and how they are rounded."""
         return lambda key, make: self.keep((VERSION, tensor, key), make)
 

@@ -3,16 +3,28 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from heterosis.merge.kernels import Row
+from heterosis.merge.kernels import Inputs, Row, Unrounded, count_digits, count_magnitudes, find_equal
 from heterosis.merge.methods.base import Bound, Cut
+from heterosis.merge.quantities import Quantities, key_of, magnitude, pieces
+from heterosis.merge.reductions import Cache, Cached
+from heterosis.merge.workspace import Workspace
 
 # Tensors up to this size are sorted instead: histograms would take longer.
 SMALL = 1 << 12
+
+# A region of a tensor is where a position is searched: whole blocks, of any usual size.
+_REGIONS = 8  # at most
+_SMALLEST_REGION = 1 << 20
+_PIECE = 1 << 17  # elements whose floats stay in the L2 cache
+_AT_ONCE = 8  # digits whose counts stay in the L3 cache
+_COUNTS_BYTES = 4 << 16  # of one digit in one region
+MOST_COUNTS = _AT_ONCE * _REGIONS * _COUNTS_BYTES
 
 # A quantity, the position of a digit's lowest bit, and the digits above it.
 Digit: TypeAlias = tuple[Bound, int, int]
@@ -24,9 +36,9 @@ class Histogram:
 
     Attributes:
         digits: Those that occur, ascending, ``[k]``.
-        counts: In each part of the tensor, ``[parts, k]``.
+        counts: In each region of the tensor, ``[regions, k]``.
         deeper: Whether a value has bits below the digit.
-        zeros: How many values are zero in each part, ``[parts]``.
+        zeros: How many values are zero in each region, ``[regions]``.
     """
 
     digits: npt.NDArray[np.uint16]
@@ -47,26 +59,14 @@ class Histogram:
         """The inverse of `array`."""
         return cls(array[0, 1:].astype(np.uint16), array[1:, 1:], bool(array[0, 0]), array[1:, 0])
 
-
-class Values(Protocol):
-    """A tensor's quantities, as selection asks for them. None of their values is negative."""
-
-    @property
-    def numel(self) -> int:
-        """How many there are of each."""
-
-    @property
-    def part(self) -> int:
-        """Elements of each of the parts that positions are searched in."""
-
-    def whole(self, quantities: Sequence[Bound]) -> list[Row]:
-        """All values of quantities of a small tensor."""
-
-    def histograms(self, digits: Sequence[Digit]) -> list[Histogram]:
-        """The histogram of each, from one pass for all."""
-
-    def find(self, quantity: Bound, value: float, count: int, start: int) -> int:
-        """The position of the ``count``-th value equal to ``value``, from ``start`` on."""
+    @classmethod
+    def of_counts(
+        cls, counts: npt.NDArray[np.uint32], halves: bool, deeper: bool, zeros: npt.NDArray[np.uint32]
+    ) -> "Histogram":
+        """From counts ``[regions, 2 ** 16]``; in two halves where these count in turn."""
+        summed = counts[:, : 1 << 15] + counts[:, 1 << 15 :] if halves else counts
+        digits = np.flatnonzero(summed.any(axis=0))
+        return cls(digits.astype(np.uint16), summed[:, digits], deeper, zeros)
 
 
 @dataclass
@@ -78,7 +78,7 @@ class _Search:
     prefix: int = 0
     deeper: bool = True
     above: int = 0  # values that are larger than any with this prefix
-    equal: npt.NDArray[np.uint32] | None = None  # values with this prefix in each part
+    equal: npt.NDArray[np.uint32] | None = None  # values with this prefix in each region
 
     def narrow(self, histogram: Histogram) -> None:
         """Fix the next digit."""
@@ -90,68 +90,193 @@ class _Search:
         self.prefix = self.prefix << 16 | int(histogram.digits[at])
         self.deeper = histogram.deeper
 
-    def cut(self, values: Values, value: float) -> Cut:
-        """The cut at the value found, up to the position where enough are kept."""
-        assert self.equal is not None
-        if math.isnan(value):  # equals nothing: then nothing is cut off, and NaN is found in what is merged
-            return Cut(value, values.numel)
-        down_to = self.above + np.cumsum(self.equal, dtype=np.int64)
-        if down_to[-1] == self.keep:
-            return Cut(value, values.numel)
-        part = int(np.searchsorted(down_to, self.keep))
-        left = self.keep - int(down_to[part]) + int(self.equal[part])
-        return Cut(value, values.find(self.quantity, value, left, part * values.part))
 
-
-def select(values: Values, dtype: np.dtype[Any], wanted: Sequence[tuple[Bound, int]]) -> list[Cut]:
-    """The cuts that keep the largest values of quantities.
-
-    Values equal at a cut are kept in the order of their positions, which are searched in one part of the tensor.
+class Selection:
+    """The largest values of a tensor's quantities, none of which is negative.
 
     Args:
-        values: What they are.
-        dtype: Their type, float32 or float64.
-        wanted: Quantities, and how many values to keep, in ``[1, numel]``.
+        quantities: Of the tensor.
+        workspace: Where counts are kept.
+        counts: Bytes of counts, but for those of one digit, which are taken in any case; with fewer of them, more
+            passes count.
+        cache: Where to keep histograms that need no numbers of a recipe; None computes them anew.
     """
-    searches = [_Search(quantity, keep) for quantity, keep in wanted]
-    if values.numel <= SMALL:
-        return _sorted(values, searches)
-    return [s.cut(values, number) for s, number in zip(searches, _searched(values, dtype, searches), strict=True)]
 
+    def __init__(
+        self, quantities: Quantities, workspace: Workspace, counts: int = MOST_COUNTS, cache: Cache | None = None
+    ) -> None:
+        self._quantities = quantities
+        self._dtype, self._numel = quantities.dtype, quantities.numel
+        self._workspace = workspace
+        self._counts_bytes = counts
+        self._cache = cache
+        self._counted: tuple[Bound, Histogram] | None = None
 
-def select_values(values: Values, dtype: np.dtype[Any], wanted: Sequence[tuple[Bound, int]]) -> list[float]:
-    """The same cuts' values alone."""
-    searches = [_Search(quantity, keep) for quantity, keep in wanted]
-    if values.numel <= SMALL:
-        return [cut.value for cut in _sorted(values, searches)]
-    return _searched(values, dtype, searches)
+    def cuts(self, *wanted: tuple[Bound, int]) -> list[Cut]:
+        """The cuts that keep the largest values (see `Statistics.cuts`)."""
+        plain = {0: Cut(math.inf, -1), self._numel: Cut(-1.0, -1)}
+        searches = [_Search(quantity, keep) for quantity, keep in wanted if keep not in plain]
+        if self._numel <= SMALL:
+            found = iter(self._sorted(searches))
+        else:
+            values = self._searched(searches)
+            found = iter([self._cut(search, value) for search, value in zip(searches, values, strict=True)])
+        return [plain[keep] if keep in plain else next(found) for _, keep in wanted]
 
+    def largest(self, quantity: Bound, *keep: int) -> list[float]:
+        """The ``keep``-th largest value, from 1, for each ``keep``."""
+        searches = [_Search(quantity, count) for count in keep]
+        if self._numel <= SMALL:
+            return [cut.value for cut in self._sorted(searches)]
+        return self._searched(searches)
 
-def _searched(values: Values, dtype: np.dtype[Any], searches: Sequence[_Search]) -> list[float]:
-    """The values searched for.
+    def positive(self, quantity: Bound) -> int:
+        """How many values are not zero."""
+        (histogram,) = self._histograms([(quantity, self._first_digit, 0)])
+        self._counted = quantity, histogram  # a cut is asked for next
+        return self._numel - int(histogram.zeros.sum())
 
-    Radix selection over the bit patterns, which order as the values do, 16 bits a pass for all quantities at once.
-    It stops where no value has bits below: magnitudes of bfloat16 take one pass.
-    """
-    unsigned = np.dtype(f"u{dtype.itemsize}")
-    for shift in range(dtype.itemsize * 8 - 16, -1, -16):
-        digits = {(id(s.quantity), s.prefix): (s.quantity, shift, s.prefix) for s in searches if s.deeper}
-        found = dict(zip(digits, values.histograms(list(digits.values())), strict=True)) if digits else {}
+    # ------------------------------------------------------------------ the search
+
+    def _sorted(self, searches: Sequence[_Search]) -> list[Cut]:
+        quantities = list({id(search.quantity): search.quantity for search in searches}.values())
+        rows = dict(zip(map(id, quantities), self._whole(quantities), strict=True))
+        orders = {key: np.argsort(-row, kind="stable") for key, row in rows.items()}
+        cuts = []
         for search in searches:
-            if search.deeper:
-                search.narrow(found[id(search.quantity), search.prefix])
-            else:
-                search.prefix <<= 16
-    return [float(number) for number in np.array([s.prefix for s in searches], dtype=unsigned).view(dtype)]
+            row, last = rows[id(search.quantity)], orders[id(search.quantity)][search.keep - 1]
+            whole = np.count_nonzero(row >= row[last]) == search.keep
+            cuts.append(Cut(float(row[last]), self._numel if whole else int(last)))
+        return cuts
+
+    def _whole(self, quantities: Sequence[Bound]) -> list[Row]:
+        """All values of quantities of a small tensor."""
+        rows = [np.empty(self._numel, self._dtype) for _ in quantities]
+        for start, inputs in self._quantities.blocks():
+            for quantity, row in zip(quantities, rows, strict=True):
+                values = self._quantities.values(quantity, start, inputs)
+                row[start : start + len(values)] = values
+        return rows
+
+    def _searched(self, searches: Sequence[_Search]) -> list[float]:
+        """The values searched for.
+
+        Radix selection over the bit patterns, which order as the values do, 16 bits a pass for all quantities at
+        once. It stops where no value has bits below: magnitudes of bfloat16 take one pass.
+        """
+        unsigned = np.dtype(f"u{self._dtype.itemsize}")
+        for shift in range(self._first_digit, -1, -16):
+            digits = {(id(s.quantity), s.prefix): (s.quantity, shift, s.prefix) for s in searches if s.deeper}
+            found = dict(zip(digits, self._histograms(list(digits.values())), strict=True)) if digits else {}
+            for search in searches:
+                if search.deeper:
+                    search.narrow(found[id(search.quantity), search.prefix])
+                else:
+                    search.prefix <<= 16
+        return [float(x) for x in np.array([s.prefix for s in searches], dtype=unsigned).view(self._dtype)]
+
+    def _cut(self, search: _Search, value: float) -> Cut:
+        """The cut at the value found, up to the position where enough are kept."""
+        assert search.equal is not None
+        if math.isnan(value):  # equals nothing: then nothing is cut off, and NaN is found in what is merged
+            return Cut(value, self._numel)
+        down_to = search.above + np.cumsum(search.equal, dtype=np.int64)
+        if down_to[-1] == search.keep:
+            return Cut(value, self._numel)
+        region = int(np.searchsorted(down_to, search.keep))
+        left = search.keep - int(down_to[region]) + int(search.equal[region])
+        return Cut(value, self._find(search.quantity, value, left, region * self._region))
+
+    def _find(self, quantity: Bound, value: float, count: int, start: int) -> int:
+        """The position of the ``count``-th value equal to ``value``, from ``start`` on."""
+        for at, inputs in self._quantities.blocks(start=start):
+            row = self._quantities.values(quantity, at, inputs)
+            skipped = max(start - at, 0)
+            position, seen = find_equal(row[skipped:], self._dtype.type(value), count)
+            if position >= 0:
+                return at + skipped + int(position)
+            count -= seen
+        raise AssertionError("the histogram has counted what is not there")
+
+    @property
+    def _region(self) -> int:
+        """Elements of a region."""
+        least = max(_SMALLEST_REGION, -(-self._numel // _REGIONS))
+        return -(-least // _SMALLEST_REGION) * _SMALLEST_REGION
+
+    @property
+    def _first_digit(self) -> int:
+        """The position of the highest digit's lowest bit."""
+        return self._dtype.itemsize * 8 - 16
+
+    # ------------------------------------------------------------------ histograms
+
+    def _histograms(self, digits: Sequence[Digit]) -> list[Histogram]:
+        """The histogram of each digit, from one pass for a handful unless they are kept."""
+        first = self._first_digit
+        if self._counted and [d[:2] for d in digits] == [(self._counted[0], first)]:
+            return [self._counted[1]]
+        if self._cache is None or any(shift != first or quantity.numbers for quantity, shift, _ in digits):
+            regions = -(-self._numel // self._region)
+            size = max(1, min(_AT_ONCE, self._counts_bytes // (regions * _COUNTS_BYTES)))
+            batches = (digits[at : at + size] for at in range(0, len(digits), size))
+            return [histogram for batch in batches for histogram in self._count(batch)]
+        return [
+            Histogram.of_array(self._cache(("histogram", key_of(d[0])), partial(self._array, d))) for d in digits
+        ]
+
+    def _array(self, digit: Digit) -> Cached:
+        return self._count([digit])[0].array
+
+    def _count(self, digits: Sequence[Digit]) -> list[Histogram]:
+        """The histogram of each digit, from one pass."""
+        regions = -(-self._numel // self._region)
+        counts = self._workspace.array("counts", (len(digits), regions, 1 << 16), np.uint32)
+        counts.fill(0)
+        deeper, zeros = [False] * len(digits), np.zeros((len(digits), regions), np.uint32)
+        of_quantities: dict[int, list[int]] = {}  # the values of each are computed once
+        for k, (quantity, _, _) in enumerate(digits):
+            of_quantities.setdefault(id(quantity), []).append(k)
+        for start, inputs in self._quantities.pieces(self._region):
+            region = start // self._region
+            for own in of_quantities.values():
+                of_own = [digits[k] for k in own], [counts[k, region] for k in own]
+                for k, (more, none) in zip(own, self._count_block(*of_own, start, inputs), strict=True):
+                    deeper[k] |= more
+                    zeros[k, region] += none
+        return [
+            Histogram.of_counts(count, shift == self._first_digit, more, none)
+            for count, (_, shift, _), more, none in zip(counts, digits, deeper, zeros, strict=True)
+        ]
+
+    def _count_block(
+        self, digits: Sequence[Digit], counts: Sequence[npt.NDArray[np.uint32]], start: int, inputs: Inputs
+    ) -> list[tuple[bool, int]]:
+        """Count digits of one quantity in a block.
+
+        Returns:
+            For each, whether there are bits below it, and how many values are zero.
+        """
+        quantity = digits[0][0]
+        if quantity.models is not None and _has_one_digit(quantity, inputs):
+            before = int(counts[0][0]) + int(counts[0][1 << 15])
+            count_magnitudes(inputs.rows[quantity.models[0]], inputs.base, counts[0])
+            return [(False, int(counts[0][0]) + int(counts[0][1 << 15]) - before)]
+        unsigned = np.dtype(f"u{self._dtype.itemsize}")
+        found = [(False, 0)] * len(digits)
+        for at, piece in pieces(start, inputs, _PIECE):
+            bits = self._quantities.values(quantity, at, piece).view(unsigned)
+            for k, (_, shift, prefix) in enumerate(digits):
+                numbers = map(unsigned.type, (shift, (1 << shift) - 1, prefix))
+                more, none = count_digits(bits, *numbers, counts[k])
+                found[k] = (found[k][0] or bool(more), found[k][1] + int(none))
+        return found
 
 
-def _sorted(values: Values, searches: Sequence[_Search]) -> list[Cut]:
-    quantities = list({id(search.quantity): search.quantity for search in searches}.values())
-    rows = dict(zip(map(id, quantities), values.whole(quantities), strict=True))
-    orders = {key: np.argsort(-row, kind="stable") for key, row in rows.items()}
-    cuts = []
-    for search in searches:
-        row, last = rows[id(search.quantity)], orders[id(search.quantity)][search.keep - 1]
-        whole = np.count_nonzero(row >= row[last]) == search.keep
-        cuts.append(Cut(float(row[last]), values.numel if whole else int(last)))
-    return cuts
+def _has_one_digit(quantity: Bound, inputs: Inputs) -> bool:
+    """Whether a quantity is a magnitude of bfloat16."""
+    if quantity.formula is not magnitude or quantity.models is None:
+        return False
+    row, base = inputs.rows[quantity.models[0]], inputs.base
+    floats = isinstance(base, np.ndarray) and base.dtype != row.dtype
+    return bool(row.dtype == np.uint16) and not floats and not isinstance(base, Unrounded)

@@ -6,10 +6,8 @@ quantity* is one for every row, along the last dimension.
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from functools import partial
-from itertools import pairwise
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Callable, Hashable
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,52 +17,37 @@ from heterosis.merge.kernels import (
     RUN,
     Inputs,
     Row,
-    Unrounded,
     add_columns,
     add_products,
-    count_digits,
-    count_magnitudes,
-    find_equal,
-    map_loop,
-    part_of,
     row_loop,
-    source_hash,
+    slice_of,
     step_loop,
     totals_loop,
     widen_row,
 )
 from heterosis.merge.methods.base import Bound, Cut, formula, per_model
-from heterosis.merge.reductions import Keep, Kept
-from heterosis.merge.selection import Digit, Histogram, select, select_values
+from heterosis.merge.quantities import (
+    Blocks,
+    Quantities,
+    between,
+    clipped,
+    cuts_in,
+    key_of,
+    origin_of,
+    pieces,
+    rows_of,
+    typed,
+)
+from heterosis.merge.reductions import Cache, Cached
+from heterosis.merge.selection import MOST_COUNTS, Selection
 from heterosis.merge.workspace import Workspace
 
 Vector: TypeAlias = npt.NDArray[np.float64]
 
-_PARTS = 8  # that positions of equal entries are searched in, at most
-_SMALLEST_PART = 1 << 20
-_PIECE = 1 << 17  # elements whose floats stay in the L2 cache
-_AT_ONCE = 8  # digits whose counts stay in the L3 cache
+_PIECE = 1 << 19  # floats that stay in the L2 cache
 _GRAMS_AT_ONCE = 1 << 17  # dot products
 _STEPPED = 1 << 12  # elements that a step works on at a time, in the L1 cache
-_COUNTS_BYTES = 4 << 16  # of one digit in one part
-MOST_COUNTS = _AT_ONCE * _PARTS * _COUNTS_BYTES
 _NO_SUMS = np.empty(0)
-
-
-class Blocks(Protocol):
-    """A tensor's inputs, block after block."""
-
-    def __call__(self, row_length: int = 1, start: int = 0) -> Iterable[tuple[int, Inputs]]:
-        """Blocks of whole rows, in order from ``start`` on: where each begins, and the values there.
-
-        The next block may overwrite them.
-        """
-
-
-@formula
-def magnitude(i, x):  # type: ignore[no-untyped-def]
-    """``|x_j|``, of the one model j that it is bound to."""
-    return abs(x[0])
 
 
 @per_model
@@ -89,13 +72,12 @@ class Statistics:
         shape: Of the tensor.
         keys: Each model's address of random masks.
         workspace: Where blocks of floats, and counts, are kept.
-        counts: Bytes of counts, but for those of one digit, which are taken in any case; with fewer of them, more
-            passes count.
+        counts: Bytes of counts (see `Selection`).
         in_place: Whether `absolute_sums` may leave in the blocks what the step makes of them.
-        keep: Where to keep what needs no numbers of a recipe; None computes it anew.
+        cache: Where to keep what needs no numbers of a recipe; None computes it anew.
 
     Attributes:
-        stepped: The step whose results the blocks hold, where it was left there.
+        applied: The step whose results the blocks hold now, where they were left there.
     """
 
     def __init__(
@@ -108,7 +90,7 @@ class Statistics:
         workspace: Workspace | None = None,
         counts: int = MOST_COUNTS,
         in_place: bool = False,
-        keep: Keep | None = None,
+        cache: Cache | None = None,
     ) -> None:
         self._blocks = blocks
         self._dtype = dtype
@@ -116,12 +98,11 @@ class Statistics:
         self.shape = shape
         self.keys = keys
         self._workspace = workspace or Workspace()
-        self._counts = counts
         self._in_place = in_place
-        self._keep = keep
-        self.stepped: Bound | None = None
-        self._counted: tuple[Bound, Histogram] | None = None
-        self._numbers: dict[int, tuple[Bound, list[tuple[int, int, tuple[object, ...]]]]] = {}
+        self._cache = cache
+        self.applied: Bound | None = None
+        self._quantities = Quantities(blocks, dtype, self.numel, self._workspace)
+        self._selection = Selection(self._quantities, self._workspace, counts, cache)
 
     @property
     def numel(self) -> int:
@@ -134,11 +115,11 @@ class Statistics:
 
     def gram(self) -> tuple[tuple[float, ...], ...]:
         """Dot products of the inputs, ``[m, m]``."""
-        return tuple(map(tuple, self._kept("gram", self._gram).tolist()))
+        return tuple(map(tuple, self._cached("gram", self._gram).tolist()))
 
     def _gram(self) -> Vector:
         partials = self._partials(len(self._pairs))
-        for start, inputs in self._pieces(self._wide_piece):
+        for start, inputs in self._quantities.pieces(self._wide_piece):
             self._add_products(inputs, start, RUN, partials)
         return self._square(np.array([_total(sums) for sums in partials]))
 
@@ -167,18 +148,18 @@ class Statistics:
         Returns:
             ``[m, m, rows, 1]`` or ``[m, m, columns]``: numbers for formulas with `row_length` of ``dim``.
         """
-        grams = self._kept(("grams", dim), lambda: self._grams(dim))
+        grams = self._cached(("grams", dim), lambda: self._grams(dim))
         return grams if self._is_along_columns(dim) else grams[..., None]
 
     def _grams(self, dim: int) -> Vector:
         length = self.row_length(dim)
         if not self._is_along_columns(dim):
             sums = np.empty((len(self._pairs), LANES + self.numel // length))
-            for start, inputs in self._pieces(self._wide_piece):
+            for start, inputs in self._quantities.pieces(self._wide_piece):
                 self._add_products(inputs, start, length, sums)
             return self._square(sums[:, LANES:])
         sums = np.zeros((len(self._pairs), length))
-        for start, inputs in self._pieces(self._wide_piece):
+        for start, inputs in self._quantities.pieces(self._wide_piece):
             rows = self.floats(inputs)
             for (a, b), own in zip(self._pairs, sums, strict=True):
                 add_columns(rows[a], rows[b], start, own)
@@ -190,15 +171,15 @@ class Statistics:
         Args:
             function: From ``[m, m, k]``, of any k rows, to ``[k]``: of each what it would be alone.
         """
-        key = "of grams", *_origin(function)
-        return np.array(self._kept(key, lambda: self._of_grams(function)), self._dtype)[:, None]
+        key = "of grams", *origin_of(function)
+        return np.array(self._cached(key, lambda: self._of_grams(function)), self._dtype)[:, None]
 
     def _of_grams(self, function: Callable[[Vector], Vector]) -> Vector:
         numbers = np.empty(self.numel // self.width)
         at_once = max(1, min(self._wide_piece // self.width, _GRAMS_AT_ONCE // self.models**2))
         sums = np.empty((len(self._pairs), LANES + at_once))
         for start, inputs in self._blocks(self.width):
-            for at, piece in _pieces(start, inputs, at_once * self.width):
+            for at, piece in pieces(start, inputs, at_once * self.width):
                 first, count = at // self.width, len(piece.rows[0]) // self.width
                 self._add_products(piece, 0, self.width, sums)
                 numbers[first : first + count] = function(self._square(sums[:, LANES : LANES + count]))
@@ -208,20 +189,18 @@ class Statistics:
         """The sums over the tensor of the numbers that a quantity has for each element, a tuple."""
         if quantity.numbers:
             return tuple(self._totals(quantity).tolist())
-        return tuple(self._kept(("totals", _name(quantity)), lambda: self._totals(quantity)).tolist())
+        return tuple(self._cached(("totals", key_of(quantity)), lambda: self._totals(quantity)).tolist())
 
     def _totals(self, quantity: Bound) -> Vector:
-        segments = self._segments(quantity)
+        segments = self._quantities.segments(quantity)
         zeros = (self._dtype.type(0),) * len(quantity.models or range(self.models))
         count = len(quantity.formula(0, zeros, *segments[0][2]))
         loop, dtype = totals_loop(quantity.formula.function), np.float64 if quantity.formula.wide else self._dtype
         values, partials = np.empty(count * LANES, dtype), self._partials(count)
         for start, inputs in self._blocks():
-            for first, last, numbers in segments:
-                at, end = max(start, first), min(start + len(inputs.rows[0]), last)
-                if at < end:
-                    part = inputs.part(slice(at - start, end - start))
-                    loop(_rows_of(quantity, part), part.base, at, numbers, values, partials)
+            for at, stop, numbers in clipped(segments, start, start + len(inputs.rows[0])):
+                part = inputs.part(at - start, stop - start)
+                loop(rows_of(quantity, part), part.base, at, numbers, values, partials)
         return np.array([_total(sums) for sums in partials])
 
     def row_length(self, dim: int = -1) -> int:
@@ -237,7 +216,7 @@ class Statistics:
         if quantity.numbers:
             numbers = self._of_rows(quantity)
         else:
-            numbers = self._kept(("rows", _name(quantity)), lambda: self._of_rows(quantity))
+            numbers = self._cached(("rows", key_of(quantity)), lambda: self._of_rows(quantity))
         return np.array(numbers, self._dtype)[:, None]
 
     def _of_rows(self, quantity: Bound) -> Vector:
@@ -252,18 +231,18 @@ class Statistics:
     def absolute_sums(self, each: Bound) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """The L1 norm of every input, ``[m]``, and that of what a step makes of it; ask for it last.
 
-        The blocks may hold what the step made of them from now on (`stepped`).
+        The blocks may hold what the step made of them from now on (`applied`).
         """
         after = self._partials(self.models, "after")
         # The norms before the step need no numbers of a recipe: candidates of a search have them in common.
-        norms = None if self._keep is None else self.totals(magnitudes.bind())
+        norms = None if self._cache is None else self.totals(magnitudes.bind())
         before = self._partials(self.models, "before") if norms is None else [_NO_SUMS] * self.models
         for start, inputs in self._blocks(each.row_length or 1):
             for j, row in enumerate(inputs.rows):
-                out = row if self._in_place else self._workspace.array("stepped", (len(row),), self._dtype)
+                out = row if self._in_place else self._workspace.array("after a step", (len(row),), self._dtype)
                 self.step(each, j, start, inputs, out, before[j], after[j])
         if self._in_place:
-            self.stepped = each
+            self.applied = each
         return norms or tuple(map(_total, before)), tuple(map(_total, after))
 
     def step(
@@ -285,10 +264,9 @@ class Statistics:
         own = tuple(number[model] for number in each.numbers)
         key = self.keys[model] if each.formula.random else (0, 0)
         for at, stop in between(start, start + len(row), cuts_in(own)):
-            part = slice(at - start, stop - start)
-            numbers = typed(own, self._dtype, at)
-            base = part_of(inputs.base, part)
-            loop(row[part], base, at, length, key, numbers, values, u, before, after, out[part])
+            first, last = at - start, stop - start
+            numbers, base = typed(own, self._dtype, at), slice_of(inputs.base, first, last)
+            loop(row[first:last], base, at, length, key, numbers, values, u, before, after, out[first:last])
 
     def floats(self, inputs: Inputs) -> list[Row]:
         """What formulas get of a block's models, one row each, to be changed at will."""
@@ -309,241 +287,29 @@ class Statistics:
         Args:
             wanted: Quantities that are never negative, and how many values to keep, in ``[0, n]``.
         """
-        plain = {0: Cut(math.inf, -1), self.numel: Cut(-1.0, -1)}
-        searched = iter(select(self, self._dtype, [(q, keep) for q, keep in wanted if keep not in plain]))
-        return [plain[keep] if keep in plain else next(searched) for _, keep in wanted]
+        return self._selection.cuts(*wanted)
 
     def ascending(self, quantity: Bound, *indices: int) -> list[float]:
         """The values at indices, from 0, of a quantity's sorted values; the quantity is never negative."""
-        return select_values(self, self._dtype, [(quantity, self.numel - index) for index in indices])
-
-    # ------------------------------------------------------------------ for selection
-
-    @property
-    def part(self) -> int:
-        """Elements of each of the parts that positions are searched in: whole blocks, of any usual size."""
-        least = max(_SMALLEST_PART, -(-self.numel // _PARTS))
-        return -(-least // _SMALLEST_PART) * _SMALLEST_PART
-
-    @property
-    def _parts(self) -> int:
-        return -(-self.numel // self.part)
-
-    def whole(self, quantities: Sequence[Bound]) -> list[Row]:
-        """All values of quantities of a small tensor."""
-        rows = [np.empty(self.numel, self._dtype) for _ in quantities]
-        for start, inputs in self._blocks():
-            for quantity, row in zip(quantities, rows, strict=True):
-                values = self._values(quantity, start, inputs)
-                row[start : start + len(values)] = values
-        return rows
+        return self._selection.largest(quantity, *(self.numel - index for index in indices))
 
     def positive(self, quantity: Bound) -> int:
         """How many values of a quantity, which is never negative, are not zero."""
-        (histogram,) = self.histograms([(quantity, self._first_digit, 0)])
-        self._counted = quantity, histogram  # a cut is asked for next
-        return self.numel - int(histogram.zeros.sum())
-
-    @property
-    def _first_digit(self) -> int:
-        """The position of the highest digit's lowest bit."""
-        return self._dtype.itemsize * 8 - 16
-
-    def histograms(self, digits: Sequence[Digit]) -> list[Histogram]:
-        """The histogram of each digit, from one pass for a handful unless they are kept."""
-        first = self._first_digit
-        if self._counted and [d[:2] for d in digits] == [(self._counted[0], first)]:
-            return [self._counted[1]]
-        if self._keep is None or any(shift != first or quantity.numbers for quantity, shift, _ in digits):
-            size = max(1, min(_AT_ONCE, self._counts // (self._parts * _COUNTS_BYTES)))
-            batches = (digits[at : at + size] for at in range(0, len(digits), size))
-            return [histogram for batch in batches for histogram in self._histograms(batch)]
-        return [
-            Histogram.of_array(self._kept(("histogram", _name(d[0])), partial(self._array, d))) for d in digits
-        ]
-
-    def _array(self, digit: Digit) -> Kept:
-        return self._histograms([digit])[0].array
-
-    def _histograms(self, digits: Sequence[Digit]) -> list[Histogram]:
-        counts = self._workspace.array("counts", (len(digits), self._parts, 1 << 16), np.uint32)
-        counts.fill(0)
-        deeper, zeros = [False] * len(digits), np.zeros((len(digits), self._parts), np.uint32)
-        of_quantities: dict[int, list[int]] = {}  # the values of each are computed once
-        for k, (quantity, _, _) in enumerate(digits):
-            of_quantities.setdefault(id(quantity), []).append(k)
-        for start, inputs in self._pieces(self.part):
-            part = start // self.part
-            for own in of_quantities.values():
-                found = self._count([digits[k] for k in own], start, inputs, [counts[k, part] for k in own])
-                for k, (more, none) in zip(own, found, strict=True):
-                    deeper[k] |= more
-                    zeros[k, part] += none
-        return [
-            _histogram(count, shift == self._first_digit, more, none)
-            for count, (_, shift, _), more, none in zip(counts, digits, deeper, zeros, strict=True)
-        ]
-
-    def _count(
-        self, digits: Sequence[Digit], start: int, inputs: Inputs, counts: Sequence[npt.NDArray[np.uint32]]
-    ) -> list[tuple[bool, int]]:
-        """Count digits of one quantity in a block.
-
-        Returns:
-            For each, whether there are bits below it, and how many values are zero.
-        """
-        quantity = digits[0][0]
-        if quantity.models is not None and self._has_one_digit(quantity, inputs):
-            before = int(counts[0][0]) + int(counts[0][1 << 15])
-            count_magnitudes(inputs.rows[quantity.models[0]], inputs.base, counts[0])
-            return [(False, int(counts[0][0]) + int(counts[0][1 << 15]) - before)]
-        unsigned = np.dtype(f"u{self._dtype.itemsize}")
-        found = [(False, 0)] * len(digits)
-        for at, piece in _pieces(start, inputs, _PIECE):
-            bits = self._values(quantity, at, piece).view(unsigned)
-            for k, (_, shift, prefix) in enumerate(digits):
-                numbers = map(unsigned.type, (shift, (1 << shift) - 1, prefix))
-                more, none = count_digits(bits, *numbers, counts[k])
-                found[k] = (found[k][0] or bool(more), found[k][1] + int(none))
-        return found
-
-    def _has_one_digit(self, quantity: Bound, inputs: Inputs) -> bool:
-        """Whether a quantity is a magnitude of bfloat16."""
-        if quantity.formula is not magnitude or quantity.models is None:
-            return False
-        row, base = inputs.rows[quantity.models[0]], inputs.base
-        floats = isinstance(base, np.ndarray) and base.dtype != row.dtype
-        return bool(row.dtype == np.uint16) and not floats and not isinstance(base, Unrounded)
-
-    def find(self, quantity: Bound, value: float, count: int, start: int) -> int:
-        """The position of the ``count``-th value equal to ``value``, from ``start`` on."""
-        for at, inputs in self._blocks(start=start):
-            row = self._values(quantity, at, inputs)
-            skipped = max(start - at, 0)
-            position, seen = find_equal(row[skipped:], self._dtype.type(value), count)
-            if position >= 0:
-                return at + skipped + int(position)
-            count -= seen
-        raise AssertionError("the histogram has counted what is not there")
+        return self._selection.positive(quantity)
 
     @property
     def _wide_piece(self) -> int:
         """Elements of which the floats of all models stay in the L2 cache."""
-        return max(RUN, _PIECE * 4 // max(4, self.models))
+        return max(RUN, _PIECE // max(4, self.models))
 
-    def _pieces(self, size: int) -> Iterator[tuple[int, Inputs]]:
-        """The tensor in pieces that end where multiples of ``size`` do, at the latest."""
-        for start, inputs in self._blocks():
-            yield from _pieces(start, inputs, size)
-
-    def _values(self, quantity: Bound, start: int, inputs: Inputs) -> Row:
-        """A quantity's values in a block; the next call overwrites them."""
-        dtype = np.dtype(np.float64) if quantity.formula.wide else self._dtype
-        values = self._workspace.array("values", (len(inputs.rows[0]),), dtype)
-        rows = _rows_of(quantity, inputs)
-        loop, length = map_loop(quantity.formula.function), quantity.row_length or self.numel
-        stop = start + len(values)
-        for first, last, numbers in self._segments(quantity):
-            if first <= start and stop <= last:
-                loop(rows, inputs.base, None, start, length, None, None, None, numbers, values)
-            elif start < last and first < stop:
-                at, end = max(start, first), min(stop, last)
-                part = slice(at - start, end - start)
-                of_rows, base = tuple(row[part] for row in rows), part_of(inputs.base, part)
-                loop(of_rows, base, None, at, length, None, None, None, numbers, values[part])
-        return values
-
-    def _segments(self, quantity: Bound) -> list[tuple[int, int, tuple[object, ...]]]:
-        """The tensor in pieces where the thresholds of a quantity's cuts stay the same, and its numbers there."""
-        known = self._numbers.get(id(quantity))
-        if known is None:
-            ranges = between(0, self.numel, cuts_in(quantity.numbers))
-            numbers = [(at, stop, typed(quantity.numbers, self._dtype, at)) for at, stop in ranges]
-            known = self._numbers[id(quantity)] = (quantity, numbers)
-        return known[1]
-
-    def _kept(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
+    def _cached(self, key: Hashable, make: Callable[[], Cached]) -> Cached:
         """What needs no numbers of a recipe, from where it is kept."""
-        return make() if self._keep is None else self._keep(key, make)
+        return make() if self._cache is None else self._cache(key, make)
 
     def _partials(self, count: int, name: str = "partial sums") -> Vector:
         """Room for sums over the tensor, ``[count, LANES + runs]``."""
         return self._workspace.array(name, (count, LANES + -(-self.numel // RUN)), np.float64)
 
 
-def _pieces(start: int, inputs: Inputs, size: int) -> Iterator[tuple[int, Inputs]]:
-    """A block in pieces that end where multiples of ``size`` do, at the latest."""
-    stop = start + len(inputs.rows[0])
-    if start // size == (stop - 1) // size:
-        yield start, inputs
-        return
-    for at in range(start // size * size, stop, size):
-        piece = slice(max(at - start, 0), min(at + size, stop) - start)
-        yield start + piece.start, inputs.part(piece)
-
-
-def _histogram(
-    counts: npt.NDArray[np.uint32], halves: bool, deeper: bool, zeros: npt.NDArray[np.uint32]
-) -> Histogram:
-    """From counts ``[parts, 2 ** 16]``; in two halves where these count in turn."""
-    summed = counts[:, : 1 << 15] + counts[:, 1 << 15 :] if halves else counts
-    digits = np.flatnonzero(summed.any(axis=0))
-    return Histogram(digits.astype(np.uint16), summed[:, digits], deeper, zeros)
-
-
-def _rows_of(quantity: Bound, inputs: Inputs) -> tuple[Row, ...]:
-    """The rows of the models that a quantity is of."""
-    return inputs.rows if quantity.models is None else tuple(inputs.rows[j] for j in quantity.models)
-
-
-def _name(quantity: Bound) -> tuple[object, ...]:
-    """What a quantity without numbers depends on, beside the inputs."""
-    return *_origin(quantity.formula.function), quantity.models
-
-
-def _origin(function: Callable[..., Any]) -> tuple[str, str, str]:
-    """What tells a function of a module, and its source, from others."""
-    return function.__module__, function.__qualname__, source_hash(function)
-
-
 def _total(partials: Vector) -> float:
     return math.fsum(partials[LANES:])
-
-
-def cuts_in(numbers: Iterable[object]) -> Iterator[Cut]:
-    """The cuts among a formula's numbers."""
-    for number in numbers:
-        if isinstance(number, Cut):
-            yield number
-        elif isinstance(number, tuple):
-            yield from cuts_in(number)
-
-
-def between(start: int, stop: int, cuts: Iterable[Cut], length: int | None = None) -> list[tuple[int, int]]:
-    """A range in pieces in which the thresholds of cuts stay the same, up to multiples of a ``length``."""
-    ends = {cut.last + 1 for cut in cuts if start <= cut.last < stop - 1}
-    if length is not None:
-        ends.update(range((start // length + 1) * length, stop, length))
-    return list(pairwise(sorted({start, *ends, stop})))
-
-
-def typed(numbers: tuple[object, ...], dtype: np.dtype[Any], position: int = 0) -> tuple[object, ...]:
-    """Numbers of a formula with floats in the values' type, so that nothing is widened by accident.
-
-    Args:
-        numbers: Cuts among them become their thresholds.
-        dtype: The values' type.
-        position: Where in the tensor.
-    """
-    with np.errstate(over="ignore"):  # what becomes infinite is found in the merged tensor
-        return tuple(_typed(number, dtype, position) for number in numbers)
-
-
-def _typed(number: object, dtype: np.dtype[Any], position: int) -> object:
-    if isinstance(number, tuple):
-        return typed(number, dtype, position)
-    if isinstance(number, Cut):
-        return number.threshold(position, dtype)
-    if isinstance(number, np.ndarray) and number.dtype.kind == "f":
-        return number.astype(dtype, copy=False)
-    return dtype.type(number) if isinstance(number, float) else number

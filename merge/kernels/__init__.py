@@ -28,7 +28,7 @@ from heterosis.merge.kernels.rows import (
     Unrounded,
     add_rounded,
     narrow_row,
-    part_of,
+    slice_of,
     subtract_base,
     widen_row,
 )
@@ -57,8 +57,8 @@ __all__ = [
     "inlined_overload",
     "map_loop",
     "narrow_row",
-    "part_of",
     "row_loop",
+    "slice_of",
     "source_hash",
     "step_loop",
     "subtract_base",

@@ -9,13 +9,13 @@ from numba import types
 
 from heterosis.merge.kernels.compiling import compiled, inlined, inlined_overload, written_out
 from heterosis.merge.kernels.rows import (
-    column_of,
     narrow_row,
     onto_base,
     size_of,
+    slice_each,
     slice_of,
-    slices_of,
     store,
+    values_at,
     widen_row,
     widen_rows,
 )
@@ -39,7 +39,7 @@ def map_loop(formula: Callable[..., Any], each: Callable[..., Any] | None = None
         the formula gives, unless it is None; ``out`` takes floats, bits of bfloat16, or is `Rounded`. With keys,
         no multiple of 2 ** 32 lies inside the block.
     """
-    jitable, stepped = inlined(formula), _stepped(each)
+    jitable, step_each = inlined(formula), _step_each(each)
 
     def loop(rows, base, onto, start, length, steps, keys, scales, numbers, out):  # type: ignore[no-untyped-def]
         done, end = 0, size_of(out)
@@ -49,10 +49,10 @@ def map_loop(formula: Callable[..., Any], each: Callable[..., Any] | None = None
             size = min(length - column, end - done)
             stop = done + size
             own = _in_row(numbers, row, column, column + size)
-            part, of_base = slices_of(rows, done, stop), slice_of(base, done, stop)
+            part, of_base = slice_each(rows, done, stop), slice_of(base, done, stop)
             below, to = slice_of(onto, done, stop), slice_of(out, done, stop)
             for k in range(np.int32(size)):
-                x = _scaled(stepped(at, k, column_of(part, of_base, k), keys, steps), scales)
+                x = _scaled(step_each(at, k, values_at(part, of_base, k), keys, steps), scales)
                 store(onto_base(jitable(at + k, x, *_in_column(own, k)), below, k), to, k)
             done = stop
 
@@ -60,7 +60,7 @@ def map_loop(formula: Callable[..., Any], each: Callable[..., Any] | None = None
 
 
 @cache
-def _stepped(each: Callable[..., Any] | None) -> Callable[..., Any]:
+def _step_each(each: Callable[..., Any] | None) -> Callable[..., Any]:
     """A step for every model as a function of their tuple, for compiled code; None for what leaves it as it is."""
     jitable = inlined(each) if each else None
 
@@ -145,9 +145,9 @@ def totals_loop(formula: Callable[..., Any]) -> Callable[..., None]:
             lane = within % LANES
             stop = min(done + LANES - lane, end)
             at, size = start + done, stop - done
-            part, of_base = slices_of(rows, done, stop), slice_of(base, done, stop)
+            part, of_base = slice_each(rows, done, stop), slice_of(base, done, stop)
             for k in range(np.int32(size)):
-                _spread(jitable(at + k, column_of(part, of_base, k), *numbers), values, k)
+                _spread(jitable(at + k, values_at(part, of_base, k), *numbers), values, k)
             for q in range(sums.shape[0]):
                 if within == 0:
                     sums[q, :LANES] = 0
@@ -187,7 +187,7 @@ def row_loop(formula: Callable[..., Any]) -> Callable[..., None]:
         length = scratch[0].shape[0]
         for r in range(out.shape[0]):
             start, stop = r * length, (r + 1) * length
-            widen_rows(slices_of(rows, start, stop), slice_of(base, start, stop), scratch)
+            widen_rows(slice_each(rows, start, stop), slice_of(base, start, stop), scratch)
             out[r] = jitable(scratch, *numbers)
 
     return compiled(loop, formula, error_model="numpy")

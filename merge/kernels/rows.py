@@ -39,16 +39,9 @@ class Inputs(NamedTuple):
     rows: tuple[Row, ...]
     base: Row | Unrounded | Subtracted | None = None
 
-    def part(self, elements: slice) -> "Inputs":
-        """Some of them."""
-        return Inputs(tuple(row[elements] for row in self.rows), part_of(self.base, elements))
-
-
-def part_of(row: Any, elements: slice) -> Any:
-    """Some elements of what loops take: of a row, of one that is marked, or of None."""
-    if isinstance(row, Rounded | Unrounded | Subtracted):
-        return type(row)(row.row[elements])
-    return None if row is None else row[elements]
+    def part(self, start: int, stop: int) -> "Inputs":
+        """Elements ``[start, stop)``."""
+        return Inputs(tuple(row[start:stop] for row in self.rows), slice_of(self.base, start, stop))
 
 
 @inlined
@@ -102,35 +95,38 @@ def magnitude_bits(row, base, i):  # type: ignore[no-untyped-def]
     return np.uint16(bits & np.uint32(0x7FFF))
 
 
-def column_of(rows: Any, base: Any, i: Any) -> Any:
+def values_at(rows: Any, base: Any, i: Any) -> Any:
     """What formulas get of element ``i``: a tuple with one value per model."""
 
 
-@inlined_overload(column_of)
-def _column_of_overload(rows, base, i):  # type: ignore[no-untyped-def]
+@inlined_overload(values_at)
+def _values_at_overload(rows, base, i):  # type: ignore[no-untyped-def]
     return written_out("entry(rows[j], base, i)", len(rows), "rows, base, i", entry=_entry)
 
 
-def slice_of(base: Any, start: Any, stop: Any) -> Any:
-    """A slice of the base, if there is one, or of a result."""
+def slice_of(row: Any, start: Any, stop: Any) -> Any:
+    """A slice of what loops take: of a row, of one that is marked, or of None. Compiled code may call it too."""
+    if isinstance(row, Rounded | Unrounded | Subtracted):
+        return type(row)(row.row[start:stop])
+    return None if row is None else row[start:stop]
 
 
 @inlined_overload(slice_of)
-def _slice_of_overload(base, start, stop):  # type: ignore[no-untyped-def]
-    if isinstance(base, types.NoneType):
-        return lambda base, start, stop: None
-    if isinstance(base, types.BaseTuple):
-        kind = base.instance_class
-        return lambda base, start, stop: kind(base.row[start:stop])
-    return lambda base, start, stop: base[start:stop]
+def _slice_of_overload(row, start, stop):  # type: ignore[no-untyped-def]
+    if isinstance(row, types.NoneType):
+        return lambda row, start, stop: None
+    if isinstance(row, types.BaseTuple):
+        kind = row.instance_class
+        return lambda row, start, stop: kind(row.row[start:stop])
+    return lambda row, start, stop: row[start:stop]
 
 
-def slices_of(rows: Any, start: Any, stop: Any) -> Any:
+def slice_each(rows: Any, start: Any, stop: Any) -> Any:
     """A slice of every row."""
 
 
-@inlined_overload(slices_of)
-def _slices_of_overload(rows, start, stop):  # type: ignore[no-untyped-def]
+@inlined_overload(slice_each)
+def _slice_each_overload(rows, start, stop):  # type: ignore[no-untyped-def]
     return written_out("rows[j][start:stop]", len(rows), "rows, start, stop")
 
 

@@ -17,7 +17,8 @@ from heterosis.merge.methods.base import (
 from heterosis.merge.methods.combine import combine, scaling
 from heterosis.merge.methods.elect import elect
 from heterosis.merge.methods.rescale import rescaled
-from heterosis.merge.statistics import Statistics, magnitude
+from heterosis.merge.quantities import magnitude
+from heterosis.merge.statistics import Statistics
 
 INFINITY = np.float32(np.inf)
 PAPER = "https://arxiv.org/abs/2312.06795"

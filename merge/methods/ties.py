@@ -14,7 +14,8 @@ from heterosis.merge.methods.base import (
 )
 from heterosis.merge.methods.elect import elect
 from heterosis.merge.methods.rescale import rescaled
-from heterosis.merge.statistics import Statistics, magnitude
+from heterosis.merge.quantities import magnitude
+from heterosis.merge.statistics import Statistics
 
 
 @formula

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from heterosis.errors import InputError
-from heterosis.merge import computation, executor, input_rows, statistics
+from heterosis.merge import computation, executor, input_rows, selection
 from heterosis.merge.api import merge_models
 from heterosis.merge.checkpoint import TensorSource
 from heterosis.merge.computation import Computation
@@ -22,9 +22,9 @@ from heterosis.merge.plan import MergePlan, TensorOp
 from heterosis.merge.planner import build_plan
 from heterosis.merge.recipe import InputModel, ModelRef, Recipe
 from heterosis.merge.reductions import Reductions
-from heterosis.merge.selection import SMALL
+from heterosis.merge.selection import MOST_COUNTS, SMALL
 from heterosis.merge.sinks import ModelSink
-from heterosis.merge.statistics import MOST_COUNTS, Statistics
+from heterosis.merge.statistics import Statistics
 from heterosis.merge.workspace import Workspace
 
 MakeLlama = Callable[..., Path]
@@ -281,7 +281,7 @@ def test_a_step_in_place_changes_no_bit(
     class Noting(Statistics):
         def absolute_sums(self, each: Bound) -> tuple[tuple[float, ...], tuple[float, ...]]:
             sums = super().absolute_sums(each)
-            places.append(self.stepped is each)
+            places.append(self.applied is each)
             return sums
 
     base, *models = large(stored)
@@ -323,7 +323,7 @@ def test_little_memory_is_enough_for_the_counts_of_a_digit(
     options: dict[str, Any] = {"layers": 1, "hidden": 48, "vocab": 515, "dtype": torch.float32}
     models = [make_llama(f"counted-{i}", seed=i, **options) for i in range(6)]
     recipe = recipe_of("breadcrumbs", models)
-    monkeypatch.setattr(statistics, "_SMALLEST_PART", 1 << 12)
+    monkeypatch.setattr(selection, "_SMALLEST_REGION", 1 << 12)
     monkeypatch.setattr(executor, "Workspace", Noting)
     merged = []
     for limit, most in ((executor.DEFAULT_MEMORY_LIMIT, MOST_COUNTS), (THREAD_MINIMUM, THREAD_MINIMUM - BLOCKS)):

@@ -20,9 +20,10 @@ from heterosis.merge.methods import Bound, Method, PerInput, Program, Uniform, g
 from heterosis.merge.methods.combine import combine
 from heterosis.merge.methods.random_mask import drop
 from heterosis.merge.planner import build_plan
+from heterosis.merge.quantities import between, cuts_in, typed
 from heterosis.merge.recipe import InputModel, ModelRef, Recipe
 from heterosis.merge.sinks import ModelSink
-from heterosis.merge.statistics import Statistics, between, cuts_in, typed
+from heterosis.merge.statistics import Statistics
 
 MakeLlama = Callable[..., Path]
 NAMES = sorted(methods())

@@ -15,22 +15,23 @@ from safetensors.torch import load_file, save_file
 
 from heterosis.merge import ModelSink, Recipe, Reductions, build_plan, execute, open_checkpoint
 from heterosis.merge.checkpoint import Checkpoint
-from heterosis.merge.reductions import Kept, node_folder
+from heterosis.merge.reductions import Cached, node_folder
 from heterosis.merge.reference import ModelRef
+from heterosis.merge.selection import Selection
 from heterosis.merge.statistics import Statistics
 
 KEPT = {
     "gram": ("slerp", "nuslerp", "multislerp", "karcher", "model_stock"),
-    "histograms": ("ties", "breadcrumbs"),
+    "count": ("ties", "breadcrumbs"),
 }
 
 
-def once(value: Kept) -> Callable[[], Kept]:
+def once(value: Cached) -> Callable[[], Cached]:
     calls = iter([value])
     return lambda: next(calls)
 
 
-def refuse() -> Kept:
+def refuse() -> Cached:
     raise AssertionError("was to be kept")
 
 
@@ -201,7 +202,7 @@ METHODS = (
     "nearswap",
     "arcee_fusion",
     *KEPT["gram"],
-    *KEPT["histograms"],
+    *KEPT["count"],
 )
 
 
@@ -239,13 +240,14 @@ def test_a_second_candidate_reduces_nothing_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls: list[str] = []
-    inner = getattr(Statistics, f"_{kind}")
+    owner: type = Selection if kind == "count" else Statistics
+    inner = getattr(owner, f"_{kind}")
 
-    def counted(self: Statistics, *arguments: Any) -> Any:
+    def counted(self: object, *arguments: Any) -> Any:
         calls.append(kind)
         return inner(self, *arguments)
 
-    monkeypatch.setattr(Statistics, f"_{kind}", counted)
+    monkeypatch.setattr(owner, f"_{kind}", counted)
     reductions = Reductions()
     made = []
     for density in (0.2, 0.4):

@@ -15,7 +15,7 @@ from heterosis.merge.methods import arcee_fusion as fusion
 from heterosis.merge.methods.base import formula, row_quantity
 from heterosis.merge.methods.combine import combine
 from heterosis.merge.methods.random_mask import drop
-from heterosis.merge.selection import SMALL
+from heterosis.merge.selection import SMALL, Selection
 from heterosis.merge.statistics import Statistics
 
 Array = npt.NDArray[Any]
@@ -146,7 +146,7 @@ def test_numbers_of_rows_are_computed_from_whole_rows(shape: tuple[int, ...], ba
 def test_sorted_values_of_a_quantity_with_numbers_of_rows(
     dtype: type, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Statistics, "find", None)  # nobody asks where they are
+    monkeypatch.setattr(Selection, "_find", None)  # nobody asks where they are
     x = np.random.default_rng(0).normal(size=(6, width)).astype(dtype)
     weight = np.arange(6, dtype=dtype)[:, None]
     tensor = statistics([x], x.shape, [width // 2, 3 * width + 7])

@@ -14,13 +14,15 @@ from hypothesis import strategies as st
 from heterosis.merge import selection
 from heterosis.merge.kernels import Inputs, Unrounded, widen_row
 from heterosis.merge.methods.base import Bound, Cut, formula
-from heterosis.merge.selection import SMALL, Histogram
-from heterosis.merge.statistics import Statistics, magnitude
+from heterosis.merge.quantities import Quantities, magnitude
+from heterosis.merge.selection import SMALL, Histogram, Selection
+from heterosis.merge.statistics import Statistics
+from heterosis.merge.workspace import Workspace
 
 Array: TypeAlias = npt.NDArray[Any]
 
 A, B = magnitude.bind(models=(0,)), magnitude.bind(models=(1,))
-PART = 1 << 20  # the fewest elements of a part
+REGION = 1 << 20  # the fewest elements of a region
 
 
 @formula
@@ -41,41 +43,41 @@ def size_beyond(i, x, cut):  # type: ignore[no-untyped-def]
     return (abs(x[0]) if abs(x[0]) >= cut else np.float32(0),)
 
 
-class Counted(Statistics):
-    """Statistics of a tensor in memory that note what was counted.
+class Counted(Selection):
+    """Selection from a tensor in memory that notes what was counted.
 
     Args:
         inputs: Of the whole tensor, of which each block is a part.
         ends: Where blocks end.
-        of_part: Elements of each part, other than usual.
+        region: Elements of each region, other than usual.
     """
 
-    def __init__(self, inputs: Inputs, ends: tuple[int, ...] = (), of_part: int | None = None) -> None:
+    def __init__(self, inputs: Inputs, ends: tuple[int, ...] = (), region: int | None = None) -> None:
         n = len(inputs.rows[0])
         edges = sorted({0, n, *(end for end in ends if 0 < end < n)})
 
         def blocks(row_length: int = 1, start: int = 0) -> Iterator[tuple[int, Inputs]]:
             for first, last in pairwise(edges):
                 if last > start:
-                    yield first, inputs.part(slice(first, last))
+                    yield first, inputs.part(first, last)
 
         dtype = inputs.rows[0].dtype if inputs.rows[0].dtype.kind == "f" else np.dtype(np.float32)
-        super().__init__(blocks, dtype, len(inputs.rows), (n,), ((0, 0),) * len(inputs.rows))
-        self.of_part = of_part
+        super().__init__(Quantities(blocks, dtype, n, Workspace()), Workspace())
+        self.region = region
         self.counted: list[int] = []
         self.searched: list[int] = []
 
     @property
-    def part(self) -> int:
-        return super().part if self.of_part is None else self.of_part
+    def _region(self) -> int:
+        return super()._region if self.region is None else self.region
 
-    def histograms(self, digits: Any) -> list[Histogram]:
+    def _histograms(self, digits: Any) -> list[Histogram]:
         self.counted.append(len(digits))
-        return super().histograms(digits)
+        return super()._histograms(digits)
 
-    def find(self, quantity: Bound, value: float, count: int, start: int) -> int:
-        self.searched.append(start // self.part)
-        return super().find(quantity, value, count, start)
+    def _find(self, quantity: Bound, value: float, count: int, start: int) -> int:
+        self.searched.append(start // self._region)
+        return super()._find(quantity, value, count, start)
 
 
 def values_of(inputs: Inputs, model: int) -> Array:
@@ -103,7 +105,7 @@ def sorted_kept(sizes: Array, *keep: int) -> list[Array]:
     return list(kept)
 
 
-# --- tensors of several parts -----------------------------------------------------------------------------------
+# --- tensors of several regions --------------------------------------------------------------------------------
 
 
 def mostly_equal(n: int, seed: int) -> Array:
@@ -140,17 +142,17 @@ KINDS = ["bits", "bits, base", "bits, unrounded", "bits, wide", "float32", "floa
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_cuts_of_several_parts_are_those_of_a_stable_sort(kind: str) -> None:
-    n = 2 * PART + 12345
+def test_cuts_of_several_regions_are_those_of_a_stable_sort(kind: str) -> None:
+    n = 2 * REGION + 12345
     inputs = inputs_of(kind, n)
     a, b = (abs(values_of(inputs, j)) for j in range(2))
     value = np.median(a)
     above, equal = int((a > value).sum()), np.flatnonzero(a == value)
     assert len(equal) > n / 3
-    position = int(equal[equal > 2 * PART + 777][0])  # in the third part
+    position = int(equal[equal > 2 * REGION + 777][0])  # in the third region
     keep = above + int(np.searchsorted(equal, position)) + 1
 
-    deltas = Counted(inputs, tuple(range(0, n, PART // 2)))
+    deltas = Counted(inputs, tuple(range(0, n, REGION // 2)))
     of_a, of_b = (keep, n // 100, above, 0, n), (n // 3, keep)
     cuts = deltas.cuts(*((A, count) for count in of_a), *((B, count) for count in of_b))
     assert cuts[0] == Cut(float(value), position)
@@ -161,27 +163,29 @@ def test_cuts_of_several_parts_are_those_of_a_stable_sort(kind: str) -> None:
     sizes = [*[a] * len(of_a), *[b] * len(of_b)]
     for cut, row, kept in zip(cuts, sizes, [*sorted_kept(a, *of_a), *sorted_kept(b, *of_b)], strict=True):
         assert np.array_equal(kept_by(cut, row), kept)
-    odd = Counted(inputs, (1, 5, PART - 1, PART + 3, 2 * PART, 2 * PART + 776, n - 1))  # blocks across parts
+    odd = Counted(
+        inputs, (1, 5, REGION - 1, REGION + 3, 2 * REGION, 2 * REGION + 776, n - 1)
+    )  # blocks across regions
     assert odd.cuts((A, keep), (B, n // 3)) == [cuts[0], cuts[5]]
 
 
 def test_of_nothing_but_equal_values_the_first_are_kept() -> None:
-    n = 2 * PART + 5
+    n = 2 * REGION + 5
     inputs = Inputs((np.full(n, -0.5, np.float32), bits_of(np.zeros(n, np.float32))))
-    for keep in (1, PART, PART + 1, 2 * PART + 1, n - 1):
+    for keep in (1, REGION, REGION + 1, 2 * REGION + 1, n - 1):
         deltas = Counted(Inputs(inputs.rows[:1]))
-        assert deltas.cut(A, keep) == Cut(0.5, keep - 1)
+        assert deltas.cuts((A, keep)) == [Cut(0.5, keep - 1)]
         bits = Counted(Inputs(inputs.rows[1:]))
-        assert bits.cut(A, keep) == Cut(0.0, keep - 1)
-        assert bits.searched == deltas.searched == [(keep - 1) // PART]
+        assert bits.cuts((A, keep)) == [Cut(0.0, keep - 1)]
+        assert bits.searched == deltas.searched == [(keep - 1) // REGION]
 
 
 def test_a_quantity_of_several_models_and_one_with_a_cut_are_selected_by() -> None:
-    n = PART + 999
+    n = REGION + 999
     inputs = inputs_of("bits, base", n)
     a, b = (values_of(inputs, j) for j in range(2))
-    deltas = Counted(inputs, (PART // 2, PART))
-    first = deltas.cut(A, n // 2)
+    deltas = Counted(inputs, (REGION // 2, REGION))
+    (first,) = deltas.cuts((A, n // 2))
     assert first.last < n
     apart, band = distance.bind(), beyond.bind(first, models=(0,))
     cuts = deltas.cuts((apart, n // 3), (band, n // 4), (apart, n // 5))
@@ -189,14 +193,14 @@ def test_a_quantity_of_several_models_and_one_with_a_cut_are_selected_by() -> No
     for cut, sizes, keep in zip(cuts, (abs(a - b), within, abs(a - b)), (n // 3, n // 4, n // 5), strict=True):
         assert np.array_equal(kept_by(cut, sizes), sorted_kept(sizes, keep)[0])
     order = np.sort(abs(a - b))
-    assert deltas.ascending(apart, 0, n // 7, n - 1) == [order[0], order[n // 7], order[-1]]
+    assert deltas.largest(apart, n, n - n // 7, 1) == [order[0], order[n // 7], order[-1]]
 
 
-def test_parts_are_few_whatever_the_size() -> None:
-    for n in (1, PART, PART + 1, 8 * PART, 8 * PART + 1, 100 * PART + 3):
-        deltas = Statistics(lambda *_: [], np.dtype(np.float32), 1, (n,), ((0, 0),))
-        assert deltas.part % PART == 0
-        assert -(-n // deltas.part) <= 8
+def test_regions_are_few_whatever_the_size() -> None:
+    for n in (1, REGION, REGION + 1, 8 * REGION, 8 * REGION + 1, 100 * REGION + 3):
+        deltas = Selection(Quantities(lambda *_: [], np.dtype(np.float32), n, Workspace()), Workspace())
+        assert deltas._region % REGION == 0
+        assert -(-n // deltas._region) <= 8
 
 
 # --- tensors of any values --------------------------------------------------------------------------------------
@@ -210,10 +214,10 @@ FLOATS = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1.0000001, 0.5, -0.5, 1e-45, -1e
     fractions=st.lists(st.sampled_from([0.0, 1.0, 0.5]) | st.floats(0, 1), min_size=1, max_size=4),
     ends=st.lists(st.integers(1, 80), max_size=3),
     kind=st.sampled_from(["bits", "float32", "float64"]),
-    of_part=st.integers(20, 100),
+    region=st.integers(20, 100),
 )
 def test_histograms_of_any_values_give_the_cuts_of_sorting(
-    values: list[float], fractions: list[float], ends: list[int], kind: str, of_part: int
+    values: list[float], fractions: list[float], ends: list[int], kind: str, region: int
 ) -> None:
     row = np.array(values, np.float32)
     inputs = Inputs((bits_of(row) if kind == "bits" else row.astype(kind),))
@@ -223,7 +227,7 @@ def test_histograms_of_any_values_give_the_cuts_of_sorting(
     plain = Counted(inputs).cuts(*wanted)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(selection, "SMALL", 0)
-        searched = Counted(inputs, tuple(ends), of_part).cuts(*wanted)
+        searched = Counted(inputs, tuple(ends), region).cuts(*wanted)
     assert searched == plain
     for cut, (_, keep) in zip(plain, wanted, strict=True):
         assert np.array_equal(kept_by(cut, sizes), sorted_kept(sizes, keep)[0])
@@ -247,6 +251,6 @@ def test_the_threshold_rises_after_the_last_position(dtype: type) -> None:
 def test_loops_cut_off_at_subnormal_thresholds(dtype: type) -> None:
     tiny = np.finfo(dtype).smallest_subnormal
     row = np.array([0, tiny, 2 * tiny, 0, tiny, 2 * tiny], dtype)
-    deltas = Counted(Inputs((row,)))
+    deltas = Statistics(lambda *_: [(0, Inputs((row,)))], row.dtype, 1, row.shape, ((0, 0),))
     got = deltas.totals(size_beyond.bind(Cut(float(tiny), 2), models=(0,)))
     assert got == (5 * float(tiny),)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from heterosis.merge.kernels import RUN, Inputs
 from heterosis.merge.methods.base import ONE, Bound, Cut, per_model, wide_formula
 from heterosis.merge.methods.random_mask import drop, mask_key
-from heterosis.merge.statistics import Statistics, magnitude
+from heterosis.merge.quantities import magnitude
+from heterosis.merge.statistics import Statistics
 
 Row = np.ndarray[tuple[int], np.dtype[Any]]
 # Few magnitudes, so that most are equal; and the extremes of the format.
@@ -121,7 +122,7 @@ def test_sums_after_a_step_leave_rows_alone() -> None:
     deltas = Statistics(lambda *_: [(0, Inputs(tuple(rows)))], rows[0].dtype, 2, rows[0].shape, KEYS[:2])
     step = drop.bind((0.3, 0.6))
     before, after = deltas.absolute_sums(step)
-    assert deltas.stepped is None
+    assert deltas.applied is None
     assert all(np.array_equal(row, copy) for row, copy in zip(rows, copies, strict=True))
     results = [stepped(step, j, row, KEYS[j]) for j, row in enumerate(rows)]
     for sums, of_rows in ((before, rows), (after, results)):
@@ -137,7 +138,7 @@ def test_a_step_in_place_leaves_its_results_in_the_rows() -> None:
     blocks = [(at, Inputs(tuple(row[at : at + RUN] for row in rows))) for at in range(0, len(rows[0]), RUN)]
     deltas = Statistics(lambda *_: blocks, rows[0].dtype, 2, rows[0].shape, KEYS[:2], in_place=True)
     assert deltas.absolute_sums(step) == expected
-    assert deltas.stepped is step
+    assert deltas.applied is step
     assert all(np.array_equal(row, result) for row, result in zip(rows, results, strict=True))
 
 
