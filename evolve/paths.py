@@ -26,9 +26,9 @@ from heterosis.evolve.path_config import CHAMPION, LayerPaths
 from heterosis.evolve.path_encodings import Encoding, Indicators, Path, Run, Segments, joined, limits, whole
 from heterosis.evolve.ranges import Span
 from heterosis.merge import ModelRef, Recipe, build_plan, open_checkpoint
-from heterosis.merge.checkpoint import Model
 from heterosis.merge.layout import embedding_name, main_stack, place_of
 from heterosis.merge.planner import OBSOLETE
+from heterosis.merge.sources import Model
 
 # What the projections into the residual stream are called, attention's and the MLP's: together all that is added.
 _ATTENTION = ("o_proj", "out_proj", "c_proj", "attention.dense.", "self_attn.dense.")

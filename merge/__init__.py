@@ -6,10 +6,13 @@ reference.py         which model is meant
 faults.py            what is wrong with a mapping, in our words
 yaml_file.py         strict YAML
 parameters.py        its settings: gradients and filters, resolved for one tensor
-checkpoint.py        a model as named lazy tensors, from a folder, the Hub, or with an adapter
+sources.py           what a model to merge is: named tensors that can be read in parts
+checkpoint.py        a model from a folder, a file or the Hub, or with an adapter
+weights.py           the weight files of a folder
 hub.py               fetching from the Hub, pinning to commits, publishing
 files.py             what of a model folder may be opened, and how much of it is read
 safetensors_file.py  safetensors headers and reads, defensively
+pickle_file.py       PyTorch's files, of which only tensors are unpickled
 lora.py              adapters applied tensor by tensor while reading
 layout.py            which layer a tensor's name speaks of
 names.py             one model's names for another's tensors
@@ -24,6 +27,7 @@ vocabulary.py        rows of embeddings in the order of its tokens
 chat_template.py     chat templates: built in, or the most frequent
 methods/             the merge methods, one file each
 statistics.py        what a method may ask of a whole tensor
+quantities.py        numbers for every element, such as magnitudes, by segments of the tensor
 selection.py         the k largest values, exactly, in few passes
 kernels/             compiled loops over blocks
 workspace.py         buffers that threads reuse

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from heterosis.errors import InputError
-from heterosis.merge.checkpoint import Model
 from heterosis.merge.inspection import recorded_warnings, short_names
 from heterosis.merge.layout import embedding_name, is_head, is_vocabulary, place_of, stack_sizes
 from heterosis.merge.names import align
 from heterosis.merge.planner import OBSOLETE, build_plan
 from heterosis.merge.recipe import Recipe
+from heterosis.merge.sources import Model
 from heterosis.merge.tokenizer import Tokens
 
 _SHOWN = 3  # examples of a difference

@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from heterosis.errors import InputError
-from heterosis.merge.checkpoint import Model, TensorSource
 from heterosis.merge.input_rows import STREAMING_BLOCK
 from heterosis.merge.kernels import Inputs
 from heterosis.merge.layout import place_of
 from heterosis.merge.names import align
+from heterosis.merge.sources import Model, TensorSource
 from heterosis.merge.statistics import Statistics
 from heterosis.merge.workspace import Workspace
 

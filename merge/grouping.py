@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeAlias
 
-from heterosis.merge.checkpoint import Model, TensorSource
 from heterosis.merge.layout import (
     Place,
     comes_first,
@@ -23,6 +22,7 @@ from heterosis.merge.output_config import Taken
 from heterosis.merge.parameters import Setting
 from heterosis.merge.recipe import Module, Recipe
 from heterosis.merge.reference import ModelRef
+from heterosis.merge.sources import Model, TensorSource
 
 Settings: TypeAlias = Mapping[str, Setting]
 

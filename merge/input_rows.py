@@ -6,10 +6,10 @@ from typing import TypeGuard
 
 import torch
 
-from heterosis.merge.checkpoint import TensorSource
 from heterosis.merge.kernels import Inputs, Subtracted, Unrounded, subtract_base
 from heterosis.merge.lora import LoraTensor
 from heterosis.merge.plan import TensorOp
+from heterosis.merge.sources import TensorSource
 from heterosis.merge.workspace import Workspace, as_array
 
 # Elements of a block that is read once, and the bytes of its rows, which lowers it where there are many models.

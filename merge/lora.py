@@ -9,7 +9,7 @@ import re
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +19,9 @@ from heterosis.errors import InputError
 from heterosis.words import brief
 
 from .kernels import add_rounded, compiled, inlined
+from .sources import TensorSource
+from .weights import Weights
 from .workspace import Workspace, as_array
-
-if TYPE_CHECKING:
-    from .checkpoint import TensorSource, Weights
 
 Matrix = np.ndarray[tuple[int, int], np.dtype[Any]]
 
@@ -131,7 +130,7 @@ class LoraTensor:
     exact = False  # sums are of float32 or float64
 
     def __init__(
-        self, base: "TensorSource", a: "TensorSource", b: "TensorSource", scaling: float, transposed: bool
+        self, base: TensorSource, a: TensorSource, b: TensorSource, scaling: float, transposed: bool
     ) -> None:
         """Wrap a base tensor.
 
@@ -193,7 +192,7 @@ class LoraTensor:
         return (left * self._scaling).contiguous().numpy(), right.contiguous().numpy()
 
 
-def _read_matrix(source: "TensorSource", dtype: torch.dtype) -> Tensor:
+def _read_matrix(source: TensorSource, dtype: torch.dtype) -> Tensor:
     flat = torch.empty(math.prod(source.shape), dtype=dtype)
     source.read(0, len(flat), flat)
     return flat.view(source.shape)
@@ -202,7 +201,7 @@ def _read_matrix(source: "TensorSource", dtype: torch.dtype) -> Tensor:
 class _Renamed:
     """An adapter's full copy of a base tensor, under the base's name (a `TensorSource`)."""
 
-    def __init__(self, name: str, source: "TensorSource") -> None:
+    def __init__(self, name: str, source: TensorSource) -> None:
         self.name = name
         self.shape = source.shape
         self.dtype = source.dtype
@@ -216,7 +215,7 @@ class _Renamed:
 class _Module:
     """What an adapter holds for one module."""
 
-    factors: "dict[str, TensorSource]" = field(default_factory=dict)  # keys: A, B
+    factors: dict[str, TensorSource] = field(default_factory=dict)  # keys: A, B
     is_embedding: bool = False
 
 
@@ -227,7 +226,7 @@ class Adapter:
         files: adapter_config.json and the weights.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], weights: "Weights") -> None:
+    def __init__(self, folder: Path, config: Mapping[str, Any], weights: Weights) -> None:
         """Take over the opened weights.
 
         Raises:
@@ -244,9 +243,7 @@ class Adapter:
     def close(self) -> None:
         self._weights.close()
 
-    def apply(
-        self, base: "Mapping[str, TensorSource]", model_config: Mapping[str, Any]
-    ) -> "dict[str, TensorSource]":
+    def apply(self, base: Mapping[str, TensorSource], model_config: Mapping[str, Any]) -> dict[str, TensorSource]:
         """The tensors that the adapter changes, by the base's names.
 
         Raises:
@@ -305,7 +302,7 @@ class Adapter:
         return changed
 
     def _tensor(
-        self, path: str, module: _Module, base: "TensorSource", model_config: Mapping[str, Any]
+        self, path: str, module: _Module, base: TensorSource, model_config: Mapping[str, Any]
     ) -> LoraTensor:
         if module.factors.keys() != {"A", "B"}:
             raise ValueError(f"must have lora_A and lora_B, but has only lora_{next(iter(module.factors))}")
@@ -373,7 +370,7 @@ class Adapter:
                 except (re.error, RecursionError, OverflowError) as error:
                     yield f"{key}: {brief(pattern)} is no regular expression: {error}"
 
-    def _left_over_faults(self, left_over: "Mapping[str, TensorSource]") -> Iterator[str]:
+    def _left_over_faults(self, left_over: Mapping[str, TensorSource]) -> Iterator[str]:
         """What tensors other than LoRA's factors say about the adapter, where they cannot be merged."""
         if any("lora_magnitude_vector" in path for path in left_over):
             yield f"DoRA is not supported: it also rescales the weights; {_REMEDY}"
@@ -397,7 +394,7 @@ def _by_pattern(patterns: Mapping[str, Any] | None, path: str, default: Any) -> 
     return default
 
 
-def _find(module: str, base: "Mapping[str, TensorSource]") -> str | None:
+def _find(module: str, base: Mapping[str, TensorSource]) -> str | None:
     """The base's name for a module's weight: checkpoints may lack or have the prefix of a headless model."""
     shortened = [module.removeprefix(prefix) for prefix in _PREFIXES]
     for candidate in (module, *shortened, *(prefix + module for prefix in _PREFIXES)):
@@ -406,12 +403,12 @@ def _find(module: str, base: "Mapping[str, TensorSource]") -> str | None:
     return None
 
 
-def _is_tied(base: "Mapping[str, TensorSource]", model_config: Mapping[str, Any]) -> bool:
+def _is_tied(base: Mapping[str, TensorSource], model_config: Mapping[str, Any]) -> bool:
     has_head = any(name.removesuffix(".weight").rpartition(".")[2] in _OUTPUT_EMBEDDINGS for name in base)
     text = model_config.get("text_config")
     flags = [section.get("tie_word_embeddings") for section in (model_config, text) if isinstance(section, dict)]
     return not has_head or True in flags
 
 
-def _dims(source: "TensorSource") -> str:
+def _dims(source: TensorSource) -> str:
     return str(list(source.shape))

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from heterosis.merge.checkpoint import Model, TensorSource
 from heterosis.merge.reference import ModelRef
+from heterosis.merge.sources import Model, TensorSource
 from heterosis.merge.tokenizer import OutputTokenizer
 
 # Modules that do nothing but hold the model: a headless class saves its tensors without them.

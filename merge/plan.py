@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from heterosis.merge.checkpoint import Model, TensorSource
 from heterosis.merge.methods import Method
 from heterosis.merge.recipe import Recipe
 from heterosis.merge.reference import ModelRef
+from heterosis.merge.sources import Model, TensorSource
 from heterosis.merge.tokenizer import OutputTokenizer
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 from heterosis.errors import InputError
-from heterosis.merge.checkpoint import Model, TensorSource, open_checkpoint
+from heterosis.merge.checkpoint import open_checkpoint
 from heterosis.merge.contract import input_faults, parameter_faults, unmatched_filters
 from heterosis.merge.grouping import Group, Grouping, Input, Settings, Slice
 from heterosis.merge.layout import (
@@ -32,6 +32,7 @@ from heterosis.merge.parameters import lookup
 from heterosis.merge.plan import MergePlan, TensorOp
 from heterosis.merge.recipe import Recipe
 from heterosis.merge.reference import ModelRef
+from heterosis.merge.sources import Model, TensorSource
 from heterosis.merge.stages import Stage
 from heterosis.merge.tokenizer import OutputTokenizer, output_tokenizer
 

@@ -7,14 +7,13 @@ them, not even where that were exact: whoever dequantises knows then that the me
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from heterosis.errors import InputError
 
-if TYPE_CHECKING:
-    from .checkpoint import TensorSource
+from .sources import TensorSource
 
 _FLOAT8 = frozenset(
     {torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz, torch.float8_e8m0fnu}
@@ -81,7 +80,7 @@ def refuse_config(file: Path, config: Mapping[str, Any]) -> None:
         raise InputError(f"{file}: the model is quantised{_with(scheme)}{size}; {_remedy(scheme)}")
 
 
-def refuse_tensors(where: Path, tensors: Mapping[str, "TensorSource"], what: str = "model") -> None:
+def refuse_tensors(where: Path, tensors: Mapping[str, TensorSource], what: str = "model") -> None:
     """Refuse tensors that are quantised, whatever a config says.
 
     Args:

@@ -6,12 +6,12 @@ from threading import Lock
 
 import torch
 
-from heterosis.merge.checkpoint import TensorSource
 from heterosis.merge.computation import Computation, read_copy
 from heterosis.merge.finite import check_finite
 from heterosis.merge.input_rows import STREAMING_BLOCK
 from heterosis.merge.plan import MergePlan, TensorOp
 from heterosis.merge.reference import ModelRef
+from heterosis.merge.sources import TensorSource
 from heterosis.merge.workspace import Workspace
 
 
@@ -65,7 +65,7 @@ class MergedTensor:
 
 
 class Stage:
-    """The result of a named recipe, as a model (see `heterosis.merge.checkpoint.Model`).
+    """The result of a named recipe, as a model (see `heterosis.merge.sources.Model`).
 
     Attributes:
         ref: The name that recipes use.

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from heterosis.errors import InputError
 
@@ -23,10 +23,8 @@ from .files import read_json
 from .layout import embedding_name
 from .recipe import Recipe, Tokenizer
 from .reference import ModelRef
+from .sources import Model
 from .vocabulary import ModelTokens, Vocabulary, build_vocabulary
-
-if TYPE_CHECKING:
-    from .checkpoint import Model
 
 _PREFIXES = ("tokenizer", "special_tokens", "added_tokens", "chat_template", "vocab.", "merges.", "sentencepiece.")
 _NAMES = ("spiece.model", "tekken.json")
@@ -191,9 +189,9 @@ class OutputTokenizer:
 
 def output_tokenizer(
     recipe: Recipe,
-    donor: "Model",
-    models: Mapping[ModelRef, "Model"],
-    open_model: Callable[[ModelRef], "Model"],
+    donor: Model,
+    models: Mapping[ModelRef, Model],
+    open_model: Callable[[ModelRef], Model],
 ) -> OutputTokenizer:
     """The tokenizer that a recipe asks for, with its vocabulary.
 
@@ -239,7 +237,7 @@ def output_tokenizer(
 
 
 def _vocabulary(
-    recipe: Recipe, section: Tokenizer, source: "Model", donor: "Model", models: Mapping[ModelRef, "Model"]
+    recipe: Recipe, section: Tokenizer, source: Model, donor: Model, models: Mapping[ModelRef, Model]
 ) -> tuple[list[AddedToken], Vocabulary]:
     """The tokens to add to the source's tokenizer, and where all rows are."""
     known = source.tokenizer.tokens()
@@ -261,7 +259,7 @@ def _vocabulary(
     return added, build_vocabulary(ids, size, own, recipe.base_model, section.tokens)
 
 
-def _model_tokens(model: "Model", fallback: "Model") -> Tokens:
+def _model_tokens(model: Model, fallback: Model) -> Tokens:
     """A model's tokens; where it has none that can be read, those of another, as mergekit assumes."""
     reason = "it has no tokenizer"
     if model.tokenizer.folder is not None:
@@ -314,7 +312,7 @@ def _union(known: Tokens, others: Iterable[tuple[Tokens, int]]) -> list[AddedTok
     return marked + new
 
 
-def vocabulary_rows(model: "Model") -> int:
+def vocabulary_rows(model: Model) -> int:
     """How many rows a model's embedding has.
 
     Raises:

@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from hashlib import blake2b
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,9 +22,7 @@ from heterosis.errors import InputError, did_you_mean
 
 from .recipe import ModelToken, TokenRow, ZeroRow
 from .reference import ModelRef
-
-if TYPE_CHECKING:
-    from .checkpoint import TensorSource
+from .sources import TensorSource
 
 Rows = NDArray[np.int64]
 
@@ -76,9 +74,9 @@ class Vocabulary:
         self,
         ref: ModelRef,
         name: str,
-        sources: Mapping[ModelRef, "TensorSource"],
+        sources: Mapping[ModelRef, TensorSource],
         base: ModelRef | None = None,
-    ) -> "TensorSource":
+    ) -> TensorSource:
         """A model's embedding, head or head bias with the rows in the order of the output.
 
         Args:
@@ -143,7 +141,7 @@ class _AlignedTensor:
     def __init__(
         self,
         name: str,
-        sources: list["TensorSource"],
+        sources: list[TensorSource],
         model_of: NDArray[np.int64],
         row_of: Rows,
         owned: NDArray[np.int64],

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from heterosis.errors import InputError
-from heterosis.merge import checkpoint as checkpoint_module
+from heterosis.merge import weights as weights_module
 from heterosis.merge.checkpoint import Checkpoint, open_checkpoint
 from heterosis.merge.recipe import ModelRef
 from heterosis.merge.safetensors_file import DTYPES, SafetensorsFile
@@ -468,7 +468,7 @@ def test_weights_opened_before_a_fault_are_closed(sharded: Path, monkeypatch: py
             super().__init__(path, mapped)
             opened.append(self)
 
-    monkeypatch.setattr(checkpoint_module, "SafetensorsFile", Recorded)
+    monkeypatch.setattr(weights_module, "SafetensorsFile", Recorded)
     last = sorted(sharded.glob("*.safetensors"))[-1]
     last.write_bytes(last.read_bytes()[:-1])
     fault_of(sharded)

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from heterosis.errors import InputError
 from heterosis.merge import computation, executor, input_rows, selection
 from heterosis.merge.api import merge_models
-from heterosis.merge.checkpoint import TensorSource
 from heterosis.merge.computation import Computation
 from heterosis.merge.executor import BLOCKS, THREAD_MINIMUM, MergeError, execute
 from heterosis.merge.methods import Bound, methods
@@ -24,6 +23,7 @@ from heterosis.merge.recipe import InputModel, ModelRef, Recipe
 from heterosis.merge.reductions import Reductions
 from heterosis.merge.selection import MOST_COUNTS, SMALL
 from heterosis.merge.sinks import ModelSink
+from heterosis.merge.sources import TensorSource
 from heterosis.merge.statistics import Statistics
 from heterosis.merge.workspace import Workspace
 

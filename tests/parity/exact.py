@@ -12,9 +12,9 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from heterosis.merge.checkpoint import TensorSource
 from heterosis.merge.lora import LoraTensor
 from heterosis.merge.plan import TensorOp
+from heterosis.merge.sources import TensorSource
 
 from ..reference.inputs import Inputs
 from ..reference.test_methods import REFERENCES
