@@ -3,20 +3,18 @@
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 
 from heterosis.errors import InputError
-from heterosis.merge.checkpoint import Checkpoint, open_checkpoint
+from heterosis.merge.checkpoint import OpenModels
 from heterosis.merge.companions import write_companions
-from heterosis.merge.executor import DEFAULT_MEMORY_LIMIT, THREAD_MINIMUM, available_cores, execute
+from heterosis.merge.executor import DEFAULT_MEMORY_LIMIT, THREAD_MINIMUM, execute
 from heterosis.merge.hub import pin
 from heterosis.merge.plan import MergePlan
 from heterosis.merge.planner import Names, build_plan
 from heterosis.merge.recipe import Recipe
 from heterosis.merge.reductions import Reductions
-from heterosis.merge.reference import ModelRef
-from heterosis.merge.writer import DEFAULT_SHARD_SIZE, SafetensorsSink, check_free, published_folder
+from heterosis.merge.writer import DEFAULT_SHARD_SIZE, SafetensorsSink, published_folder, refuse_occupied
 from heterosis.words import size
 
 # The part of the memory limit that may wait for the disk.
@@ -73,19 +71,13 @@ def merge_models(
     target = Path(out).absolute()
     if target.is_symlink():  # where it leads to is replaced, not the link
         target = target.resolve()
-    check_free(target, overwrite)
+    refuse_occupied(target, overwrite)
     if memory_limit < THREAD_MINIMUM:
         least = f"{size(THREAD_MINIMUM)} ({THREAD_MINIMUM:,} bytes)"
         raise InputError(f"--memory-limit: must be at least {least}, but got {memory_limit:,} bytes")
-    opened: dict[ModelRef, Checkpoint] = {}
-    with ExitStack() as models:
-
-        def open_model(ref: ModelRef) -> Checkpoint:
-            if ref not in opened:
-                opened[ref] = models.enter_context(open_checkpoint(ref))
-            return opened[ref]
-
-        plan = build_plan(loaded, open_model, names=names, origin=origin)
+    with OpenModels() as models:
+        plan = build_plan(loaded, models, names=names, origin=origin)
+        opened = models.opened
         inputs = {os.path.realpath(path) for c in opened.values() for path in (c.folder, *c.files)}
         if os.path.realpath(target) in inputs:
             raise InputError(f"{out}: is one of the models that are merged; choose another folder")
@@ -111,7 +103,7 @@ def merge_models(
                 execute(
                     plan,
                     sink,
-                    threads=threads or available_cores(),
+                    threads=threads,
                     memory_limit=memory_limit,
                     waiting=waiting,
                     reductions=reductions,

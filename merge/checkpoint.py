@@ -163,6 +163,29 @@ def open_checkpoint(ref: ModelRef | str, mapped: bool = False) -> Checkpoint:
     return checkpoint
 
 
+class OpenModels:
+    """Opens each model once; in a ``with`` statement, which closes them all.
+
+    Attributes:
+        opened: Those that were asked for.
+    """
+
+    def __init__(self) -> None:
+        self.opened: dict[ModelRef, Checkpoint] = {}
+
+    def __call__(self, ref: ModelRef) -> Checkpoint:
+        if ref not in self.opened:
+            self.opened[ref] = open_checkpoint(ref)
+        return self.opened[ref]
+
+    def __enter__(self) -> "OpenModels":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for checkpoint in self.opened.values():
+            checkpoint.close()
+
+
 @cache
 def _file_digest(path: Path, size: int, mtime_ns: int) -> str:
     """SHA-256 of a file, computed once: a base is shared by all its adapters."""

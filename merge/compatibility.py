@@ -8,8 +8,8 @@ from typing import Literal, TypeAlias
 
 from heterosis.errors import InputError
 from heterosis.merge.inspection import recorded_warnings, short_names
-from heterosis.merge.layout import embedding_name, is_head, is_vocabulary, place_of, stack_sizes
-from heterosis.merge.names import align
+from heterosis.merge.layout import embedding_name, embedding_rows, is_head, is_vocabulary, place_of, stack_sizes
+from heterosis.merge.names import renamed
 from heterosis.merge.planner import OBSOLETE, build_plan
 from heterosis.merge.recipe import Recipe
 from heterosis.merge.sources import Model
@@ -114,7 +114,7 @@ def compare(models: Sequence[Model]) -> Compatibility:
     differences: list[Difference] = []
     for model in models[1:]:
         pair = f"{names[first.ref]} and {names[model.ref]}"
-        differences += _differences(pair, first, align(model, first), tokens[first.ref], tokens[model.ref])
+        differences += _differences(pair, first, renamed(model, first), tokens[first.ref], tokens[model.ref])
     asks = [difference for difference in differences if difference.weight == "asks"]
     blocks = [difference for difference in differences if difference.weight == "blocks"]
     topics = {difference.topic for difference in asks}
@@ -154,8 +154,7 @@ def _facts(model: Model, name: str, tokens: Tokens | None) -> ModelFacts:
     dtypes: Counter[str] = Counter()
     for source in model.tensors.values():
         dtypes[str(source.dtype).removeprefix("torch.")] += math.prod(source.shape)
-    embedding = embedding_name(model.tensors)
-    rows = model.tensors[embedding].shape[0] if embedding else None
+    rows = embedding_rows(model.tensors)
     used = None if tokens is None or rows is None else sum(i < rows for i in set(tokens.ids.values()))
     architectures = model.config.get("architectures")
     return ModelFacts(
@@ -255,7 +254,7 @@ def _tensors(pair: str, first: Model, other: Model) -> Iterator[Difference]:
         if missing:
             text = f"{_some(missing)} of {pair} only in {has.ref}"
             yield Difference("blocks", "tensors", text, "merge one architecture only")
-    rows = [_rows(model) for model in (first, other)]
+    rows = [embedding_rows(model.tensors) or 0 for model in (first, other)]
     differing = []
     for name, source in first.tensors.items():
         twin = other.tensors.get(name)
@@ -269,7 +268,7 @@ def _tensors(pair: str, first: Model, other: Model) -> Iterator[Difference]:
 
 
 def _vocabulary(pair: str, first: Model, other: Model) -> Iterator[Difference]:
-    rows = [_rows(model) for model in (first, other)]
+    rows = [embedding_rows(model.tensors) or 0 for model in (first, other)]
     if rows[0] and rows[1] and rows[0] != rows[1]:
         yield Difference(
             "asks",
@@ -299,11 +298,6 @@ def _tokenizers(pair: str, first: Tokens | None, other: Tokens | None, *, asks: 
     text = f"{pair} have {len(first.ids)} and {len(other.ids)} tokens: {', '.join(parts)}"
     remedy = "add tokenizer_source: union (or base, or a model)"
     yield Difference("asks" if asks else "note", "tokenizer", text, remedy)
-
-
-def _rows(model: Model) -> int:
-    embedding = embedding_name(model.tensors)
-    return model.tensors[embedding].shape[0] if embedding else 0
 
 
 def _some(items: Sequence[str]) -> str:

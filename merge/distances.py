@@ -16,7 +16,7 @@ from heterosis.errors import InputError
 from heterosis.merge.input_rows import STREAMING_BLOCK
 from heterosis.merge.kernels import Inputs
 from heterosis.merge.layout import place_of
-from heterosis.merge.names import align
+from heterosis.merge.names import renamed
 from heterosis.merge.sources import Model, TensorSource
 from heterosis.merge.statistics import Statistics
 from heterosis.merge.workspace import Workspace
@@ -71,7 +71,7 @@ def task_vector_distances(base: Model, models: Mapping[str, Model], *, threads: 
     Raises:
         InputError: If they have no tensor in common.
     """
-    own = [align(model, base).tensors for model in models.values()]
+    own = [renamed(model, base).tensors for model in models.values()]
     names, skipped = _common(base, own)
     if not names:
         raise InputError(f"{base.ref}: has no tensor in common with {', '.join(models)}; name another base")
@@ -131,7 +131,7 @@ def _gram(sources: Sequence[TensorSource], workspace: Workspace) -> Matrix:
             yield start, Inputs(tuple(row.numpy() for row in rows))
 
     dtype = torch.empty(0, dtype=work).numpy().dtype
-    return np.array(Statistics(blocks, dtype, len(sources), sources[0].shape, ()).gram())
+    return np.array(Statistics(blocks, dtype, len(sources), sources[0].shape, (), workspace).gram())
 
 
 def _geometry(grams: Iterable[Matrix]) -> Geometry:

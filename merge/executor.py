@@ -51,7 +51,7 @@ def execute(
     Args:
         plan: From :func:`~heterosis.merge.planner.build_plan`.
         sink: Where the tensors go.
-        threads: Tensors worked on at the same time; None takes torch's number of threads.
+        threads: Tensors worked on at the same time; None takes one for each core.
         memory_limit: Bytes for buffers of all threads together; with less than 16 MiB for each, threads are fewer.
             Beside it, a method that takes whole rows of a tensor, or a number for each, has a few of them in
             memory, for all models; one that takes dot products or sums, 8 bytes for each 16384 elements and pair
@@ -62,7 +62,7 @@ def execute(
     Raises:
         MergeError: If a merged tensor has NaN or infinity, or a method's numbers cannot be had.
     """
-    threads = max(1, min(threads or torch.get_num_threads(), memory_limit // THREAD_MINIMUM))
+    threads = max(1, min(threads or available_cores(), memory_limit // THREAD_MINIMUM))
     share = (memory_limit - waiting) // threads
     counts = min(max(0, share - BLOCKS), MOST_COUNTS)
     # Of whole tensors' rows, beside blocks and counts.

@@ -3,14 +3,15 @@
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from heterosis.merge.checkpoint import Checkpoint, open_checkpoint
+from heterosis.merge.checkpoint import OpenModels
 from heterosis.merge.executor import DEFAULT_MEMORY_LIMIT
 from heterosis.merge.layout import comes_first, place_of
+from heterosis.merge.names import RenamedModel
 from heterosis.merge.plan import MergePlan, TensorOp
 from heterosis.merge.planner import build_plan
 from heterosis.merge.recipe import Recipe
@@ -111,14 +112,7 @@ def inspect_recipe(
     Raises:
         InputError: If the recipe cannot be run.
     """
-    opened: dict[ModelRef, Checkpoint] = {}
-    with ExitStack() as models, recorded_warnings() as noted:
-
-        def open_model(ref: ModelRef) -> Checkpoint:
-            if ref not in opened:
-                opened[ref] = models.enter_context(open_checkpoint(ref))
-            return opened[ref]
-
+    with OpenModels() as open_model, recorded_warnings() as noted:
         plan = build_plan(recipe, open_model, origin=origin)
         names = short_names(recipe.original_models())
         plans = tuple(_summary(each, names, full) for each in _with_stages(plan))
@@ -164,7 +158,7 @@ def _with_stages(plan: MergePlan) -> Iterator[MergePlan]:
 
     def visit(one: MergePlan) -> None:
         for model in one.checkpoints.values():
-            stage = getattr(model, "model", model)  # behind other names for its tensors
+            stage = model.model if isinstance(model, RenamedModel) else model
             if isinstance(stage, Stage) and stage.ref.path not in found:
                 visit(stage.plan)
                 found[stage.ref.path] = stage.plan

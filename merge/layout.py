@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from heterosis.merge.sources import TensorSource
+
 _LAYER = re.compile(r"^(?P<stack>.*?)\.?(?<![^.])(?P<index>[0-9]{1,9})\.(?P<rest>.+)$")
 _LAYER_COUNT_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "depth")
 _DECODER_KEYS = ("num_decoder_layers", "decoder_layers")
@@ -142,6 +144,12 @@ def is_head(name: str) -> bool:
 def embedding_name(names: Iterable[str]) -> str | None:
     """The input embedding that a tied head repeats."""
     return next((name for name in names if _is_one_of(name, _EMBEDDING_NAMES)), None)
+
+
+def embedding_rows(tensors: Mapping[str, TensorSource]) -> int | None:
+    """How many rows a model's input embedding has; None where no tensor has the name of one."""
+    name = embedding_name(tensors)
+    return None if name is None else tensors[name].shape[0]
 
 
 def tied_to(name: str, names: Iterable[str]) -> str | None:

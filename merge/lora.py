@@ -198,7 +198,7 @@ def _read_matrix(source: TensorSource, dtype: torch.dtype) -> Tensor:
     return flat.view(source.shape)
 
 
-class _Renamed:
+class _FullCopy:
     """An adapter's full copy of a base tensor, under the base's name (a `TensorSource`)."""
 
     def __init__(self, name: str, source: TensorSource) -> None:
@@ -277,7 +277,7 @@ class Adapter:
             elif source.shape != base[name].shape:
                 faults.append(f"{name}: the adapter replaces {_dims(base[name])} by {_dims(source)}: {_RESIZED}")
             else:
-                changed[name] = _Renamed(name, source)
+                changed[name] = _FullCopy(name, source)
         for path, module in modules.items():
             leaf = path.rpartition(".")[2]
             if leaf in _INPUT_EMBEDDINGS | _OUTPUT_EMBEDDINGS and _is_tied(base, model_config):

@@ -36,13 +36,13 @@ def aligned(names: Iterable[str], donor: Iterable[str]) -> dict[str, str]:
     for name in wanted:
         wrappers, part = unwrapped(name)
         homes.setdefault(part, set()).add(wrappers)
-    renamed = {}
+    called = {}
     for name in own:
         wrappers, part = unwrapped(name)
         home = homes.get(part, {wrappers})
-        renamed[name] = name if len(home) > 1 else min(home) + name.removeprefix(wrappers)
-    gained = len(wanted & set(renamed.values())) > len(wanted & set(own))
-    return renamed if gained and len(set(renamed.values())) == len(own) else {name: name for name in own}
+        called[name] = name if len(home) > 1 else min(home) + name.removeprefix(wrappers)
+    gained = len(wanted & set(called.values())) > len(wanted & set(own))
+    return called if gained and len(set(called.values())) == len(own) else {name: name for name in own}
 
 
 def unwrapped(name: str) -> tuple[str, str]:
@@ -51,16 +51,16 @@ def unwrapped(name: str) -> tuple[str, str]:
     return (match["wrappers"], match["part"]) if match else ("", name)
 
 
-def align(model: Model, donor: Model) -> Model:
+def renamed(model: Model, donor: Model) -> Model:
     """The model with the donor's names, or just the model where it has them already."""
     names = aligned(model.tensors, donor.tensors)
     if all(own == name for own, name in names.items()):
         return model
-    return _Renamed(model, dict(sorted((names[own], source) for own, source in model.tensors.items())))
+    return RenamedModel(model, dict(sorted((names[own], source) for own, source in model.tensors.items())))
 
 
 @dataclass(frozen=True, eq=False)
-class _Renamed:
+class RenamedModel:
     """A model under other names (a `Model`)."""
 
     model: Model

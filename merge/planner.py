@@ -6,7 +6,7 @@ shape, or when a parameter is missing or unknown, so that a plan that was built 
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any, Literal, TypeAlias
 
@@ -18,6 +18,7 @@ from heterosis.merge.contract import input_faults, parameter_faults, unmatched_f
 from heterosis.merge.grouping import Group, Grouping, Input, Settings, Slice
 from heterosis.merge.layout import (
     embedding_name,
+    embedding_rows,
     is_head,
     is_vocabulary,
     tied_to,
@@ -26,7 +27,7 @@ from heterosis.merge.methods import Method, Parameter, get_method
 from heterosis.merge.methods.combine import COPY
 from heterosis.merge.methods.random_mask import mask_key
 from heterosis.merge.modules import candidates, module_of
-from heterosis.merge.names import align
+from heterosis.merge.names import renamed
 from heterosis.merge.output_config import output_config
 from heterosis.merge.parameters import lookup
 from heterosis.merge.plan import MergePlan, TensorOp
@@ -88,7 +89,7 @@ def build_plan(
 def _build(recipe: Recipe, open_model: Callable[[ModelRef], Model], names: Names) -> MergePlan:
     method = get_method(recipe.merge_method)
     checkpoints = _open_all(recipe.referenced_models(), open_model)
-    checkpoints = {ref: align(model, checkpoints[recipe.donor]) for ref, model in checkpoints.items()}
+    checkpoints = {ref: renamed(model, checkpoints[recipe.donor]) for ref, model in checkpoints.items()}
     tokenizer = output_tokenizer(recipe, checkpoints[recipe.donor], checkpoints, open_model)
     return _Planner(recipe, checkpoints, method, names, tokenizer).plan()
 
@@ -104,6 +105,25 @@ def _open_all(refs: Sequence[ModelRef], open_model: Callable[[ModelRef], Model])
     if faults:
         raise InputError(*faults)
     return checkpoints
+
+
+@dataclass(frozen=True)
+class _Held:
+    """One input's tensor for a tensor of the output.
+
+    Attributes:
+        input: Whose it is.
+        name: What the input calls it.
+        source: Where it is.
+    """
+
+    input: Input
+    name: str
+    source: TensorSource
+
+    @property
+    def ref(self) -> ModelRef:
+        return self.input.ref
 
 
 @dataclass
@@ -156,15 +176,19 @@ class _Planner:
 
     def _check_common_names(self, donor: Model) -> None:
         """A union of models that share no tensor merges nothing."""
-        for ref, model in self.checkpoints.items() if self.names == "union" else ():
+        if self.names != "union":
+            return
+        for ref, model in self.checkpoints.items():
             if model.tensors.keys().isdisjoint(donor.tensors):
                 self.faults.append(f"{ref}: has no tensor in common with {donor.ref}; nothing would be merged")
 
     def _check_rows(self, ops: dict[str, TensorOp]) -> None:
         """An embedding and a head from different slices must have the same tokens."""
         embedding = ops.get(embedding_name(ops) or "")
-        for name, op in ops.items() if embedding is not None else ():
-            if is_head(name) and embedding is not None and op.shape[0] != embedding.shape[0]:
+        if embedding is None:
+            return
+        for name, op in ops.items():
+            if is_head(name) and op.shape[0] != embedding.shape[0]:
                 raise InputError(
                     f"{name}: must have a row for each of the {embedding.shape[0]} of {embedding.name}, but has "
                     f"{op.shape[0]}; their vocabularies differ: add tokenizer_source: union (or base, or a model)"
@@ -182,37 +206,36 @@ class _Planner:
         for name in left:
             source = donor.tensors[name]
             vocabulary = self.tokenizer.vocabulary
-            if vocabulary and is_vocabulary(name, source.shape, self._embedding_rows(donor.ref)):
+            if vocabulary and is_vocabulary(name, source.shape, embedding_rows(donor.tensors) or 0):
                 source = vocabulary.align(donor.ref, name, {donor.ref: source})
             yield TensorOp.copy_of(name, [source], self._dtypes([source]), [donor.ref])
 
     # ------------------------------------------------------------- operations
 
     def _operation(self, group: Group) -> TensorOp | None:
-        present = self._present(group)
-        if present is None:
+        held = self._held(group)
+        if held is None:
             return None
-        inputs, own, sources = present
         name, part = group.name, group.part
-        sources = self._aligned(group, inputs, own, sources)
-        if not self._same_shape(name, inputs, sources) or not self._same_kind(name, inputs, sources):
+        held = self._aligned(group, held)
+        if not self._same_shape(name, held) or not self._same_kind(name, held):
             return None
+        sources, refs = [x.source for x in held], [x.ref for x in held]
         compute, dtype = dtypes = self._dtypes(sources)
-        refs = [x.ref for x in inputs]
         if not compute.is_floating_point:
             return TensorOp.copy_of(name, sources, dtypes, refs)
         at = refs.index(part.base) if part.base in refs and self.method.base != "ignored" else None
         if at is None and self.method.base in ("required", "input"):
             self.faults.append(f"{name}: missing in the base model {part.base}, which {self.method.name} needs")
             return None
-        rest = [k for k in range(len(refs)) if k != at]
-        order = rest if at is None or self.method.takes_deltas else [at, *rest]
-        base = sources[at] if at is not None and self.method.takes_deltas else None
-        if at is not None and base is not None and all(sources[k].identity == base.identity for k in order):
-            return TensorOp.copy_of(name, [base], dtypes, [refs[at]])
-        if len(inputs) < len(part.inputs) and len(order) < self.method.inputs[0]:  # of a union
+        rest = [x for k, x in enumerate(held) if k != at]
+        base = held[at] if at is not None and self.method.takes_deltas else None
+        merged = rest if at is None or base is not None else [held[at], *rest]
+        if base is not None and all(x.source.identity == base.source.identity for x in merged):
+            return TensorOp.copy_of(name, [base.source], dtypes, [base.ref])
+        if len(held) < len(part.inputs) and len(merged) < self.method.inputs[0]:  # of a union
             return TensorOp.copy_of(name, sources[:1], dtypes, refs[:1])
-        arguments = self._arguments(part, [(inputs[k], own[k]) for k in order], name, group.t)
+        arguments = self._arguments(part, merged, name, group.t)
         if arguments is None:
             return None
         if not self.method.reduces:  # its numbers can be had now, so its objections too
@@ -222,38 +245,44 @@ class _Planner:
                 if not self.faults:  # the first tensor stands for all
                     self.faults.append(f"{name}: {error}")
                 return None
-            if program == COPY and base is None and len(order) == 1:
-                return TensorOp.copy_of(name, [sources[order[0]]], dtypes, [refs[order[0]]])
-        keys = tuple(self._mask_key(name, refs[k]) for k in order)
-        merged = tuple(sources[k] for k in order)
-        models = tuple(refs[k] for k in (order if base is None else (*order, at)) if k is not None)
-        return TensorOp(name, merged[0].shape, dtype, compute, self.method, merged, base, arguments, keys, models)
+            if program == COPY and base is None and len(merged) == 1:
+                return TensorOp.copy_of(name, [merged[0].source], dtypes, [merged[0].ref])
+        return TensorOp(
+            name,
+            held[0].source.shape,
+            dtype,
+            compute,
+            self.method,
+            tuple(x.source for x in merged),
+            None if base is None else base.source,
+            arguments,
+            keys=tuple(self._mask_key(name, x.ref) for x in merged),
+            models=tuple(x.ref for x in (merged if base is None else [*merged, base])),
+        )
 
-    def _present(self, group: Group) -> tuple[list[Input], list[str], list[TensorSource]] | None:
-        """The inputs that have a tensor, their names of it, and where it is; None to leave it out."""
-        inputs, own, sources = [], [], []
+    def _held(self, group: Group) -> list[_Held] | None:
+        """A tensor of those inputs that have it; None to leave it out."""
+        held = []
         missing = []
         for x, name in zip(group.part.inputs, group.own, strict=True):
             source = x.tensors.get(name) or self._tied(x, name)
             if source is None:
                 missing.append((x, name))
-                continue
-            inputs.append(x)
-            own.append(name)
-            sources.append(source)
+            else:
+                held.append(_Held(x, name, source))
         obsolete = group.name.endswith(OBSOLETE) and bool(self.checkpoints[self.recipe.donor].config)
         if missing and (self.names == "intersection" or obsolete):
             return None
         if obsolete and group.name.endswith(_MASKED):
             return None
-        if not inputs or (missing and self.names == "same"):
+        if not held or (missing and self.names == "same"):
             x, name = missing[0]
-            has = inputs[0].ref if inputs else "another model"
+            has = held[0].ref if held else "another model"
             raw = not self.checkpoints[self.recipe.donor].config
             remedy = "pass --tensor-union or --tensor-intersection" if raw else "merge one architecture only"
             self.faults.append(f"{name}: missing in {x.ref}, but {has} has it; {remedy}")
             return None
-        return inputs, own, sources
+        return held
 
     def _tied(self, x: Input, name: str) -> TensorSource | None:
         """What stands in for a tensor that the model ties to another, such as a head to its embedding."""
@@ -265,50 +294,46 @@ class _Planner:
         twin = tied_to(name, checkpoint.tensors)
         return checkpoint.tensors[twin] if twin else None
 
-    def _aligned(
-        self, group: Group, inputs: Sequence[Input], own: Sequence[str], sources: list[TensorSource]
-    ) -> list[TensorSource]:
+    def _aligned(self, group: Group, held: list[_Held]) -> list[_Held]:
         """Tensors with a row for each token, in the output's order of tokens."""
         vocabulary = self.tokenizer.vocabulary
-        if vocabulary is None:
-            return sources
-        rows = [self._embedding_rows(x.ref) for x in inputs]
-        if not all(is_vocabulary(n, s.shape, r) for n, s, r in zip(own, sources, rows, strict=True)):
-            return sources
-        by_model = {x.ref: source for x, source in zip(inputs, sources, strict=True)}
-        return [vocabulary.align(x.ref, group.name, by_model, group.part.base) for x in inputs]
+        if vocabulary is None or not all(self._is_vocabulary(x.name, x) for x in held):
+            return held
+        by_model = {x.ref: x.source for x in held}
+        base = group.part.base
+        return [replace(x, source=vocabulary.align(x.ref, group.name, by_model, base)) for x in held]
 
-    def _embedding_rows(self, ref: ModelRef) -> int:
-        embedding = embedding_name(self.checkpoints[ref].tensors)
-        return self.checkpoints[ref].tensors[embedding].shape[0] if embedding else 0
+    def _is_vocabulary(self, name: str, x: _Held) -> bool:
+        """Whether a tensor of this name has a row for each of the model's tokens."""
+        return is_vocabulary(name, x.source.shape, embedding_rows(self.checkpoints[x.ref].tensors) or 0)
 
-    def _same_shape(self, name: str, inputs: Sequence[Input], sources: Sequence[TensorSource]) -> bool:
-        first = sources[0]
-        other = next((k for k, source in enumerate(sources) if source.shape != first.shape), None)
+    def _same_shape(self, name: str, held: Sequence[_Held]) -> bool:
+        first = held[0]
+        other = next((x for x in held if x.source.shape != first.source.shape), None)
         if other is None:
             return True
         remedy = "merge one architecture only"
-        is_table = is_vocabulary(name, first.shape, self._embedding_rows(inputs[0].ref))
-        if is_table and all(source.shape[1:] == first.shape[1:] for source in sources):
+        widths = {x.source.shape[1:] for x in held}
+        if len(widths) == 1 and self._is_vocabulary(name, first):
             remedy = "their vocabularies differ: add tokenizer_source: union (or base, or a model)"
         self.faults.append(
-            f"{name}: shapes must match, but got {list(first.shape)} in {inputs[0].ref} and "
-            f"{list(sources[other].shape)} in {inputs[other].ref}; {remedy}"
+            f"{name}: shapes must match, but got {list(first.source.shape)} in {first.ref} and "
+            f"{list(other.source.shape)} in {other.ref}; {remedy}"
         )
         return False
 
-    def _same_kind(self, name: str, inputs: Sequence[Input], sources: Sequence[TensorSource]) -> bool:
+    def _same_kind(self, name: str, held: Sequence[_Held]) -> bool:
         """Whether the tensors are all floating, or all of the same integers."""
-        first = sources[0]
-        if all(source.dtype.is_floating_point for source in sources):
+        first = held[0]
+        if all(x.source.dtype.is_floating_point for x in held):
             return True
-        other = next((k for k, source in enumerate(sources) if source.dtype != first.dtype), None)
+        other = next((x for x in held if x.source.dtype != first.source.dtype), None)
         if other is None:
             return True
-        kinds = [str(source.dtype).removeprefix("torch.") for source in (first, sources[other])]
+        kinds = [str(x.source.dtype).removeprefix("torch.") for x in (first, other)]
         self.faults.append(
-            f"{name}: must be floating in all models, or of one dtype, but got {kinds[0]} in {inputs[0].ref} and "
-            f"{kinds[1]} in {inputs[other].ref}; save it in one dtype"
+            f"{name}: must be floating in all models, or of one dtype, but got {kinds[0]} in {first.ref} and "
+            f"{kinds[1]} in {other.ref}; save it in one dtype"
         )
         return False
 
@@ -327,15 +352,13 @@ class _Planner:
 
     # -------------------------------------------------------------- arguments
 
-    def _arguments(
-        self, part: Slice, inputs: Sequence[tuple[Input, str]], name: str, t: float
-    ) -> dict[str, Any] | None:
+    def _arguments(self, part: Slice, merged: Sequence[_Held], name: str, t: float) -> dict[str, Any] | None:
         arguments: dict[str, Any] = {}
         for parameter in self.method.parameters.values():
             if parameter.per_input:
                 arguments[parameter.argument] = tuple(
-                    self._value(parameter, (x.parameters, *part.levels), own, t, name, str(x.ref))
-                    for x, own in inputs
+                    self._value(parameter, (x.input.parameters, *part.levels), x.name, t, name, str(x.ref))
+                    for x in merged
                 )
             else:
                 arguments[parameter.argument] = self._value(parameter, part.levels, name, t, name)

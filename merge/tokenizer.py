@@ -20,7 +20,7 @@ from heterosis.errors import InputError
 
 from .chat_template import CHAT_TEMPLATE_FILE, chosen_template, folder_template
 from .files import read_json
-from .layout import embedding_name
+from .layout import embedding_rows
 from .recipe import Recipe, Tokenizer
 from .reference import ModelRef
 from .sources import Model
@@ -318,10 +318,10 @@ def vocabulary_rows(model: Model) -> int:
     Raises:
         InputError: If no tensor has the name of an embedding.
     """
-    name = embedding_name(model.tensors)
-    if name is None:
+    rows = embedding_rows(model.tensors)
+    if rows is None:
         raise InputError(f"tokenizer: {model.ref} has no embedding that is known by its name; leave out tokenizer")
-    return model.tensors[name].shape[0]
+    return rows
 
 
 # --- files ------------------------------------------------------------------------------------------------------

@@ -142,7 +142,7 @@ def _shards(ops: Sequence[TensorOp], limit: int) -> Iterator[list[TensorOp]]:
         yield shard
 
 
-def check_free(out: Path, overwrite: bool) -> None:
+def refuse_occupied(out: Path, overwrite: bool) -> None:
     """Refuse a folder that may not be written.
 
     Raises:
@@ -182,7 +182,7 @@ def published_folder(out: Path, *, overwrite: bool = False, file: str | None = N
     Raises:
         InputError: If ``out`` holds something and ``overwrite`` is not given, or it cannot be created or filled.
     """
-    check_free(out, overwrite)
+    refuse_occupied(out, overwrite)
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -193,7 +193,7 @@ def published_folder(out: Path, *, overwrite: bool = False, file: str | None = N
         raise InputError(f"{out}: cannot be created: {error.strerror}") from error
     try:
         yield partial
-        check_free(out, overwrite)  # something may have come there in the meantime
+        refuse_occupied(out, overwrite)  # something may have come there in the meantime
         replaced = out.with_name(f".{out.name}.replaced-{os.getpid()}")
         if overwrite and out.exists():
             out.rename(replaced)
@@ -202,7 +202,7 @@ def published_folder(out: Path, *, overwrite: bool = False, file: str | None = N
         except OSError:
             if replaced.exists():
                 replaced.rename(out)
-            check_free(out, overwrite)
+            refuse_occupied(out, overwrite)
             raise
         _sync_folder(out.parent)
         _remove(replaced)
