@@ -22,7 +22,7 @@ from heterosis.merge.hub import HUB_ID
 from heterosis.merge.methods import get_method
 from heterosis.merge.plan import MergePlan
 from heterosis.merge.recipe import Recipe
-from heterosis.merge.yaml_file import parse_mapping
+from heterosis.merge.yaml_file import parse_mapping, with_texts
 
 _README_CHARACTERS = 1_000_000
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}")
@@ -396,12 +396,5 @@ def _shown_recipe(recipe: Recipe, entries: list[_Entry]) -> str:
     if all(key == name for key, name in shown.items()):
         return recipe.to_yaml()
 
-    def renamed(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {renamed(key): renamed(entry) for key, entry in value.items()}
-        if isinstance(value, list):
-            return [renamed(entry) for entry in value]
-        return shown.get(value, value) if isinstance(value, str) else value
-
-    documents = [renamed(document) for document in yaml.safe_load_all(recipe.to_yaml())]
+    documents = [with_texts(document, shown) for document in yaml.safe_load_all(recipe.to_yaml())]
     return yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)

@@ -25,9 +25,7 @@ def _all_finite(block: torch.Tensor) -> bool:
     order of their sizes, with infinity and NaN above all; as unsigned ones, those of negative floats, which are
     above the positive ones.
     """
-    integer = _INTEGERS.get(block.element_size())
-    if integer is None:  # of 8 bits, whose infinities are their own
-        return bool(torch.isfinite(block.float()).all())
+    integer = _INTEGERS[block.element_size()]
     infinity = int(torch.tensor(math.inf, dtype=block.dtype).view(integer))
     signed = block.view(integer).numpy()
     unsigned = signed.view(f"u{signed.itemsize}")

@@ -15,6 +15,7 @@ import yaml
 from heterosis.errors import InputError
 
 from .recipe import Recipe
+from .yaml_file import with_texts
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
@@ -143,15 +144,8 @@ def pin(recipe: Recipe, checkpoints: Iterable["Checkpoint"]) -> Recipe:
     if not commits:
         return recipe
 
-    def pinned(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {pinned(key): pinned(entry) for key, entry in value.items()}
-        if isinstance(value, list):
-            return [pinned(entry) for entry in value]
-        return commits.get(value, value) if isinstance(value, str) else value
-
     # As YAML, where models are texts wherever they are named: as inputs, for tokens, in notes on their origin.
-    documents = map(pinned, yaml.safe_load_all(recipe.to_yaml()))
+    documents = [with_texts(document, commits) for document in yaml.safe_load_all(recipe.to_yaml())]
     return Recipe.parse(yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True), "recipe with commits")
 
 

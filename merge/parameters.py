@@ -56,7 +56,7 @@ def evaluate_setting(setting: Setting, tensor_name: str, t: float, kind: type | 
         setting: A setting that `setting_faults` finds nothing wrong with.
         tensor_name: What filters are tested against: a filter matches any name that contains it.
         t: Position in the slice, in [0, 1]; gradients are read there.
-        kind: The parameter's type: ``float``, ``int``, ``bool`` or ``str``. It decides whether a gradient such
+        kind: The parameter's type: ``float``, ``int`` or ``bool``. It decides whether a gradient such
             as ``[0, 1]`` is interpolated or stepped. None tells by the values: numbers and numeric strings are
             numbers, the rest stays as it is.
 
@@ -175,8 +175,6 @@ def coerce(value: Scalar, kind: type | None) -> Scalar:
     Raises:
         ValueError: If it cannot be read as one.
     """
-    if kind is str:
-        return value if isinstance(value, str) else str(value)
     if kind is bool:
         return as_bool(value)
     if kind is None:

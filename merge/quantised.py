@@ -15,9 +15,7 @@ from heterosis.errors import InputError
 
 from .sources import TensorSource
 
-_FLOAT8 = frozenset(
-    {torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz, torch.float8_e8m0fnu}
-)
+_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)  # others are refused wherever they are read
 _CONFIGS = ("quantization_config", "compression_config")  # the second is an early compressed-tensors
 
 

@@ -27,8 +27,20 @@ from .recipe_rules import check_range, document_faults, method_faults, other_kin
 from .reference import ModelRef
 from .yaml_file import parse_documents, read_text
 
-__all__ = ["CHAT_TEMPLATES", "DTYPE_NAMES", "InputModel", "ModelRef", "ModelToken", "Module", "Recipe"]
-__all__ += ["Slice", "Source", "TokenRow", "Tokenizer", "ZeroRow"]
+__all__ = [
+    "CHAT_TEMPLATES",
+    "DTYPE_NAMES",
+    "InputModel",
+    "ModelRef",
+    "ModelToken",
+    "Module",
+    "Recipe",
+    "Slice",
+    "Source",
+    "TokenRow",
+    "Tokenizer",
+    "ZeroRow",
+]
 
 DTYPE_NAMES = ("bfloat16", "float16", "float32", "float64")
 # Chat templates that a recipe may name; `heterosis.merge.chat_template` has them.

@@ -6,11 +6,10 @@ import numpy as np
 from numba.extending import register_jitable
 
 from heterosis.merge.kernels import fused
-from heterosis.merge.methods.base import Bound, Program, formula, merge_method, row_quantity
+from heterosis.merge.methods.base import INFINITY, Bound, Program, formula, merge_method, row_quantity
 from heterosis.merge.statistics import Statistics
 
 EPSILON = 1e-8
-INFINITY = np.float32(np.inf)
 
 # Constants of exp and log in float64, written out because loops over math.exp and math.log do not vectorise.
 LN2 = math.log(2)
@@ -84,9 +83,9 @@ def maximum(row):  # type: ignore[no-untyped-def]
     """A row's largest entry."""
     lanes = row[:LANES].copy()
     for at in range(LANES, len(row), LANES):
-        part = row[at : at + LANES]
-        for k in range(len(part)):
-            lanes[k] = max(lanes[k], part[k])
+        piece = row[at : at + LANES]
+        for k in range(len(piece)):
+            lanes[k] = max(lanes[k], piece[k])
     return lanes.max()
 
 
@@ -95,9 +94,9 @@ def total(row):  # type: ignore[no-untyped-def]
     """The sum of a row's entries."""
     lanes = row[:LANES].copy()
     for at in range(LANES, len(row), LANES):
-        part = row[at : at + LANES]
-        for k in range(len(part)):
-            lanes[k] += part[k]
+        piece = row[at : at + LANES]
+        for k in range(len(piece)):
+            lanes[k] += piece[k]
     return lanes.sum()
 
 

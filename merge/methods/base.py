@@ -40,6 +40,7 @@ BaseRole: TypeAlias = Literal["required", "optional", "input", "ignored"]
 # Constants of formulas: as float32 they do not widen float32 arithmetic, and they join float64 unchanged.
 ZERO = np.float32(0)
 ONE = np.float32(1)
+INFINITY = np.float32(np.inf)
 
 
 @dataclass(frozen=True)

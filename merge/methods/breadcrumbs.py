@@ -2,9 +2,8 @@
 
 import math
 
-import numpy as np
-
 from heterosis.merge.methods.base import (
+    INFINITY,
     ZERO,
     Bound,
     Fractions,
@@ -20,7 +19,6 @@ from heterosis.merge.methods.rescale import rescaled
 from heterosis.merge.quantities import magnitude
 from heterosis.merge.statistics import Statistics
 
-INFINITY = np.float32(np.inf)
 PAPER = "https://arxiv.org/abs/2312.06795"
 SEARCH = {"weight": Uniform(0.0, 1.5), "density": Uniform(0.05, 1.0), "gamma": Uniform(0.0, 0.05)}
 

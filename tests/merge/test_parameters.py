@@ -39,7 +39,6 @@ def test_kind_decides_how_a_gradient_is_read() -> None:
     assert evaluate_setting([0, 1], NAME, 0.5, bool) is False
     assert evaluate_setting([0, 1], NAME, 1.0, bool) is True
     assert evaluate_setting([True, 0.5], NAME, 0.5, float) == 0.75
-    assert evaluate_setting(["1", "2"], NAME, 0.5, str) == "1"
     assert evaluate_setting([1, 3], NAME, 0.5, int) == 2
     with pytest.raises(ValueError, match=r"whole number, but got 1\.5"):
         evaluate_setting([1, 2], NAME, 0.5, int)
