@@ -5,7 +5,7 @@ recipe_rules.py      what must hold between its keys and documents
 reference.py         which model is meant
 faults.py            what is wrong with a mapping, in our words
 yaml_file.py         strict YAML
-parameters.py        its settings: gradients and filters, resolved for one tensor
+parameters.py        a recipe's settings: gradients and filters, resolved for one tensor
 sources.py           what a model to merge is: named tensors that can be read in parts
 checkpoint.py        a model from a folder, a file or the Hub, or with an adapter
 weights.py           the weight files of a folder

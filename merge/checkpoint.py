@@ -94,7 +94,7 @@ class Checkpoint:
 
     @property
     def resident_bytes(self) -> int:
-        """Memory that stays taken once everything was read: an adapter's factors in float32."""
+        """Memory that stays taken once everything was read as float32: an adapter's factors."""
         return sum(
             source.resident_bytes for source in self.tensors.values() if isinstance(source, lora.LoraTensor)
         )

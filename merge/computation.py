@@ -105,10 +105,11 @@ class Computation:
     def blocks(self, places: Places | None = None) -> Iterator[tuple[int, torch.Tensor]]:
         """The merged tensor, block after block: the start, and values, which the next block overwrites.
 
-        They are of the output dtype if that is bfloat16, else floats still to be rounded.
+        They are of the output dtype if that is bfloat16 and the arithmetic float32, else floats still to be
+        rounded.
 
         Args:
-            places: Where blocks may be computed at once, in which case these are what is given.
+            places: Where blocks may be computed at once. Those that are, rounded, are what is given.
         """
         for start, stop in self._rows.ranges(self._row_length):
             yield start, self._merged(start, stop, places and places(start, stop))

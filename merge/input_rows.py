@@ -21,8 +21,9 @@ BLOCK_BYTES = 8 * 1024**2
 class InputRows:
     """The inputs of one operation, then its base, as rows.
 
-    Values are rounded to the compute dtype. Those of bfloat16 stay bits, which the loops widen; all else is made
-    floats, and with a base task vectors, rounded too, while it is read. (Bits too are made task vectors then, if
+    Values are rounded to the compute dtype. Those that are of bfloat16 then are bits, which the loops widen; all
+    else is made floats, and with a base task vectors, while it is read. These are rounded too, but for adapters of
+    that base in float32 and float64: there they are the adapter's product. (Bits too are made task vectors, if
     reductions read them again.) A tensor whose rows fit the budget is read once, and not even copied where rows
     are as they lie in the file.
 
@@ -76,7 +77,7 @@ class InputRows:
         return as_they_are and source.view(0, 1) is not None
 
     def _row_dtype(self, source: TensorSource) -> torch.dtype:
-        """What a source is kept as: bits of bfloat16 where these are its values, else floats."""
+        """What a source is kept as: bits where its values, rounded to the compute dtype, are of bfloat16."""
         op = self._op
         if op.compute == torch.bfloat16:
             return torch.bfloat16

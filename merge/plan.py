@@ -103,7 +103,7 @@ class MergePlan:
 
     @property
     def adapter_bytes(self) -> int:
-        """Memory that adapters' factors take once they were read, beside the buffers."""
+        """Memory that adapters' factors take, beside the buffers, once they were read as float32."""
         return sum(checkpoint.resident_bytes for checkpoint in self.checkpoints.values())
 
     @property

@@ -65,4 +65,4 @@ class Model(Protocol):
 
     @property
     def resident_bytes(self) -> int:
-        """Memory that stays taken once everything was read."""
+        """Memory that stays taken once everything was read as float32."""

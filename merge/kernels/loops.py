@@ -195,7 +195,7 @@ def row_loop(formula: Callable[..., Any]) -> Callable[..., None]:
 
 @cache
 def step_loop(formula: Callable[..., Any], per_row: bool, random: bool) -> Callable[..., None]:
-    """Apply a step to one model's values, and sum their magnitudes before and after it.
+    """Apply a step to one model's values; where there is room for sums, add up magnitudes before and after it.
 
     Args:
         formula: ``formula(i, x, *numbers)``, or ``formula(i, x, u, *numbers)`` if it is random. Per row, x and u

@@ -1,15 +1,11 @@
-"""Merge methods, one file each.
+"""Merge methods. Each file is one, or two that differ in their map alone, but for what they share:
 
 base.py         what a method is; the registry
 combine.py      the map of every linear combination, and its coefficients
 elect.py        the map with a sign election
 random_mask.py  addressed random numbers, and the steps that drop elements at random
+ranks.py        ranks of a row's entries, for such a step
 rescale.py      the factors that restore norms after a step that drops elements
-linear.py, slerp.py, passthrough.py                       merge the models' weights
-task_arithmetic.py, ties.py, dare.py                      merge task vectors and add the base
-model_stock.py, ram.py                                    so do these, by their angles and by what they share
-nuslerp.py, multislerp.py                                 do either
-karcher.py, nearswap.py                                   merge the models' weights, as directions and by distance
 """
 
 from heterosis.merge.methods.base import (

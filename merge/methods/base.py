@@ -97,7 +97,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Formula:
-    """A function of elements; call it as plain Python, or bind numbers to be compiled.
+    """A function of elements; call it as plain Python (one of rows, compiled), or bind numbers to be compiled.
 
     Per element it is ``f(i, x, *numbers)``. For a map, ``x`` is a tuple with one value per model; for a step
     applied to each model, one value. ``i`` is the element's position in the flattened tensor.
@@ -132,7 +132,7 @@ class Bound:
         numbers: Scalars, cuts, or tuples of them, of which a step's have one entry per model. Those of a map or
             quantity may be arrays, which broadcast to the tensor as rows: of ``[rows, 1]``, or ``[row_length]``,
             the formula gets the entry of the element's row, or column.
-        row_length: Elements of a row, for formulas per row and for arrays; 0 for the tensor as a single row.
+        row_length: Elements of a row, for formulas per row and for arrays; 0 where there are neither.
         models: Those whose values the formula gets, in this order; None for all.
     """
 
