@@ -9,7 +9,8 @@ parameters.py        a recipe's settings: gradients and filters, resolved for on
 sources.py           what a model to merge is: named tensors that can be read in parts
 checkpoint.py        a model from a folder, a file or the Hub, or with an adapter
 weights.py           the weight files of a folder
-hub.py               fetching from the Hub, pinning to commits, publishing
+fetching.py          models from the Hub
+hub.py               recipes pinned to its commits, publishing
 files.py             what of a model folder may be opened, and how much of it is read
 safetensors_file.py  safetensors headers and reads, defensively
 pickle_file.py       PyTorch's files, of which only tensors are unpickled

@@ -17,8 +17,8 @@ import yaml
 from heterosis.errors import InputError
 from heterosis.merge.checkpoint import Checkpoint
 from heterosis.merge.discovery import found_by
+from heterosis.merge.fetching import HUB_ID
 from heterosis.merge.files import open_ordinary
-from heterosis.merge.hub import HUB_ID
 from heterosis.merge.methods import get_method
 from heterosis.merge.plan import MergePlan
 from heterosis.merge.recipe import Recipe

@@ -12,8 +12,8 @@ from typing import Any
 from heterosis.errors import InputError
 
 from . import lora
+from .fetching import HUB_ID, fetch
 from .files import read_json, refuse_links_out
-from .hub import HUB_ID, fetch
 from .quantised import refuse_config, refuse_gguf, refuse_tensors
 from .reference import ModelRef
 from .sources import TensorSource
