@@ -190,6 +190,7 @@ class TaskSet:
     Attributes:
         specs: For each task (groups and tags are taken apart), what the user asked of it, with its own name,
             its share of the weight and the full key of its metric.
+        members: For each name that was asked for, and for each task, the tasks that it stands for.
     """
 
     def __init__(
@@ -215,6 +216,7 @@ class TaskSet:
             InputError: If a task or metric is unknown, or cannot be used; all faults at once.
         """
         self.specs: dict[str, TaskSpec] = {}
+        self.members: dict[str, tuple[str, ...]] = {}
         self._seed = seed
         self._tasks: dict[str, Any] = {}
         self._data: dict[str, list[Any]] = {}
@@ -255,6 +257,8 @@ class TaskSet:
             elif num_fewshot is not None and task.config.num_fewshot != 0:
                 task.set_config("num_fewshot", num_fewshot)
             _check_examples(name, task)
+            self.members[name] = (name,)
+        self.members[spec.name] = tuple(leaves)
 
     def metrics(self, task: str) -> dict[str, Metric]:
         """The metrics of a task that can be used, by key."""
@@ -414,9 +418,10 @@ class TaskSet:
                     key = f"{metric},{pipeline.name}"
                     if key not in self._metrics[name]:
                         continue
-                    if not math.isfinite(value):
+                    if math.isfinite(value):
+                        scored[index][key] = float(value)
+                    elif key == self.specs[name].metric:
                         raise NonFiniteScore(name, index, float(value))
-                    scored[index][key] = float(value)
         return scored
 
     def _answers(self, name: str, asked: Mapping[int, list[Instance]]) -> dict[int, Answer]:

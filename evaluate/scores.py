@@ -50,14 +50,17 @@ class Metric:
 
 
 class NonFiniteScore(ArithmeticError):
-    """The model gave NaN or infinity where a finite number is needed: it cannot be scored."""
+    """A metric is NaN or infinite, as it is of a model whose outputs are: it cannot be scored."""
 
     def __init__(self, task: str, document: int, value: float) -> None:
         super().__init__(task, document, value)  # exactly these, so that it survives pickling
         self.task, self.document, self.value = task, document, value
 
     def __str__(self) -> str:
-        return f"{self.task}: document {self.document} scored {self.value}; the model's outputs are not finite"
+        return (
+            f"{self.task}: document {self.document} scored {self.value}; the model's outputs are not finite, or "
+            "the metric is not"
+        )
 
 
 @dataclass

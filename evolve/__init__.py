@@ -27,7 +27,7 @@ folder.py      the run folder and its lock; lease.py: a claim that other machine
 driver.py      hands out, records, goes through the stages; session.py: its log file and signals
 stages.py      where stages end, who proposes in them; proposals.py: asking an optimizer, and again from the record
 warm_start.py  recipes of earlier searches
-finals.py      the shortlist, the champion
+finals.py      the shortlist, the champion; budget.py: how much may be spent before
 progress.py    the run on a terminal, live or in lines; standing.py: where it stands, read from its folder;
                pulse.py: what the driver does at the moment
 trackers.py    what TensorBoard, MLflow and Weights & Biases are told; tracking.py: by processes of their own

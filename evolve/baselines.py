@@ -37,6 +37,15 @@ class Baseline:
     recipe: Recipe
     values: dict[str, Value] | None
 
+    def to_plain(self) -> dict[str, Any]:
+        """What JSON can hold."""
+        return {"name": self.name, "kind": self.kind, "recipe": self.recipe.to_yaml(), "values": self.values}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> "Baseline":
+        """The same again."""
+        return cls(plain["name"], plain["kind"], Recipe.parse(plain["recipe"], plain["name"]), plain["values"])
+
 
 def baselines_of(space: "SearchSpace", extra: bool) -> list[Baseline]:
     """Each model alone, under its short name; their plain mean; and with ``extra`` the common fixed recipes.

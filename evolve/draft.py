@@ -87,6 +87,7 @@ def draft_config(
         raise InputError("--tasks: must name at least one task of lm-eval, or of --include-path")
     if len(models) < 2:
         raise InputError(f"MODEL: there must be at least two to merge, but got {', '.join(models) or 'none'}")
+    models = [model.rstrip("/") or model for model in models]
     if twice := next((model for i, model in enumerate(models) if model in models[:i]), None):
         raise InputError(f"MODEL: each may be named once, but got {twice} again; name another, or leave it out")
     base = base or _base_of_adapters(models)

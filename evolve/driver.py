@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from heterosis.errors import InputError
 from heterosis.evaluate.splits import Split
 from heterosis.evolve.baselines import Baseline
+from heterosis.evolve.budget import Budget
 from heterosis.evolve.cluster import RayPool, probed_batch_size
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.dispatch import Attempts, Job, dispatch
 from heterosis.evolve.faults import RunStopped, disk_faults
-from heterosis.evolve.finals import Finals, FinalsFailed, finals_documents, race_parents, run_finals, shortlist
+from heterosis.evolve.finals import Finals, FinalsFailed, race_parents, run_finals
 from heterosis.evolve.folder import (
     RunFolder,
     check_run_folder,
@@ -191,11 +192,6 @@ class _Driver:
         config = self._config = checked.config
         self._checked, self._folder, self._progress = checked, folder, progress
         self._objective = checked.objective
-        space = checked.spaces[0]
-        self._known_recipes = [
-            *checked.baselines(),
-            *warm_starts(config.warm_start, space),
-        ]
         splits = folder.path / "splits.json"
         if splits.exists():
             self._split = Split.load(splits)
@@ -203,6 +199,7 @@ class _Driver:
         else:
             self._split = checked.split
         self._state = folder.state()
+        self._known_recipes = self._baselines()
         self._provenance = self._state["provenance"] = checked.provenance()
         self._state["control_points"] = checked.control_points
         self._state["layers"] = checked.space.depth.n_layers
@@ -224,17 +221,25 @@ class _Driver:
         self._spent_before = float(self._state["seconds"])
         self._table = TableWriter(folder.path)
         self._save_from, self._saved = self._begun, True
-        self._shortlisted = config.shortlisted(checked.expected_trials)
-        finals = self._finals_documents(checked.most_finalists) / self._split.size("search")
-        self._finals_cost = finals  # in candidates that meet all search documents
+        self._budget = Budget(checked, self._split, self._record, self._referee)
         limits = {"hours": config.hours, "max_documents": config.max_documents}
-        self._pulse = PulseWriter(folder.path, Pulse(workers=self.workers, finals=finals, **limits))
+        self._pulse = PulseWriter(folder.path, Pulse(workers=self.workers, finals=self._budget.finals, **limits))
         self._stop: str | None = None
         self._seconds_of: dict[int, Counter[str]] = {}  # of candidates that race
         self._held: list[Ask] = []  # scored, but meaningless before the parents are
         self._attempts = Attempts(self._record)
         self._tried, self._lost = 0, 0  # candidates of this session that came to an end, and to no score
         self._record.study.go_on, self._record.guard = self._without_storage, folder.check
+
+    def _baselines(self) -> list[Baseline]:
+        """What the search begins with, as when the run did: an optimizer starts from it when a run goes on."""
+        if "baselines" not in self._state:
+            found = [
+                *self._checked.baselines(),
+                *warm_starts(self._config.warm_start, self._checked.spaces[0]),
+            ]
+            self._state["baselines"] = [b.to_plain() for b in found]
+        return [Baseline.from_plain(plain) for plain in self._state["baselines"]]
 
     # ------------------------------------------------------------------ the run
 
@@ -255,18 +260,19 @@ class _Driver:
         self._pulse.beat(0, 0)
         timeout = self._config.timeout
         try:
-            if self._setup.batch_size is None:
-                self._probe_batch_size(ray_address)
-            pool = (
-                make_pool(self._setup, self.workers)
-                if make_pool
-                else RayPool(self._setup, self.workers, address=ray_address, timeout=timeout)
-            )
-            # In this order: Ray sets a handler for SIGTERM as it starts.
-            stopping = stopping_on_signals(self._request_stop)
-            with disk_faults(self._folder.path), closing(pool), stopping:
-                self._search(pool, budget)
-                finals = None if self._stopping() else self._finals(pool)
+            with stopping_on_signals(self._request_stop):
+                if self._setup.batch_size is None:
+                    self._probe_batch_size(ray_address)
+                pool = (
+                    make_pool(self._setup, self.workers)
+                    if make_pool
+                    else RayPool(self._setup, self.workers, address=ray_address, timeout=timeout)
+                )
+                # Again, as Ray sets a handler for SIGTERM of its own when it starts.
+                stopping = stopping_on_signals(self._request_stop)
+                with disk_faults(self._folder.path), closing(pool), stopping:
+                    self._search(pool, budget)
+                    finals = None if self._stopping() else self._finals(pool)
         except BaseException as error:
             if isinstance(error, (RunStopped, SearchFailed)):
                 self._stop = str(error)
@@ -346,7 +352,7 @@ class _Driver:
             self._pulse.stage(proposer.space, of_stage)
             last = stage == len(ends) - 1
             centre = last and expected >= MEAN_BUDGET and proposer.has_mean
-            limit = budget - centre if last else end
+            limit = budget - centre if last else min(end, budget)
             left = [job for job in self._open_jobs("search") if job.ask.stage == stage]
             self._work(pool, left, partial(self._next_job, pool, proposer, limit, int(centre)), proposer.tell)
             self._work(pool, self._open_jobs("mean"), self._no_more)
@@ -563,45 +569,14 @@ class _Driver:
             )
 
     def _is_spent(self, pool: Pool, candidates: int = 1) -> bool:
-        """Whether the search is to stop, or more candidates would leave too little of a budget for the finals."""
-        return self._stopping() or self._is_late(pool, candidates) or self._is_scored_out(candidates)
-
-    def _is_late(self, pool: Pool, candidates: int) -> bool:
-        if self._config.hours is None:
-            return False
-        whole = self._record.tally.median_seconds
-        if whole is None:
-            return self._seconds() > self._config.hours * 3600
-        finals = whole * self._finals_cost / pool.size
-        return self._seconds() + candidates * whole + 1.2 * finals > self._config.hours * 3600
-
-    def _is_scored_out(self, candidates: int) -> bool:
-        most, record, split = self._config.max_documents, self._record, self._split
-        if most is None:
-            return False
-        whole, asked = split.size("search"), record.open_asks
-        ahead = record.documents_scored() + candidates * whole
-        ahead += sum(whole - record.met(ask, "search") for ask in asked)
-        if ahead + self._finals_documents(self._checked.most_finalists) <= most:
-            return False
-        # More exactly: who may be on the shortlist, less what was scored in finals before the run was extended.
-        finalists = [t.ask for t in shortlist(record, self._shortlisted, self._referee.judge("search"))]
-        reported = [ask for ask in record.baselines.values() if ask.kind == "parent" or ask.name == UNIFORM]
-        ahead += self._finals_documents(
-            min(len(finalists) + len(asked) + candidates, self._checked.most_finalists)
-        )
-        ahead -= sum(record.met(ask, "selection") for ask in finalists)
-        ahead -= sum(record.met(ask, "holdout") for ask in reported)
-        return ahead > most
-
-    def _finals_documents(self, finalists: int) -> int:
-        return finals_documents(self._split, len(self._config.genome.models), finalists)
+        """Whether the search is to stop, or more candidates would leave too little for the finals."""
+        return self._stopping() or self._budget.is_spent(self._seconds(), pool.size, candidates)
 
     # -------------------------------------------------------------------- finals
 
     def _finals(self, pool: Pool) -> Finals | None:
         """Compare a shortlist on selection documents; report the champion on held-out ones."""
-        finalists = shortlist(self._record, self._shortlisted, self._referee.judge("search"))
+        finalists = self._budget.finalists()
         self._stage(f"selection: {len(finalists)} finalists")
         try:
             referee, score_on = self._referee, partial(self._score_on, pool)

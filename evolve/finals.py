@@ -72,7 +72,7 @@ def shortlist(record: Record, size: int, judge: Judge) -> list[Trial]:
     if ranked and len(ranked[0].losses) > 1:
         return [*_spread(front(found), 2 * size), *others[:1], *uniform, *parents]
     means = [t for t in found[size:] if t.ask.kind == "mean"]
-    chosen = sorted([*found[:size], *means[-1:], *others[:1], *uniform, *parents], key=scored.index)
+    chosen = sorted([*found[:size], *means[:1], *others[:1], *uniform, *parents], key=scored.index)
     if judge.objective.needs_parents:
         return chosen
     met = [(t, scores) for t in chosen if t.complete and (scores := record.scores(t.ask, "search"))]
@@ -211,7 +211,7 @@ def run_finals(
     _require([t for t in held_out.values() if record.scores(t.ask, "holdout") is None], "holdout")
     several = len(champion.losses) > 1
     front = tuple(_front_of(ranked, record, judge("selection"))) if several else ()
-    return Finals(champion, of_parents.open[0] if of_parents.open else champion, tuple(ranked), front)
+    return Finals(champion, of_parents.open[0], tuple(ranked), front)
 
 
 def _race(
@@ -239,7 +239,11 @@ def _race(
         met = [(t, scores.only(documents)) for t, scores in found if scores and t not in failed]
         met.sort(key=lambda one: (-judged.score(one[1]), -(one[0].score or 0.0), one[0].ask.number))
         last = look is race.looks[-1]
-        open_ = [t for t, scores in met if last or not race.is_lost(judged, scores, met[0][1], ALPHA)]
+        open_ = [
+            t
+            for k, (t, scores) in enumerate(met)
+            if last or k == 0 or not race.is_lost(judged, scores, met[0][1], ALPHA)
+        ]
         if len(open_) <= 1:
             break
     return _Race(open_, failed)

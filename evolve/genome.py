@@ -1,5 +1,6 @@
 """The ``genome`` section of a config: which models, how they are merged, and what is searched."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -131,7 +132,12 @@ class Genome(Section):
     @field_validator("models")
     @classmethod
     def _check_models(cls, models: tuple[str, ...]) -> tuple[str, ...]:
-        refuse(list_faults(models))
+        faults = list_faults(models)
+        if not faults:  # one folder has several spellings
+            firsts: dict[str, str] = {}
+            pairs = [(firsts.setdefault(os.path.normpath(model), model), model) for model in models]
+            faults = [f": each may be listed once, but {a!r} is {b!r}" for a, b in pairs if a != b]
+        refuse(faults)
         return models
 
     @field_validator("merge_method")

@@ -145,9 +145,9 @@ def _task_facts(checked: Preflight) -> list[TaskFacts]:
     return [
         TaskFacts(
             name,
-            round(abs(weight), 6),
+            round(weight, 6),
             checked.objective.metrics[name],
-            "higher" if weight >= 0 else "lower",
+            "lower" if name in checked.objective.lower else "higher",
             checked.tasks.documents(name).count,
             *(len(part[name]) for part in (split.search, split.selection, split.holdout)),
         )

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 
 from heterosis.evaluate.scores import Scores
-from heterosis.evolve.statistics import ALPHA, Interval, objective_difference, paired_difference
+from heterosis.evolve.statistics import ALPHA, Interval, objective_difference, paired_difference, span_of
 
 # A part of each task's documents that they are drawn from separately.
 Strata: TypeAlias = Mapping[str, Mapping[int, str]]
@@ -30,12 +30,13 @@ class Objective:
     """What is asked for; what it says of a model depends on the parents, see :meth:`judge`.
 
     Attributes:
-        weights: w_t, negative where the metric is better when lower (that turns its score).
+        weights: w_t, not negative.
         metrics: Metric key of each task.
         groups: Group of each document of each task; documents of one group are not independent.
         kind: ``weighted``: ``sum_t w_t s_t`` as mergekit-evolve's. ``gain``: the mean of g_t, weighted by
-            ``|w_t|``. ``worst``: the smallest g_t. ``pareto``: all g_t at once.
+            w_t. ``worst``: the smallest g_t. ``pareto``: all g_t at once.
         constraints: The largest loss ``-g_t`` that is accepted of a task; each violation is subtracted ten times.
+        lower: Tasks whose metric is better when lower, which turns their scores.
     """
 
     weights: Mapping[str, float]
@@ -43,6 +44,7 @@ class Objective:
     groups: Mapping[str, Mapping[int, str]]
     kind: str = "weighted"
     constraints: Mapping[str, float] = field(default_factory=dict)
+    lower: frozenset[str] = frozenset()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -67,7 +69,7 @@ class Objective:
 
     def sign(self, task: str) -> float:
         """-1 if a task's score is better when lower."""
-        return -1.0 if self.weights[task] < 0 else 1.0
+        return -1.0 if task in self.lower else 1.0
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ class Judge:
             score = min(self._gains(means).values()) - penalty
             return Verdict(score, (-score,))
         if objective.kind == "weighted":
-            terms = [-abs(w) * means[task] for task, w in objective.weights.items()]
+            terms = [-w * means[task] for task, w in objective.weights.items()]
         else:
             terms = [-self._shares[task] * gain for task, gain in self._gains(means).items()]
         if objective.constraints:
@@ -188,8 +190,8 @@ class Judge:
 
     @cached_property
     def _shares(self) -> dict[str, float]:
-        total = sum(map(abs, self.objective.weights.values()))
-        return {task: abs(w) / total for task, w in self.objective.weights.items()}
+        total = sum(self.objective.weights.values())
+        return {task: w / total for task, w in self.objective.weights.items()}
 
     # ------------------------------------------------------------------ two models
 
@@ -207,11 +209,13 @@ class Judge:
     def _linear(self) -> dict[str, float]:
         """The weight of each task's mean, turned, in the score."""
         if self.objective.kind == "weighted":
-            return {task: abs(w) for task, w in self.objective.weights.items()}
+            return dict(self.objective.weights)
         return {task: share / self._units[task] for task, share in self._shares.items()}
 
     def beaten(self, scores: Scores, incumbent: Scores, alpha: float) -> bool:
         """Whether a model is worse than the incumbent beyond doubt, by the documents that it met so far.
+
+        An incumbent that breaks a constraint beats nobody, but in a front: who breaks it less may be better.
 
         Args:
             scores: Of some of the incumbent's documents, some of every task.
@@ -221,6 +225,8 @@ class Judge:
         objective = self.objective
         if objective.kind == "pareto":  # dominated: worse in everything
             return all(self._upper(t, scores, incumbent, alpha) < 0 for t in objective.metrics)
+        if self.violated(incumbent):
+            return False
         tests = len(objective.constraints) + 1
         for task, limit in objective.constraints.items():
             best = max(self.parents, key=lambda parent: self._means(parent)[task])
@@ -271,7 +277,7 @@ class Judge:
         for task, weight in weights.items():
             for mine, theirs, share in pairs[task].values():
                 factor = n * weight * share / len(mine)
-                span = max(span, abs(factor))
+                span = max(span, abs(factor) * span_of(mine, theirs))
                 for d, value in mine.items():
                     left[task, d], right[task, d] = factor * value, factor * theirs[d]
                     members[task, d] = (task, groups[task][d] if task in groups else d)

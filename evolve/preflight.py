@@ -264,7 +264,8 @@ def _check_depths(config: EvolveConfig, checkpoints: Mapping[ModelRef, Checkpoin
 
 
 def _objective(config: EvolveConfig, tasks: TaskSet) -> Objective:
-    weights, metrics, groups = {}, {}, {}
+    weights, metrics, groups = dict[str, float](), dict[str, str](), dict[str, Mapping[int, str]]()
+    lower = set[str]()
     for name, spec in tasks.specs.items():
         metric = tasks.metric(name)
         if spec.weight < 0 and not metric.higher_is_better:
@@ -272,7 +273,16 @@ def _objective(config: EvolveConfig, tasks: TaskSet) -> Objective:
                 f"tasks: {name}: {metric.key} is known to be better when lower, and a negative weight would turn "
                 f"that round; write weight: {-spec.weight:g}"
             )
-        weights[name] = spec.weight if metric.higher_is_better else -spec.weight
+        weights[name] = abs(spec.weight)
+        if spec.weight < 0 or not metric.higher_is_better:
+            lower.add(name)
         metrics[name] = metric.key
         groups[name] = dict(enumerate(tasks.documents(name).groups))
-    return Objective(weights, metrics, groups, config.objective, config.constraints)
+    if config.objective == "pareto" and len(metrics) < 2:
+        raise InputError("objective: pareto needs at least two tasks; write weighted, or add a task")
+    if unknown := [name for name in config.constraints if name not in tasks.members]:
+        raise InputError(
+            *(f"constraints.{n}: is not one of the tasks{did_you_mean(n, tasks.members)}" for n in unknown)
+        )
+    constraints = {task: limit for name, limit in config.constraints.items() for task in tasks.members[name]}
+    return Objective(weights, metrics, groups, config.objective, constraints, frozenset(lower))

@@ -21,6 +21,7 @@ from heterosis.errors import InputError
 from heterosis.evolve.record import Record, Trial
 from heterosis.evolve.standing import Standing, Watcher
 from heterosis.evolve.summary import describe_result, label
+from heterosis.evolve.tally import best_of
 from heterosis.words import count, duration
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ def describe(checked: "Preflight", budget: int, workers: int) -> list[str]:
         f"{len(checked.config.genome.models)} parents of {count(checked.parameters)} parameters, "
         f"{_searched(checked)}, {budget} trials{within} on {workers} worker{'s' * (workers != 1)}"
     ]
-    for task, weight in objective.weights.items():
-        direction = "higher" if weight >= 0 else "lower"
+    for task in objective.weights:
+        direction = "lower" if task in objective.lower else "higher"
         counts = [len(part[task]) for part in (split.search, split.selection, split.holdout)]
         lines.append(
             f"{task}: {objective.metrics[task]}, {direction} is better; documents: "
@@ -108,8 +109,7 @@ class PlainLines:
         """The lines of results that were not shown yet."""
         lines, best = [], None
         for done, trial in enumerate(trials, 1):
-            if trial.complete and (best is None or (trial.score or 0.0) > (best.score or 0.0)):
-                best = trial
+            best = best_of([best, trial])
             if done > self._shown:
                 lines.append(trial_line(trial, best, done, budget))
         self._shown = max(self._shown, len(trials))

@@ -101,7 +101,7 @@ class Proposer:
 
     def _count_on(self, trial: Trial) -> None:
         """Take in a result that all further proposals may depend on."""
-        self.best = best_of([self.best, trial] if self.best else [trial])
+        self.best = best_of([self.best, trial])
         known = self._scored.get(trial.ask.recipe)
         if trial.score is not None and (known is None or _worth(trial) > _worth(known)):
             self._scored[trial.ask.recipe] = trial

@@ -102,8 +102,9 @@ def interleaved(documents: DocumentIds, strata: Mapping[str, Mapping[int, str]])
     """Documents in an order that begins with three of those that differ for each of the others."""
     order = {}
     for task, ids in documents.items():
-        differing = [d for d in ids if strata[task][d] == "differing"]
-        equal = [d for d in ids if strata[task][d] == "equal"]
+        # A document that has no score of the metric tells nobody apart.
+        differing = [d for d in ids if strata[task].get(d) == "differing"]
+        equal = [d for d in ids if strata[task].get(d) != "differing"]
         # Places on a line: those that differ at 0, 1, 2, ..., the others at 2.5, 5.5, ...
         places = [(float(k), d) for k, d in enumerate(differing)]
         places += [(INFORMATIVE * k + INFORMATIVE - 0.5, d) for k, d in enumerate(equal)]

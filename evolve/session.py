@@ -34,7 +34,10 @@ def logging_to(path: Path) -> Iterator[None]:
 
 @contextmanager
 def stopping_on_signals(request_stop: Callable[[], None]) -> Iterator[None]:
-    """The first SIGINT or SIGTERM asks for a clean stop, the second raises KeyboardInterrupt."""
+    """The first SIGINT or SIGTERM asks for a clean stop, the second raises KeyboardInterrupt.
+
+    Within another such context it takes over from that one, which has the handlers again afterwards.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

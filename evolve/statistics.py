@@ -51,7 +51,7 @@ def paired_difference(
     a: Mapping[Document, float],
     b: Mapping[Document, float],
     groups: Mapping[Document, Hashable] | None = None,
-    span: float = 1.0,
+    span: float | None = None,
     alpha: float = ALPHA,
 ) -> Interval:
     """The mean of ``a - b`` over documents, with its paired t interval.
@@ -70,7 +70,7 @@ def paired_difference(
         a: Score of each document.
         b: Score of each document; the same documents.
         groups: Group of each document; None when documents are independent.
-        span: The largest difference that a document can have: 1 for scores in [0, 1]. Only used when all
+        span: The largest difference that a document can have; None for `span_of` the scores. Only used when all
             differences are equal.
         alpha: One less the interval's level, in (0, 1).
 
@@ -86,7 +86,6 @@ def objective_difference(
     b: Mapping[str, Mapping[Document, float]],
     weights: Mapping[str, float],
     groups: Mapping[str, Mapping[Document, str]] | None = None,
-    span: float = 1.0,
     alpha: float = ALPHA,
 ) -> Interval:
     """The difference of ``sum_t w_t * mean score on task t``, with its paired interval.
@@ -101,8 +100,7 @@ def objective_difference(
         weights: Weight of each task, used as given: for a weighted mean they sum to 1.
         groups: Group of each document of each task; a task left out has independent documents. Groups of
             different tasks are taken as different.
-        span: See :func:`paired_difference`.
-        alpha: Likewise.
+        alpha: See :func:`paired_difference`.
 
     Raises:
         ValueError: If ``a``, ``b`` and ``weights`` are not about the same tasks, or as for one task.
@@ -112,15 +110,21 @@ def objective_difference(
             f"the tasks must be the same, but got {sorted(a)} and {sorted(b)} with weights for {sorted(weights)}"
         )
     groups = groups or {}
-    strata = [(weights[task], _stratum(a[task], b[task], groups.get(task), span, alpha)) for task in a]
+    strata = [(weights[task], _stratum(a[task], b[task], groups.get(task), None, alpha)) for task in a]
     return _combine(strata, alpha)
+
+
+def span_of(*scores: Mapping[Document, float]) -> float:
+    """The largest difference that a document may have: 1, as of scores in [0, 1], or as far as these are apart."""
+    values = [value for own in scores for value in own.values()]
+    return max(1.0, max(values) - min(values))
 
 
 def _stratum(
     a: Mapping[Document, float],
     b: Mapping[Document, float],
     groups: Mapping[Document, Hashable] | None,
-    span: float,
+    span: float | None,
     alpha: float,
 ) -> _Stratum:
     if not a:
@@ -143,7 +147,7 @@ def _stratum(
     g = len(members)
 
     if g == 1 or max(differences.values()) == min(differences.values()):
-        reach = max(span, *map(abs, differences.values()))
+        reach = max(span_of(a, b) if span is None else span, *map(abs, differences.values()))
         share = 1 - (alpha / 2) ** (1 / g)
         return _Stratum(mean, 0.0, 0, below=share * (mean + reach), above=share * (reach - mean), n=n)
 

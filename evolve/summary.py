@@ -37,7 +37,8 @@ class Results:
         objective = self._referee.judge("search").objective
         return {
             "objective": {
-                task: {"metric": objective.metrics[task], "weight": w} for task, w in objective.weights.items()
+                task: {"metric": objective.metrics[task], "weight": w, "lower_is_better": task in objective.lower}
+                for task, w in objective.weights.items()
             },
             "maximised": {"kind": objective.kind, "constraints": dict(objective.constraints)},
             "trials": {"complete": tally.complete, "pruned": tally.pruned, "failed": tally.failed},

@@ -41,7 +41,7 @@ class Tally:
             self.seconds[kind] = self.seconds.get(kind, 0.0) + seconds
         if trial.seconds:
             insort(self._whole if trial.complete else self._shorter, sum(trial.seconds.values()))
-        self.best = best_of([self.best, trial] if self.best else [trial])
+        self.best = best_of([self.best, trial])
 
     @property
     def median_seconds(self) -> float | None:
@@ -51,6 +51,7 @@ class Tally:
         return (times[(n - 1) // 2] + times[n // 2]) / 2 if n else None
 
 
-def best_of(trials: "Iterable[Trial]") -> "Trial | None":
+def best_of(trials: "Iterable[Trial | None]") -> "Trial | None":
     """The best of those that met all search documents; of equals, the one asked first, whichever came first."""
-    return max((t for t in trials if t.complete), key=lambda t: (t.score or 0.0, -t.ask.number), default=None)
+    complete = (t for t in trials if t and t.complete)
+    return max(complete, key=lambda t: (t.score or 0.0, -t.ask.number), default=None)

@@ -76,7 +76,7 @@ class Failure:
     """Why a candidate has no score.
 
     Attributes:
-        cause: One line.
+        cause: One line, of characters that can be written.
         retry: Whether another attempt may help.
         blameless: Whether the candidate surely had no part in it.
     """
@@ -84,6 +84,10 @@ class Failure:
     cause: str
     retry: bool = False
     blameless: bool = False
+
+    def __post_init__(self) -> None:
+        """Replace what is no character, as half of a surrogate pair in a document."""
+        object.__setattr__(self, "cause", self.cause.encode("utf-8", "replace").decode("utf-8"))
 
 
 def task_set(config: EvolveConfig) -> "TaskSet":

@@ -30,7 +30,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "
 def _size(text: str) -> int:
     """Bytes from ``512MiB``, ``5GB``, ``5G`` or a plain number."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?)B?\s*", text.upper())
-    if not match or match[2] not in _UNITS or float(match[1]) == 0:
+    if not match or match[2] not in _UNITS or float(match[1]) * _UNITS[match[2]] < 1:
         raise typer.BadParameter(f"must be a size such as 512MiB or 5GB, but got {text!r}")
     return int(float(match[1]) * _UNITS[match[2]])
 

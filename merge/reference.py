@@ -62,7 +62,7 @@ class ModelRef:
 def _path_and_revision(value: object) -> tuple[str, str | None]:
     if isinstance(value, str):
         path, at, suffix = value.partition("@")
-        return path, suffix if at else None
+        return path.rstrip("/") or path, suffix if at else None
     if isinstance(value, dict) and value.keys() <= {"path", "revision"}:
         name, commit = value.get("path"), value.get("revision")
         if isinstance(name, str) and (commit is None or isinstance(commit, str)):

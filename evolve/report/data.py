@@ -61,18 +61,16 @@ class TaskResult:
     Attributes:
         name: Of the task.
         metric: Its key.
-        weight: In the objective; negative where lower is better.
+        weight: In the objective.
+        lower_is_better: Whether it is.
         rows: Of the contenders that were scored on it.
     """
 
     name: str
     metric: str
     weight: float
+    lower_is_better: bool
     rows: tuple[TaskRow, ...]
-
-    @property
-    def lower_is_better(self) -> bool:
-        return self.weight < 0
 
 
 @dataclass(frozen=True)
@@ -251,6 +249,7 @@ def _gather(folder: Path, standing: Standing, known: Known, storage: str | None)
         known.groups,
         summary["maximised"]["kind"],
         summary["maximised"]["constraints"],
+        frozenset(task for task, entry in own.items() if entry["lower_is_better"]),
     )
     contenders = _contenders(summary, trials, scores)
     champion = next((c for c in contenders if c.champion), None)
@@ -323,7 +322,8 @@ def _task_result(task: str, objective: Objective, contenders: Sequence[Contender
             if values:
                 parts[part] = _mean(values, objective.groups.get(task))
         rows.append(TaskRow(contender, parts))
-    return TaskResult(task, objective.metrics[task], objective.weights[task], tuple(rows))
+    of_objective = objective.metrics[task], objective.weights[task], task in objective.lower
+    return TaskResult(task, *of_objective, tuple(rows))
 
 
 def _mean(values: Mapping[int, float], groups: Mapping[int, str] | None) -> Interval:
@@ -351,7 +351,7 @@ def _duels(
         if not both:
             continue
         a, b = {d: a[d] for d in both}, {d: b[d] for d in both}
-        sign = -1.0 if objective.weights[task] < 0 else 1.0
+        sign = objective.sign(task)
         texts = known.texts.get(task, {})
         said = [own.scores[part].answers.get(task, {}) for own in (champion, parent)]
 

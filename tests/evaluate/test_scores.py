@@ -63,7 +63,9 @@ def test_a_metric_key_is_lm_evals() -> None:
 def test_non_finite_score_survives_pickling() -> None:
     error = pickle.loads(pickle.dumps(NonFiniteScore("arc", 12, math.nan)))
     assert (error.task, error.document) == ("arc", 12)
-    assert str(error) == "arc: document 12 scored nan; the model's outputs are not finite"
+    assert str(error) == (
+        "arc: document 12 scored nan; the model's outputs are not finite, or the metric is not"
+    )
 
 
 def test_answers_survive_json_and_merging() -> None:

@@ -1163,3 +1163,124 @@ def test_a_model_keeps_what_the_coarser_stage_found(
     later = [-losses[0] for length, losses in told[1] if length == 4]
     own = sum(row["kind"] == "search" and row["stage"] == "1" for row in rows)
     assert later[-len(coarse) - own : -own] == pytest.approx(coarse)
+
+
+TWO_TASKS: dict[str, Any] = {"tasks": [{"name": "toy_choice", "metric": "acc"}, {"name": "toy_generate"}]}
+
+
+def levels(known: dict[str, tuple[float, float]], other: tuple[float, float]) -> Callable[[Ask, str, str], float]:
+    """A judge of both tasks, by the candidate's name."""
+    return lambda ask, part, task: known.get(ask.name, other)[task == "toy_generate"]
+
+
+class TestConstraints:
+    @pytest.mark.parametrize("racing", [False, True])
+    def test_who_breaks_one_less_is_not_stopped_by_who_breaks_it_more(self, run: Any, racing: bool) -> None:
+        """The uniform merge has the larger sum, and loses more than it may; the candidates keep to it."""
+        judge = levels({"ann": (0.9, 0.0), "bob": (0.1, 0.9), "uniform": (0.75, 0.98)}, (0.88, 0.4))
+        limits = {"toy_choice": 0.08, "toy_generate": 0.6}
+        documents = {"search": 40, "selection": 18, "holdout": 20}
+        options = {"constraints": limits, "documents": documents, "trials": 8, "racing": racing}
+        summary = run(judge=judge, pool={"luck": 0.0}, **options, **TWO_TASKS)
+        assert summary["champion"]["name"].startswith("candidate")
+        assert summary["violated"] == []
+
+    @pytest.mark.parametrize("racing", [False, True])
+    def test_the_best_parent_is_a_parent_where_all_break_one(self, run: Any, racing: bool) -> None:
+        judge = levels({"ann": (0.9, 0.1), "bob": (0.1, 0.9), "uniform": (0.5, 0.95)}, (0.88, 0.5))
+        limits = {"toy_choice": 0.05, "toy_generate": 0.45}
+        options = {"constraints": limits, "documents": {"search": 40, "selection": 18, "holdout": 20}, "trials": 6}
+        summary = run(judge=judge, pool={"luck": 0.05}, racing=racing, **options, **TWO_TASKS)
+        assert summary["gain_over_best_parent"]["parent"] in ("ann", "bob")
+
+    def test_of_a_group_holds_for_each_of_its_tasks(self, config_of: Any, toy_tasks: Path, tmp_path: Path) -> None:
+        (tmp_path / "group.yaml").write_text("group: toys\ntask: [toy_choice, toy_generate]\n")
+        more = {"include_path": [str(toy_tasks), str(tmp_path)], "tasks": ["toys"]}
+        checked = preflight(config_of(constraints={"toys": 0.1}, **more))
+        assert checked.objective.constraints == {"toy_choice": 0.1, "toy_generate": 0.1}
+        assert preflight(config_of(objective="pareto", **more)).objective.names == ("toy_choice", "toy_generate")
+
+    def test_of_no_task_are_refused(self, config_of: Any) -> None:
+        with pytest.raises(
+            InputError, match=r"constraints.toy_chioce: is not one of the tasks; did you mean 'toy_ch"
+        ):
+            preflight(config_of(constraints={"toy_chioce": 0.1}))
+        with pytest.raises(InputError, match="objective: pareto needs at least two tasks"):
+            preflight(config_of(objective="pareto"))
+
+
+def test_a_metric_without_weight_keeps_its_direction(config_of: Any, toy_tasks: Path, tmp_path: Path) -> None:
+    low = (toy_tasks / "toy_generate.yaml").read_text().replace("toy_generate", "toy_low")
+    (tmp_path / "toy_low.yaml").write_text(low.replace("higher_is_better: true", "higher_is_better: false"))
+    for file in (*toy_tasks.glob("*.py"), *toy_tasks.glob("*.json*")):
+        (tmp_path / file.name).write_text(file.read_text())
+    tasks = [{"name": "toy_choice", "metric": "acc"}, {"name": "toy_low", "weight": 0}]
+    config = config_of(tasks=tasks, include_path=[str(toy_tasks), str(tmp_path)], constraints={"toy_low": 0.05})
+    assert preflight(config).objective.lower == {"toy_low"}
+
+
+def test_parents_that_meet_more_documents_are_no_poison(run: Any, pools: Any, tmp_path: Path) -> None:
+    """Sessions that end there, however many, are not held against a parent, which has its result."""
+    known = {"ann": 0.3, "bob": 0.305, "uniform": 0.9}
+
+    def judge(ask: Ask, part: str) -> float:
+        return known.get(ask.name, 0.85)
+
+    def stop(pool: Any) -> None:
+        (job, _), *_ = pool._running
+        results = tmp_path / "run/results.jsonl"
+        told = len(read_lines(results)) if results.exists() else 0
+        if (job.ask.kind, job.part) == ("parent", "search") and told >= 3:
+            raise pools.crash
+
+    options = {"racing": True, "trials": 5, "documents": {"search": 40, "selection": 15, "holdout": 20}}
+    for _ in range(6):
+        with pytest.raises(pools.crash):
+            run(judge=judge, pool={"on_wait": stop}, **options)
+    assert run(judge=judge, **options)["status"] == "finished"
+
+
+def test_a_smaller_budget_ends_a_run_in_its_first_stage(run: Any, pools: Any) -> None:
+    genome = {"layer_granularity": None, "control_points": [1, 2]}
+    with pytest.raises(pools.crash):
+        run(trials=60, genome=genome, pool={"crash_after": 8})
+    assert run(trials=12, genome=genome)["trials"]["complete"] == 12
+
+
+def test_a_run_goes_on_with_the_baselines_that_it_began_with(
+    run: Any, pools: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever the budget is now."""
+    with pytest.raises(pools.crash):
+        run(trials=60, pool={"crash_after": 30})
+    names = run(trials=40)["baselines"].keys()
+    assert {"uniform", "dare_linear"} <= names
+    assert "would propose another point" not in caplog.text
+
+
+def test_a_cause_that_cannot_be_written_is_written_all_the_same(run: Any, tmp_path: Path) -> None:
+    def judge(ask: Ask, part: str) -> float | Failure:
+        return Failure("cannot parse 'caf\ud83d'") if ask.number == 4 else 0.5
+
+    assert run(judge=judge)["failures"] == {"cannot parse 'caf?'": 1}
+
+
+def test_of_two_means_the_better_one_is_a_finalist(run: Any, tmp_path: Path) -> None:
+    """A run that is extended has two."""
+
+    def judge(ask: Ask, part: str) -> float:
+        means = [a for a in read_asks(tmp_path / "run") if a.kind == "mean"]
+        return {"search": 0.5, "mean": 0.5 if len(means) == 1 else 0.2}.get(ask.kind, 0.1)
+
+    options = {"judge": judge, "pool": {"luck": 1.0}, "finalists": 1}
+    run(trials=24, **options)
+    finalists = {f["trial"] for f in run(trials=28, **options)["finalists"]}
+    assert 23 in finalists
+    assert 27 not in finalists
+
+
+def test_one_folder_in_two_spellings_is_one_model(toy_config: Any, toy_models: Any) -> None:
+    ann = str(toy_models["ann"])
+    for other in (ann + "/", str(toy_models["ann"].parent / "." / "x" / ".." / "ann")):
+        with pytest.raises(InputError, match="models: each may be listed once"):
+            EvolveConfig.parse(yaml.safe_dump(toy_config(genome={"models": [ann, other]})))

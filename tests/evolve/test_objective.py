@@ -44,7 +44,12 @@ class TestOneModel:
         assert f"{nothing:.1f}" == "0.0"
 
     def test_what_is_better_when_lower_is_turned(self) -> None:
-        assert judge(weights={"a": -2.0, "b": 1.0}).score(CHILD) == pytest.approx(-2 * 0.5 + 0.75)
+        assert judge(weights={"a": 2.0, "b": 1.0}, lower={"a"}).score(CHILD) == pytest.approx(-2 * 0.5 + 0.75)
+
+    def test_a_metric_without_weight_keeps_its_direction(self) -> None:
+        judged = judge(weights={"a": 0.0, "b": 1.0}, lower={"a"}, constraints={"a": 0.05})
+        assert judged.violated(scores(a=[1, 1, 1, 0], b=[1, 1, 1, 1])) == ["a"]
+        assert judged.violated(scores(a=[0, 0, 0, 0], b=[0, 0, 0, 0])) == []
 
     def test_the_mean_gain_over_each_tasks_best_parent(self) -> None:
         assert judge("gain").gains(CHILD) == {"a": pytest.approx(-0.25), "b": pytest.approx(0.25)}
@@ -71,7 +76,7 @@ class TestOneModel:
 
     def test_gains_of_perplexities_are_positive_when_they_fall(self) -> None:
         parents = [scores(a=[10.0, 30.0], b=[1, 0]), scores(a=[50.0, 50.0], b=[0, 0])]
-        gains = judge("gain", parents, weights={"a": -1.0, "b": 1.0}).gains(scores(a=[5.0, 5.0], b=[1, 0]))
+        gains = judge("gain", parents, lower={"a"}).gains(scores(a=[5.0, 5.0], b=[1, 0]))
         assert gains == {"a": pytest.approx(0.75), "b": 0.0}
 
 
@@ -125,8 +130,18 @@ class TestBeaten:
     def test_a_broken_constraint_ends_a_race(self) -> None:
         parents = [drawn(1, 0.9, 0.1), drawn(2, 0.1, 0.5)]
         candidate, incumbent = drawn(3, 0.4, 1.0), drawn(4, 0.85, 0.5)
-        assert judge("weighted", parents, constraints={"a": 0.1}).beaten(candidate, incumbent, 0.05)
+        assert judge("weighted", parents, constraints={"a": 0.2}).beaten(candidate, incumbent, 0.05)
         assert not judge("weighted", parents).beaten(candidate, incumbent, 0.05)
+
+    @pytest.mark.parametrize("kind", ["weighted", "gain", "worst"])
+    def test_who_breaks_a_constraint_beats_nobody(self, kind: str) -> None:
+        """The penalty counts: of two that break it, who breaks it less may be better."""
+        parents = [drawn(1, 0.9, 0.1), drawn(2, 0.1, 0.5)]
+        candidate, incumbent = drawn(3, 0.6, 0.2), drawn(4, 0.1, 1.0)
+        judged = judge(kind, parents, constraints={"a": 0.1})
+        assert judged.score(candidate) > judged.score(incumbent)
+        assert not judged.beaten(candidate, incumbent, 0.05)
+        assert not judged.beaten(incumbent, incumbent, 0.05)
 
     @pytest.mark.parametrize("kind", ["weighted", "gain", "worst"])
     def test_an_equal_is_beaten_no_oftener_than_alpha(self, kind: str) -> None:
@@ -140,6 +155,15 @@ class TestBeaten:
 
 
 class TestDifference:
+    def test_equals_of_wide_scores_have_wide_intervals(self) -> None:
+        """Log-likelihoods are in no [0, 1]; another document's might differ by as much as these are apart."""
+        same = scores(a=[-1000.0, -900.0, -950.0, -920.0], b=[1, 0, 1, 0])
+        narrow, wide = (judge(weights={t: 1.0}, parents=[same]).difference(same, same) for t in "ba")
+        assert wide.high == pytest.approx(100 * narrow.high)
+        assert judge(weights={"a": 1.0}, parents=[same])._pooled_difference(
+            same, same, {"a": 1.0}, 0.05
+        ).high == pytest.approx(wide.high)
+
     def test_is_that_of_the_scores(self) -> None:
         for kind in ("weighted", "gain", "worst", "pareto"):
             judged = judge(kind)

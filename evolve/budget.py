@@ -1,0 +1,87 @@
+"""What a run may still spend: seconds and documents, with enough of both left for the finals."""
+
+from collections.abc import Sequence
+
+from heterosis.evaluate.splits import Split
+from heterosis.evolve.finals import finals_documents, shortlist
+from heterosis.evolve.genome import UNIFORM
+from heterosis.evolve.preflight import Preflight
+from heterosis.evolve.record import Record, Trial
+from heterosis.evolve.referee import Referee
+
+
+class Budget:
+    """The budgets of one run, beside its number of trials.
+
+    Args:
+        checked: The config, and what it comes to.
+        split: The run's.
+        record: What was spent.
+        referee: Says who may be a finalist.
+
+    Attributes:
+        finals: What the finals take at most, in candidates that meet all search documents.
+    """
+
+    def __init__(self, checked: Preflight, split: Split, record: Record, referee: Referee) -> None:
+        config = checked.config
+        self._hours, self._documents = config.hours, config.max_documents
+        self._parents, self._shortlisted = len(config.genome.models), config.shortlisted(checked.expected_trials)
+        self._split, self._record, self._referee = split, record, referee
+        self._most_finalists = checked.most_finalists
+        self.finals = finals_documents(split, self._parents, self._most_finalists) / split.size("search")
+
+    def is_spent(self, seconds: float, workers: int, candidates: int = 1) -> bool:
+        """Whether more candidates would leave too little for the finals.
+
+        Args:
+            seconds: Spent so far.
+            workers: That score the finals.
+            candidates: That are to come.
+        """
+        return self._is_late(seconds, workers, candidates) or self._is_scored_out(candidates)
+
+    def finalists(self) -> list[Trial]:
+        """The shortlist. Its last are left out where they might take more documents than the run may score."""
+        found = shortlist(self._record, self._shortlisted, self._referee.judge("search"))
+        while self._documents is not None and len(found) > 1 and not self._referee.needs_parents:
+            if self._record.documents_scored() + self._left_of_finals(found, len(found)) <= self._documents:
+                break
+            found.pop()
+        return found
+
+    def _is_late(self, seconds: float, workers: int, candidates: int) -> bool:
+        if self._hours is None:
+            return False
+        whole = self._record.tally.median_seconds
+        if whole is None:
+            return seconds > self._hours * 3600
+        return seconds + whole * (candidates + 1.2 * self.finals / workers) > self._hours * 3600
+
+    def _is_scored_out(self, candidates: int) -> bool:
+        record = self._record
+        if self._documents is None:
+            return False
+        whole, asked = self._split.size("search"), record.open_asks
+        ahead = record.documents_scored() + candidates * whole
+        ahead += sum(whole - record.met(ask, "search") for ask in asked)
+        if ahead + finals_documents(self._split, self._parents, self._most_finalists) <= self._documents:
+            return False
+        found = shortlist(record, self._shortlisted, self._referee.judge("search"))
+        # Where nobody can be left out of the finals, there has to be room for all who may come to them.
+        more = len(asked) + candidates if self._referee.needs_parents else 0
+        return ahead + self._left_of_finals(found, min(len(found) + more, self._most_finalists)) > self._documents
+
+    def _left_of_finals(self, finalists: Sequence[Trial], count: int) -> int:
+        """Documents that finals of some, and more of whom nothing is known, still take at most.
+
+        Of a run that was extended, its first finals have scored some of them.
+        """
+        record = self._record
+        reported = [ask for ask in record.baselines.values() if ask.kind == "parent" or ask.name == UNIFORM]
+        left = finals_documents(self._split, self._parents, count)
+        if count == 1:  # who is alone is not compared any further
+            first = self._referee.finalists_race.looks[0]
+            left -= self._split.size("selection") - sum(first.values())
+        left -= sum(record.met(trial.ask, "selection") for trial in finalists) if count > 1 else 0
+        return left - sum(record.met(ask, "holdout") for ask in reported)
