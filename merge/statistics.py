@@ -176,12 +176,13 @@ class Statistics:
 
     def _of_grams(self, function: Callable[[Vector], Vector]) -> Vector:
         numbers = np.empty(self.numel // self.width)
-        at_once = max(1, min(self._wide_piece // self.width, _GRAMS_AT_ONCE // self.models**2))
+        at_once = max(1, _GRAMS_AT_ONCE // self.models**2)
         sums = np.empty((len(self._pairs), LANES + at_once))
         for start, inputs in self._blocks(self.width):
             for at, piece in pieces(start, inputs, at_once * self.width):
                 first, count = at // self.width, len(piece.rows[0]) // self.width
-                self._add_products(piece, 0, self.width, sums)
+                for begin, part in pieces(at, piece, self._wide_piece):
+                    self._add_products(part, begin - at, self.width, sums)
                 numbers[first : first + count] = function(self._square(sums[:, LANES : LANES + count]))
         return numbers
 
