@@ -230,6 +230,7 @@ def export(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="A file; standard output by default.")
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
 ) -> None:
     """Write a trial's recipe: heterosis export runs/first --trial 12 -o recipe.yaml"""
     from heterosis.evolve.export import export_trial
@@ -237,11 +238,13 @@ def export(
     text = export_trial(run_dir, trial)
     if output is None:
         print(text, end="")
-    else:
-        try:
-            output.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{output}: cannot be written: {error.strerror}") from error
+        return
+    if output.is_file() and not overwrite:
+        raise InputError(f"{output}: exists; give another file with -o, or --overwrite")
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written: {error.strerror}") from error
 
 
 @app.command()

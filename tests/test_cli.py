@@ -386,7 +386,12 @@ class TestARun:
         assert run("evolve", path, "--run-dir", "out")[:2] == (0, output)
         assert run("export", "out") == (0, Path("out/best.yaml").read_text(), [])
 
-        assert run("export", "out", "--trial", 4, "-o", "recipe.yaml")[0] == 0
+        Path("recipe.yaml").write_text("mine")
+        export = ("export", "out", "--trial", 4, "-o", "recipe.yaml")
+        says = "heterosis: recipe.yaml: exists; give another file with -o, or --overwrite"
+        assert run(*export) == (2, "", [says])
+        assert Path("recipe.yaml").read_text() == "mine"
+        assert run(*export, "--overwrite") == (0, "", [])
         code, output, errors = run("export", "out", "--trial", 6)
         assert (code, output, len(errors)) == (2, "", 1)
         assert "trials 0 to 5, but got 6" in errors[0]
