@@ -25,6 +25,10 @@ class ModelRef:
                     f"but got {str(self)!r}"
                 )
         assert self.adapter is not None or self.adapter_revision is None
+        for name in ("path", "adapter"):  # a folder is the same one with a slash at its end
+            value = getattr(self, name)
+            if value is not None and (folder := value.rstrip("/")).strip():
+                object.__setattr__(self, name, folder)
 
     def __str__(self) -> str:
         revision = "" if self.revision is None else f"@{self.revision}"
@@ -62,7 +66,7 @@ class ModelRef:
 def _path_and_revision(value: object) -> tuple[str, str | None]:
     if isinstance(value, str):
         path, at, suffix = value.partition("@")
-        return path.rstrip("/") or path, suffix if at else None
+        return path, suffix if at else None
     if isinstance(value, dict) and value.keys() <= {"path", "revision"}:
         name, commit = value.get("path"), value.get("revision")
         if isinstance(name, str) and (commit is None or isinstance(commit, str)):
