@@ -21,7 +21,7 @@ class Answer:
     @classmethod
     def of(cls, said: str, taken: object) -> "Answer":
         """An answer whose texts are not too long, and can be written to a file."""
-        other = isinstance(taken, str) and taken.strip() != said.strip()
+        other = isinstance(taken, str) and taken != said
         return cls(_shortened(said), _shortened(str(taken)) if other else "")
 
     def to_list(self) -> list[str]:
@@ -48,5 +48,5 @@ def chosen(choices: Sequence[str], likelihoods: Sequence[float], metric: str) ->
 
 def _shortened(text: str) -> str:
     # Documents may have halves of surrogate pairs, which UTF-8 has not.
-    text = text.strip().encode("utf-8", "replace").decode()
+    text = text.encode("utf-8", "replace").decode()
     return text if len(text) <= _BEGINNING + _END else f"{text[:_BEGINNING]} […] {text[-_END:]}"

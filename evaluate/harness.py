@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import random
+import re
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import yaml
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import get_model, model_registry
@@ -40,6 +42,8 @@ from .scores import Metric, NonFiniteScore, Scores, TaskSpec
 from .splits import Split
 
 LOOKED_AT = 20  # documents, to see whether their answers are right at all
+# Keys of a task's definition that neither decide how documents are asked nor how they are scored.
+_WHERE = ("task", "task_alias", "tag", "group", "dataset_path", "dataset_name", "dataset_kwargs", "metadata")
 _LENGTHS = ("max_length", "max_model_len")  # what model classes of lm-eval call the longest prompt
 
 
@@ -306,9 +310,12 @@ class TaskSet:
         """Every document's group, as `split_documents` takes it."""
         return {task: documents.groups for task, documents in self._documents.items()}
 
-    def fingerprints(self) -> dict[str, str]:
-        """A hash of each task's documents, as `Split.check` takes it."""
-        return {task: documents.fingerprint for task, documents in self._documents.items()}
+    def fingerprints(self) -> dict[str, dict[str, str]]:
+        """Hashes of each task's documents and definition, as `Split.check` takes them."""
+        return {
+            task: {"documents": documents.fingerprint, **_definition(self._tasks[task])}
+            for task, documents in self._documents.items()
+        }
 
     def build(
         self,
@@ -481,9 +488,32 @@ def _task_manager(specs: Sequence[TaskSpec], include_path: Sequence[Path | str])
         )
     if folders:
         manager = TaskManager(include_path=folders, include_defaults=False)
-        if {spec.name for spec in specs} <= set(manager.all_subtasks):
+        missing = [spec.name for spec in specs if spec.name not in manager.all_subtasks]
+        if not missing:
             return manager
+        if faults := _unreadable(missing, folders):
+            raise InputError(*faults)
     return TaskManager(include_path=folders)
+
+
+def _unreadable(names: Sequence[str], folders: Sequence[str]) -> list[str]:
+    """What keeps lm-eval, which is silent about it, from reading the files that seem to define some tasks."""
+    faults = []
+    for path in sorted(path for folder in folders for path in Path(folder).rglob("*.yaml")):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if not any(
+            re.search(rf"^(task|group):\s*['\"]?{re.escape(name)}\b", text, re.MULTILINE) for name in names
+        ):
+            continue
+        try:
+            for _ in yaml.parse(text):  # without making anything of it: !function is a tag of lm-eval's
+                pass
+        except yaml.MarkedYAMLError as error:
+            line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+            faults.append(f"{path}: {line}is not valid YAML: {error.problem}")
+        except yaml.YAMLError as error:
+            faults.append(f"{path}: is not valid YAML: {_one_line(error)}")
+    return faults
 
 
 def _near_tasks(name: str, manager: Any) -> list[str]:
@@ -621,6 +651,16 @@ def _describe(task: str, data: Sequence[Any], group_by: str | None) -> Documents
                 raise InputError(f"task '{task}': group_by: document {index} has no field '{group_by}'{fields}")
         groups = [f"{group_by}={document[group_by]}" for document in data]
     return Documents(groups, hashes, _digest("".join(hashes)).hex())
+
+
+def _definition(task: Any) -> dict[str, str]:
+    """A hash of each key of a task's definition that decides how documents are asked and scored.
+
+    Functions are their sources; where they lie in memory does not count.
+    """
+    dumped = task.dump_config().items()
+    texts = {key: json.dumps(value, sort_keys=True, default=str) for key, value in dumped if key not in _WHERE}
+    return {key: _digest(re.sub(r" at 0x[0-9a-f]+", "", text)).hex()[:12] for key, text in texts.items()}
 
 
 def _digest(text: str) -> bytes:

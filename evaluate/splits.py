@@ -34,13 +34,14 @@ class Split:
     Any prefix of a list is a fair sample of it, so a race takes prefixes.
 
     Attributes:
-        fingerprints: For each task, a hash of all its documents when the split was made.
+        fingerprints: For each task, hashes when the split was made: of its documents, and of all that decides how
+            they are asked and scored.
     """
 
     search: dict[str, list[int]]
     selection: dict[str, list[int]]
     holdout: dict[str, list[int]]
-    fingerprints: dict[str, str] = field(default_factory=dict)
+    fingerprints: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def size(self, part: str) -> int:
         """How many documents a part has, of all tasks."""
@@ -50,19 +51,23 @@ class Split:
         """All documents of the three parts."""
         return {task: [d for part in PARTS for d in getattr(self, part)[task]] for task in self.search}
 
-    def check(self, fingerprints: Mapping[str, str], origin: str = "splits.json") -> None:
-        """Compare with the tasks' documents as they are now.
+    def check(self, fingerprints: Mapping[str, Mapping[str, str]], origin: str = "splits.json") -> None:
+        """Compare with the tasks as they are now: scores of others could not be compared.
 
         Raises:
-            InputError: If a task was added or removed, or its documents have changed.
+            InputError: If a task was added or removed, or its documents or its definition have changed.
         """
         faults = []
         for task in sorted(self.fingerprints.keys() | fingerprints.keys()):
             then, now = self.fingerprints.get(task), fingerprints.get(task)
             if then == now:
                 continue
-            what = "its documents have changed since" if then and now else "was added" if now else "is gone"
-            faults.append(f"{origin}: {task}: {what}; restore the task's data or start in a new run folder")
+            if then is None or now is None:
+                what = "is gone" if now is None else "was added"
+            else:
+                changed = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+                what = f"its {', '.join(changed)} changed since"
+            faults.append(f"{origin}: {task}: {what}; restore the task or start in a new run folder")
         if faults:
             raise InputError(*faults)
 
@@ -88,7 +93,7 @@ def split_documents(
     groups: Mapping[str, list[str]],
     sizes: Sizes,
     seed: int,
-    fingerprints: Mapping[str, str] | None = None,
+    fingerprints: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Split:
     """Divide the tasks' documents into search, selection and held-out documents.
 
@@ -151,7 +156,7 @@ def split_documents(
                 del found[size:]
     if faults:
         raise InputError(*faults)
-    return Split(**parts, fingerprints=dict(fingerprints or {}))
+    return Split(**parts, fingerprints={task: dict(own) for task, own in (fingerprints or {}).items()})
 
 
 def _wanted(task: str, count: int, sizes: Sizes) -> dict[str, int]:

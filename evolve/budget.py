@@ -21,6 +21,7 @@ class Budget:
 
     Attributes:
         finals: What the finals take at most, in candidates that meet all search documents.
+        spent: The budget that has ended the search: ``hours`` or ``max_documents``; None for the number of trials.
     """
 
     def __init__(self, checked: Preflight, split: Split, record: Record, referee: Referee) -> None:
@@ -29,6 +30,7 @@ class Budget:
         self._parents, self._shortlisted = len(config.genome.models), config.shortlisted(checked.expected_trials)
         self._split, self._record, self._referee = split, record, referee
         self._most_finalists = checked.most_finalists
+        self.spent: str | None = None
         self.finals = finals_documents(split, self._parents, self._most_finalists) / split.size("search")
 
     def is_spent(self, seconds: float, workers: int, candidates: int = 1) -> bool:
@@ -39,7 +41,13 @@ class Budget:
             workers: That score the finals.
             candidates: That are to come.
         """
-        return self._is_late(seconds, workers, candidates) or self._is_scored_out(candidates)
+        if self._is_late(seconds, workers, candidates):
+            self.spent = "hours"
+        elif self._is_scored_out(candidates):
+            self.spent = "max_documents"
+        else:
+            self.spent = None
+        return self.spent is not None
 
     def finalists(self) -> list[Trial]:
         """The shortlist. Its last are left out where they might take more documents than the run may score."""

@@ -222,8 +222,13 @@ class _Driver:
         self._table = TableWriter(folder.path)
         self._save_from, self._saved = self._begun, True
         self._budget = Budget(checked, self._split, self._record, self._referee)
-        limits = {"hours": config.hours, "max_documents": config.max_documents}
-        self._pulse = PulseWriter(folder.path, Pulse(workers=self.workers, finals=self._budget.finals, **limits))
+        pulse = Pulse(
+            workers=self.workers,
+            finals=self._budget.finals,
+            hours=config.hours,
+            max_documents=config.max_documents,
+        )
+        self._pulse = PulseWriter(folder.path, pulse)
         self._stop: str | None = None
         self._seconds_of: dict[int, Counter[str]] = {}  # of candidates that race
         self._held: list[Ask] = []  # scored, but meaningless before the parents are
@@ -332,7 +337,13 @@ class _Driver:
         """Refuse to mix scores that other versions, batch sizes or models may have shifted."""
         now = environment(self._config, self._setup.device, self._provenance, self._setup.batch_size)
         then = self._state.setdefault("environment", now)
-        differing = [f"{key}: {then.get(key)} then, {now[key]} now" for key in now if then.get(key) != now[key]]
+        differing = [
+            f"{key}: {then.get(key)} then, {now[key]} now"
+            for key in now
+            if key != "models" and then.get(key) != now[key]
+        ]
+        changed = [name for name, sha in now["models"].items() if then.get("models", {}).get(name) != sha]
+        differing += [f"models: {', '.join(changed)}: other weights"] if changed else []
         if differing:
             raise InputError(
                 f"{self._folder.path}: its scores cannot be compared with new ones ({'; '.join(differing)}); "
@@ -376,6 +387,9 @@ class _Driver:
             self._check_baselines()
             if self._stopping():
                 return
+        for text in self._referee.silent_tasks():
+            warnings.warn(text, stacklevel=2)
+            log.warning(text)
         try:
             race_parents(
                 self._record, self._referee.parents_race, self._referee.judge, partial(self._score_on, pool)
@@ -576,6 +590,7 @@ class _Driver:
 
     def _finals(self, pool: Pool) -> Finals | None:
         """Compare a shortlist on selection documents; report the champion on held-out ones."""
+        self._state["spent"] = self._budget.spent
         finalists = self._budget.finalists()
         self._stage(f"selection: {len(finalists)} finalists")
         try:

@@ -21,6 +21,8 @@ def export_recipe(trial: Trial, provenance: Mapping[str, Any], found: Discovery,
     own = {**recipe.heterosis, **provenance, "search": found.to_note()}
     recipe = recipe.model_copy(update={"heterosis": own})
     score = "not scored" if trial.score is None else f"{trial.score:.6g} on the search documents"
+    if trial.pruned:
+        score = f"about {score}, of which it has met {trial.documents}"
     lines = [f"heterosis trial {trial.number}: {trial.ask.name}, {score}.", *note.splitlines()]
     lines.append("Run it with: heterosis merge THIS_FILE OUT")
     return "".join(f"# {line}\n" for line in lines) + recipe.to_yaml()

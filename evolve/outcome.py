@@ -86,6 +86,7 @@ def write_outcome(
         **found,
         "optimizers": state.get("optimizers", {}),
         "trials": {**found["trials"], "budget": config.trials},
+        "ended_by": state.get("spent"),
         "documents": {**found["documents"], "holdout_reused": bool(state.get("holdout_reused"))},
         "seconds": {"total": round(state["seconds"], 1), **spent},
         "environment": state["environment"],

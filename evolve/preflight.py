@@ -205,6 +205,11 @@ def _planned(
     recipes += [(baseline.name, baseline.recipe) for baseline in space.baselines(extra=True)]
     plans = [build_plan(recipe, open_model, origin=name) for name, recipe in recipes]
     for plan in plans:
+        if plan.tokenizer.folder is None:
+            raise InputError(
+                f"{plan.donor.ref}: has no tokenizer, so what has its tokens cannot be scored; add one to its "
+                "folder, or write genome.tokenizer_source with a model that has one"
+            )
         if config.apply_chat_template and plan.tokenizer.chat_template is None:
             raise InputError(
                 f"apply_chat_template: the tokenizer of {plan.donor.ref} has no chat template; write "

@@ -103,6 +103,21 @@ class Referee:
         """Search documents."""
         return self._split.size("search")
 
+    def silent_tasks(self) -> list[str]:
+        """What to say of tasks that tell no baseline from another: most often something is wrong with them."""
+        asks = [*self._record.baselines.values()]
+        met = [self._objective.values(s) for ask in asks if (s := self._record.scores(ask, "search"))]
+        found = []
+        for task in self._objective.metrics:
+            values = {value for own in met for value in own.get(task, {}).values()}
+            if len(values) == 1:
+                value = self._objective.sign(task) * values.pop()
+                found.append(
+                    f"{task}: parents and uniform merge score {value:g} on every document, which may tell no "
+                    "candidate from another; if that is odd, heterosis inspect shows a question and an answer"
+                )
+        return found
+
     def parents_scored(self, part: str) -> bool:
         """Whether all parents have met all documents of a part."""
         found = [self._record.scores(ask, part) for ask in self._record.parents]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from heterosis.errors import InputError
+from heterosis.evaluate.answers import Answer
+from heterosis.evaluate.scores import Scores
 from heterosis.evaluate.splits import Split
 from heterosis.evolve.preflight import Preflight
 from heterosis.evolve.worker import (
@@ -20,6 +22,25 @@ from heterosis.evolve.worker import (
 
 
 @dataclass(frozen=True)
+class Tried:
+    """What a candidate scored on a task, and one of its answers.
+
+    Attributes:
+        task: Its name.
+        score: The mean of the metric.
+        asked: What a document asks; empty if the task cannot say.
+        right: Its right answer, likewise.
+        answered: What the candidate wrote or chose; None where it only rates texts.
+    """
+
+    task: str
+    score: float
+    asked: str
+    right: str
+    answered: Answer | None
+
+
+@dataclass(frozen=True)
 class Rehearsal:
     """What a candidate took.
 
@@ -28,12 +49,14 @@ class Rehearsal:
         start: Seconds before: the model, the requests, the compiler, the first candidate.
         merge: Seconds.
         per_document: Seconds.
+        tried: What it scored on each task, where there is anything to show.
     """
 
     documents: int
     start: float
     merge: float
     per_document: float
+    tried: tuple[Tried, ...] = ()
 
     def candidate(self, documents: int) -> float:
         """Seconds for a candidate on so many documents."""
@@ -62,7 +85,7 @@ def rehearse(
     one = {task: ids[:1] for task, ids in batch.items()}
     nothing: dict[str, list[int]] = {task: [] for task in batch}
     if score is None:
-        setup = Setup(checked.config, Split(batch, nothing, nothing), threads)
+        setup = Setup(checked.config, Split(nothing, nothing, batch), threads)  # whose answers are kept
         score = Worker(setup, checked.tasks).score
     times = []
     nudge = 0.1 * np.random.default_rng(checked.config.seed).standard_normal(len(space.parameters))
@@ -73,6 +96,7 @@ def rehearse(
                 f"a first candidate was tried and cannot be scored: {outcome.cause}; all others would fail alike"
             )
         times.append(outcome.seconds)
+        scores = outcome.scores
     first, usual = times
     count = sum(map(len, batch.values()))
     return Rehearsal(
@@ -80,4 +104,16 @@ def rehearse(
         start=sum(first.values()),
         merge=usual["merge"],
         per_document=(usual["forward"] + usual["other"]) / count,
+        tried=tuple(_tried(checked, task, scores) for task in scores.documents),
     )
+
+
+def _tried(checked: Preflight, task: str, scores: Scores) -> Tried:
+    score = scores.mean(task, checked.objective.metrics[task])
+    answers = scores.answers.get(task, {})
+    document = min(answers, default=min(scores.documents[task]))
+    try:
+        text = checked.tasks.text(task, document)
+    except Exception:  # a task's templates and functions may do anything
+        return Tried(task, score, "", "", answers.get(document))
+    return Tried(task, score, text.question, text.answer, answers.get(document))

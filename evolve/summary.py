@@ -46,7 +46,7 @@ class Results:
             "parents": {ask.name: self._of(ask) for ask in baselines if ask.kind == "parent"},
             "baselines": {ask.name: self._of(ask) for ask in baselines if ask.kind == "baseline"},
             "gain_over_best_parent": self._gain_over_best_parent(),
-            "gain_over_uniform": self._gain(self._record.baselines.get(UNIFORM)),
+            "gain_over_uniform": self._gain_over_uniform(),
             **self._by_task(),
             "finalists": self._finalists(),
             "front": self._front(),
@@ -82,6 +82,11 @@ class Results:
         best = self._finals.best_parent.ask if self._finals else None
         gain = self._gain(best)
         return {"parent": best.name, **gain} if best and gain else None
+
+    def _gain_over_uniform(self) -> dict[str, Any] | None:
+        """None where the champion is the uniform merge."""
+        uniform = self._record.baselines.get(UNIFORM)
+        return None if self._champion is not None and self._champion.ask == uniform else self._gain(uniform)
 
     def _gain(self, other: Ask | None) -> dict[str, Any] | None:
         """By how much the champion beats another on the held-out documents, with its interval."""
@@ -157,19 +162,20 @@ def outcome_sentence(summary: Mapping[str, Any]) -> str:
     low, high = gain["ci95"]
     interval = f"95 % interval {low:+.4f} to {high:+.4f}"
     against = f"{gain['holdout']:+.4f} ({interval}) against the best parent, {gain['parent']}"
+    broken = summary.get("violated")
+    more = _better_parent(summary)
+    more += f" It breaks the constraint on {', '.join(broken)} there." if broken else ""
+    more += " Held-out documents were used before." if summary["documents"].get("holdout_reused") else ""
     if kind == "parent":
-        return f"No signal: the search found nothing better than the parent {champion['name']}."
+        return f"No signal: the search found nothing better than the parent {champion['name']}.{more}"
     if kind == "baseline":
-        return f"No signal: the search found nothing better than the {champion['name']} merge, {against}."
+        return f"No signal: the search found nothing better than the {champion['name']} merge, {against}.{more}"
     verdict = {
         "better": "beats the best parent on held-out documents",
         "worse": "is worse than the best parent on held-out documents",
         "unclear": "cannot be told from the best parent on held-out documents",
     }[kind]
-    broken = summary.get("violated")
-    kept = f" It breaks the constraint on {', '.join(broken)} there." if broken else ""
-    reused = " Held-out documents were used before." if summary["documents"].get("holdout_reused") else ""
-    return f"Trial {champion['trial']} {verdict}: {against}.{_better_parent(summary)}{kept}{reused}"
+    return f"Trial {champion['trial']} {verdict}: {against}.{more}"
 
 
 def _better_parent(summary: Mapping[str, Any]) -> str:

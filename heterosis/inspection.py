@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heterosis.errors import InputError, collecting
-from heterosis.words import count, duration, size
+from heterosis.words import brief, count, duration, size
 
 if TYPE_CHECKING:
     from heterosis.evolve.inspection import SearchReport
@@ -329,6 +329,10 @@ def _resource_lines(report: "SearchReport") -> Iterator[str]:
         f"tried on {tried.documents} documents: merging {tried.merge:.2f} s, scoring {tried.per_document:.3f} s a "
         f"document; so a candidate takes {duration(takes.candidate)}"
     )
+    for task in tried.tried:
+        answered = "" if task.answered is None else f"; it answered {brief(task.answered.said)}"
+        asked = f" to {brief(task.asked)}, where {brief(task.right)} is right" if answered and task.asked else ""
+        yield f"  {task.task}: {task.score:.4g}{answered}{asked}"
     finals = f"{report.trials} candidates and the finals, as much as {takes.finals:.0f}"
     end = (datetime.now() + timedelta(seconds=takes.seconds)).strftime("%a %d %b, %H:%M")
     yield f"time: {duration(takes.seconds)} at most for {finals}; begun now, it ends by {end}"

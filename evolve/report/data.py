@@ -106,6 +106,7 @@ class Duel:
         tied: The others.
         wins: Some of those won, the clearest first, then in the split's random order.
         losses: Some of those lost.
+        ties: Some of the others, where there are only such.
     """
 
     task: str
@@ -115,6 +116,7 @@ class Duel:
     tied: int
     wins: tuple[Example, ...]
     losses: tuple[Example, ...]
+    ties: tuple[Example, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -210,7 +212,7 @@ class Report:
     def examples(self) -> dict[str, list[int]]:
         """The documents that are shown, by task."""
         duels = self.duels.tasks if self.duels else ()
-        return {duel.task: [e.document for e in (*duel.wins, *duel.losses)] for duel in duels}
+        return {duel.task: [e.document for e in (*duel.wins, *duel.losses, *duel.ties)] for duel in duels}
 
     def pairs(self) -> list[tuple[str, str]]:
         """The pairs of tasks that a front has."""
@@ -366,7 +368,8 @@ def _duels(
         won, lost = [d for d in both if a[d] > b[d]], [d for d in both if a[d] < b[d]]
         gain = paired_difference(a, b, objective.groups.get(task))
         tied = len(both) - len(won) - len(lost)
-        duels.append(Duel(task, gain, len(won), len(lost), tied, examples(won), examples(lost)))
+        ties = () if won or lost else examples(both)
+        duels.append(Duel(task, gain, len(won), len(lost), tied, examples(won), examples(lost), ties))
     return Duels(parent.name, part, tuple(duels))
 
 

@@ -15,7 +15,7 @@ from heterosis.evolve.report.candidates import convergence, front_chart, scatter
 from heterosis.evolve.report.charts import Whisker, axis
 from heterosis.evolve.report.data import Report
 from heterosis.evolve.report.over_depth import depth_view
-from heterosis.evolve.report.words import PART_NAMES, number, plural, signed
+from heterosis.evolve.report.words import PART_NAMES, edges, number, plural, signed
 from heterosis.evolve.summary import closing_table
 from heterosis.words import duration
 
@@ -69,7 +69,13 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "signed": signed, "duration": duration, "plural": plural}
+    environment.filters |= {
+        "number": number,
+        "signed": signed,
+        "duration": duration,
+        "plural": plural,
+        "edges": edges,
+    }
     return environment
 
 

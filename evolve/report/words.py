@@ -19,3 +19,12 @@ def signed(value: float) -> str:
 def plural(count: int, what: str) -> str:
     """A number of things."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def edges(text: str) -> str:
+    """A text whose blanks and line breaks at its ends can be seen."""
+    inner = text.strip()
+    start = text.index(inner) if inner else len(text)
+    ends = (text[:start], text[start + len(inner) :])
+    before, after = (end.replace("\n", "↵\n").replace(" ", "␣").replace("\t", "⇥") for end in ends)
+    return f"{before}{inner}{after}"

@@ -312,6 +312,37 @@ def test_groups_and_fingerprints(tmp_path: Path, write_toys: Callable[..., Path]
     assert load("changed", [{**rows[0], "answer": "no"}, *rows[1:]]).fingerprints() != default.fingerprints()
 
 
+@pytest.mark.parametrize(
+    ("file", "then", "now", "changed"),
+    [
+        ("toy_generate.yaml", "generation_kwargs:", "description: Think.\ngeneration_kwargs:", "description"),
+        ("_common", "{{question}}", "{{question}} ", "doc_to_text"),
+        ("toy.py", "import", "# of another version\nimport", None),
+    ],
+)
+def test_what_is_asked_is_in_the_fingerprint(
+    toys: Path, file: str, then: str, now: str, changed: str | None
+) -> None:
+    def load() -> dict[str, str]:
+        return TaskSet([TaskSpec("toy_generate")], include_path=[toys]).fingerprints()["toy_generate"]
+
+    before = load()
+    assert load() == before
+    text = (toys / file).read_text()
+    assert then in text
+    (toys / file).write_text(text.replace(then, now, 1))
+    after = load()
+    differing = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    assert changed in differing if changed else not differing
+
+
+def test_a_file_that_is_no_yaml_is_named(toys: Path) -> None:
+    (toys / "bad.yaml").write_text("task: toy_bad\n  x: [\n")
+    with pytest.raises(InputError, match=r"bad\.yaml: line \d: is not valid YAML: "):
+        TaskSet([TaskSpec("toy_bad")], include_path=[toys])
+    TaskSet([TaskSpec("toy_choice")], include_path=[toys])  # who does not ask for it can do without it
+
+
 def test_nothing_is_printed(toys: Path, resident: ResidentModel, capfd: pytest.CaptureFixture[str]) -> None:
     task_set = TaskSet([TaskSpec("toy_generate"), TaskSpec("toy_choice")], include_path=[toys])
     documents = {"toy_generate": [0], "toy_choice": [0]}

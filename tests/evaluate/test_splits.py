@@ -133,16 +133,20 @@ def test_negative_size() -> None:
 
 
 def test_save_load_and_check(tmp_path: Path) -> None:
-    split = split_documents(paired(), Sizes(), 0, fingerprints={"a": "1", "b": "2"})
+    split = split_documents(
+        paired(), Sizes(), 0, fingerprints={"a": {"documents": "1", "doc_to_text": "x"}, "b": {"documents": "2"}}
+    )
     (tmp_path / "splits.json").write_text(split.to_json())
     loaded = Split.load(tmp_path / "splits.json")
     assert loaded == split
     assert [path.name for path in tmp_path.iterdir()] == ["splits.json"]
-    loaded.check({"a": "1", "b": "2"})
+    loaded.check(loaded.fingerprints)
     with pytest.raises(InputError) as caught:
-        loaded.check({"a": "other", "c": "3"})
+        loaded.check(
+            {"a": {"documents": "1", "doc_to_text": "y", "process_results": "z"}, "c": {"documents": "3"}}
+        )
     assert [fault.split(";")[0] for fault in caught.value.faults] == [
-        "splits.json: a: its documents have changed since",
+        "splits.json: a: its doc_to_text, process_results changed since",
         "splits.json: b: is gone",
         "splits.json: c: was added",
     ]

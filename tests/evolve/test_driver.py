@@ -946,7 +946,7 @@ class TestRefusals:
         before = rows.read_text()
         try:
             rows.write_text(before.replace("cat", "dog"))
-            with pytest.raises(InputError, match="toy_choice: its documents have changed"):
+            with pytest.raises(InputError, match="toy_choice: its documents changed since"):
                 run(trials=8)
         finally:
             rows.write_text(before)
@@ -1284,3 +1284,35 @@ def test_one_folder_in_two_spellings_is_one_model(toy_config: Any, toy_models: A
     for other in (ann + "/", str(toy_models["ann"].parent / "." / "x" / ".." / "ann")):
         with pytest.raises(InputError, match="models: each may be listed once"):
             EvolveConfig.parse(yaml.safe_dump(toy_config(genome={"models": [ann, other]})))
+
+
+def test_a_uniform_merge_is_not_compared_with_itself(run: Any) -> None:
+    summary = run(judge=lambda ask, part: 0.9 if ask.name == "uniform" else 0.3)
+    assert summary["champion"]["name"] == "uniform"
+    assert summary["gain_over_uniform"] is None
+    assert summary["gain_over_best_parent"]["holdout"] > 0
+
+
+def test_the_outcome_names_constraints_that_a_baseline_breaks(run: Any) -> None:
+    judge = levels({"ann": (0.9, 0.1), "bob": (0.1, 0.9), "uniform": (0.85, 0.85)}, (0.1, 0.1))
+    documents = {"search": 40, "selection": 18, "holdout": 20}
+    summary = run(
+        judge=judge, pool={"luck": 0.0}, constraints={"toy_choice": 0.0}, documents=documents, **TWO_TASKS
+    )
+    assert summary["champion"]["name"] == "uniform"
+    assert summary["outcome"].startswith("No signal")
+    assert "It breaks the constraint on toy_choice there." in summary["outcome"]
+
+
+def test_an_estimate_is_exported_as_one(run: Any, tmp_path: Path) -> None:
+    run(racing=True, trials=24)
+    rows = list(csv.DictReader((tmp_path / "run/trials.csv").open()))
+    stopped = next(row for row in rows if row["pruned"] == "1")
+    head = export_trial(tmp_path / "run", int(stopped["trial"])).splitlines()[0]
+    assert ", about " in head
+    assert head.endswith(f"on the search documents, of which it has met {stopped['documents']}.")
+
+
+@pytest.mark.parametrize(("limit", "ended_by"), [({}, None), ({"max_documents": 300}, "max_documents")])
+def test_what_ended_a_search_is_told(run: Any, limit: dict[str, int], ended_by: str | None) -> None:
+    assert run(trials=12 if not limit else 100, **limit)["ended_by"] == ended_by

@@ -67,6 +67,19 @@ def test_what_would_be_found_later_is_found_now(
         preflight(config(**changes))
 
 
+def test_a_model_without_a_tokenizer_is_refused(
+    config: Callable[..., EvolveConfig], toy_models: dict[str, Path], tmp_path: Path
+) -> None:
+    for name, role in (("bob", "models"), ("base", "base_model")):
+        copy = tmp_path / name
+        shutil.copytree(toy_models[name], copy)
+        for file in copy.glob("*token*"):
+            file.unlink()
+        wanted = {"models": [str(toy_models["ann"]), str(copy)]} if role == "models" else {"base_model": str(copy)}
+        with pytest.raises(InputError, match=f"{name}: has no tokenizer"):
+            preflight(config(genome=wanted))
+
+
 def test_a_rehearsal_tells_the_time_of_a_candidate(checked: Preflight) -> None:
     asked = []
 
@@ -100,6 +113,11 @@ def test_a_real_candidate_is_tried(config: Callable[..., EvolveConfig]) -> None:
     assert report.rehearsal is not None
     assert report.rehearsal.documents == 16
     assert report.rehearsal.per_document > 0
+    (tried,) = report.rehearsal.tried
+    assert (tried.task, 0 <= tried.score <= 1) == ("toy_choice", True)
+    assert tried.asked
+    assert tried.answered is not None
+    assert tried.answered.said
     assert report.resources.candidate == report.rehearsal.candidate(20)
     (task,) = report.tasks
     assert dataclasses.astuple(task) == ("toy_choice", 1.0, "acc,none", "higher", 80, 20, 20, 30)

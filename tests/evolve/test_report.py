@@ -29,6 +29,7 @@ from heterosis.evolve.report import load_tasks, write_report
 from heterosis.evolve.report.charts import axis
 from heterosis.evolve.report.data import gather
 from heterosis.evolve.report.shape import shapes_of
+from heterosis.evolve.report.words import edges
 from heterosis.merge.recipe import ModelRef, Recipe
 
 STYLE = Path(__file__).parents[2] / "evolve/report/templates/style.css"
@@ -288,6 +289,24 @@ def test_says_what_a_run_came_to(go: Go, judge: Any, verdict: str, words: str) -
     assert json.loads((folder / "summary.json").read_text())["outcome"] in page.text
     assert (report.duels is None) == (verdict == "parent")
     assert "Too few candidates to say" in page.text
+
+
+def test_where_all_are_equal_some_documents_are_shown(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of all then somebody wants to see what was asked and answered."""
+    monkeypatch.setattr("tests.evolve.conftest._noise", lambda *seed: 0.0)
+    with pytest.warns(UserWarning, match="toy_choice: parents and uniform merge score 0.5 on every document"):
+        folder = go(lambda ask, part: 0.6 if ask.kind == "search" and part != "holdout" else 0.5)
+    read = json.loads((folder / "documents.json").read_text())
+    assert len(read["texts"]["toy_choice"]) == 3
+    page = page_of(folder)
+    assert "Equal" in page.text
+    assert "was not kept" not in page.text
+
+
+def test_blanks_at_the_ends_of_answers_can_be_seen() -> None:
+    assert edges(" 42\n") == "␣42↵\n"
+    assert edges("a b") == "a b"
+    assert edges("  ") == "␣␣"
 
 
 def test_a_run_that_has_scored_nothing(go: Go) -> None:
