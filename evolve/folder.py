@@ -18,6 +18,10 @@ from heterosis.evolve.machine import shared_file_system
 ASKS = "asks.jsonl"
 STATE = "run.json"
 SUMMARY = "summary.json"
+CONFIG = "config.yaml"
+
+RESTORE = "restore it, or choose another --run-dir"  # what is to be done about a file that was removed or damaged
+AGAIN = "the same evolve command writes it again"
 
 
 class RunFolder:
@@ -100,7 +104,7 @@ class RunFolder:
         Raises:
             InputError: If it differs in what is searched or in what a score means.
         """
-        path = self.path / "config.yaml"
+        path = self.path / CONFIG
         check_same_config(self.path, config)
         write_text(path, config.to_yaml())
 
@@ -117,7 +121,9 @@ class RunFolder:
 
 
 def check_run_folder(path: Path) -> None:
-    """Refuse what is no folder, and a folder of other things: a search would leave its files among them.
+    """Refuse what is no folder, a folder of other things, and a run without what was there before its candidates.
+
+    A search would leave its files among the other things, or go on as another one.
 
     Raises:
         InputError: If it is.
@@ -126,10 +132,14 @@ def check_run_folder(path: Path) -> None:
         return
     if not path.is_dir():
         raise InputError(f"{path}: is not a folder; choose another --run-dir")
-    known = {STATE, ASKS, "config.yaml", "run.log", "study.db"}  # what a search that was killed at once leaves
+    known = {STATE, ASKS, CONFIG, "run.log", "study.db"}  # what a search that was killed at once leaves
     others = sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
     if others and not known.intersection(others):
         raise InputError(f"{path}: holds other things and no run ({others[0]}); choose another --run-dir")
+    for name in (STATE, CONFIG):
+        if ASKS in others and not (path / name).exists():
+            raise InputError(f"{path / name}: is missing, though candidates were tried; {RESTORE}")
+    read_state(path)
 
 
 def check_same_config(folder: Path, config: EvolveConfig) -> None:
@@ -138,7 +148,7 @@ def check_same_config(folder: Path, config: EvolveConfig) -> None:
     Raises:
         InputError: With a line for every difference.
     """
-    path = folder / "config.yaml"
+    path = folder / CONFIG
     if not path.exists():
         return
     frozen = EvolveConfig.load(path)
@@ -154,9 +164,25 @@ def frozen_control_points(folder: Path) -> list[int] | None:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """What a run keeps for its later sessions; empty before the first one."""
+    """What a run keeps for its later sessions; empty before the first one.
+
+    Raises:
+        InputError: If the file is damaged.
+    """
     path = folder / STATE
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return _read_mapping(path, RESTORE) if path.exists() else {}
+
+
+def _read_mapping(path: Path, remedy: str) -> dict[str, Any]:
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError:
+        read = None
+    if not isinstance(read, dict):
+        raise InputError(f"{path}: is damaged; {remedy}")
+    return read
 
 
 def write_text(path: Path, text: str, *, durable: bool = True) -> None:
@@ -180,12 +206,13 @@ def read_summary(path: Path) -> dict[str, Any]:
     """The summary of a run folder.
 
     Raises:
-        InputError: If the folder is not one.
+        InputError: If the folder is not one, or its summary was removed or damaged.
     """
-    try:
-        return json.loads((path / SUMMARY).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
-    except (OSError, ValueError):
-        raise InputError(f"{path}: not a run folder (no {SUMMARY}); give the --run-dir of a search") from None
+    if (path / SUMMARY).exists():
+        return _read_mapping(path / SUMMARY, f"remove it, and {AGAIN}")
+    if (path / ASKS).exists():
+        raise InputError(f"{path / SUMMARY}: is missing; {AGAIN}")
+    raise InputError(f"{path}: not a run folder (no {SUMMARY}); give the --run-dir of a search")
 
 
 def front_recipe(number: int | str) -> str:

@@ -40,7 +40,7 @@ from heterosis.errors import InputError
 from heterosis.evaluate.scores import Scores
 from heterosis.evolve.dimensions import Dimension, Value
 from heterosis.evolve.faults import disk_faults
-from heterosis.evolve.folder import ASKS
+from heterosis.evolve.folder import ASKS, RESTORE
 from heterosis.evolve.storage import StudyWriter
 from heterosis.evolve.tally import Tally
 
@@ -148,7 +148,7 @@ class Record:
             session.
 
     Raises:
-        InputError: If the storage cannot be used, or has results that the folder lacks.
+        InputError: If the storage cannot be used, or a file lacks what another one, or the study, rests on.
     """
 
     def __init__(
@@ -170,23 +170,34 @@ class Record:
         self._met: dict[tuple[str, str], int] = {}  # documents of a part, by recipe
         self._documents = 0
         for number, part in self._scores:
-            self._count_documents(self.asks[number], part)
+            self._count_documents(self._asked(number, SCORES), part)
         self.attempts = [Attempt(**line) for line in _read_lines(folder / ATTEMPTS)]
         self.trials: list[Trial] = []
         self.tally = Tally()
         self._told: dict[int, Trial] = {}
         for line in _read_lines(folder / RESULTS):
             ask, losses, terms = (
-                self.asks[line.pop("ask")],
+                self._asked(line.pop("ask"), RESULTS),
                 tuple(line.pop("losses")),
                 tuple(line.pop("terms", ())),
             )
-            self._take(Trial(len(self.trials), ask, losses=losses, terms=terms, **line))
+            trial = Trial(len(self.trials), ask, losses=losses, terms=terms, **line)
+            if self.met(ask, "search") < trial.documents:
+                raise InputError(
+                    f"{folder / SCORES}: lacks scores of candidate {ask.number}, which {RESULTS} has; {RESTORE}"
+                )
+            self._take(trial)
         if self.study.written > len(self.trials):
             raise InputError(
                 f"{folder / RESULTS}: the study has {self.study.written} results, but this file only "
-                f"{len(self.trials)}; restore it, or choose another --run-dir"
+                f"{len(self.trials)}; {RESTORE}"
             )
+
+    def _asked(self, number: int, name: str) -> Ask:
+        """The candidate that a line of a file is about. It was on the disk before the line was."""
+        if number not in self.asks:
+            raise InputError(f"{self._folder / ASKS}: lacks candidate {number}, which {name} has; {RESTORE}")
+        return self.asks[number]
 
     def _take_ask(self, ask: Ask) -> None:
         self.asks[ask.number] = ask
@@ -424,8 +435,15 @@ def _whole_lines(path: Path) -> int:
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a file; a torn last one was never acted upon."""
+    """The whole lines of a file; a torn last one was never acted upon.
+
+    Raises:
+        InputError: If a line is damaged.
+    """
     if path.exists():
         content = path.read_bytes()
-        for line in content[: content.rfind(b"\n") + 1].splitlines():
-            yield json.loads(line)
+        for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), 1):
+            try:
+                yield json.loads(line)
+            except ValueError:
+                raise InputError(f"{path}: line {number} is damaged; {RESTORE}") from None

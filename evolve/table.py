@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from heterosis.evolve.folder import write_text
+from heterosis.errors import InputError
+from heterosis.evolve.folder import AGAIN, SUMMARY, write_text
 from heterosis.evolve.record import Ask, Trial
 
 TABLE = "trials.csv"
@@ -59,8 +60,15 @@ def _lines(rows: Iterable[Sequence[object]]) -> str:
 
 
 def read_table(folder: Path) -> list[dict[str, str]]:
-    """The table's rows, without one that is being written."""
-    text = (folder / TABLE).read_text(encoding="utf-8")
+    """The table's rows, without one that is being written.
+
+    Raises:
+        InputError: If the table was removed.
+    """
+    try:
+        text = (folder / TABLE).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{folder / TABLE}: is missing; remove {SUMMARY} too, and {AGAIN}") from None
     return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
 
 

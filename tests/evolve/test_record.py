@@ -7,13 +7,18 @@ from typing import Any
 
 import optuna
 import pytest
+import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from heterosis.errors import InputError
 from heterosis.evaluate.answers import Answer
 from heterosis.evaluate.scores import Scores
+from heterosis.evolve.config import EvolveConfig
+from heterosis.evolve.driver import search
+from heterosis.evolve.folder import read_summary
 from heterosis.evolve.record import Record, read_asks
 from heterosis.evolve.space import Dimension
+from heterosis.evolve.table import read_trials
 
 AWKWARD = 0.1 + 0.2  # one of the floats that need 17 digits
 DIMENSIONS = [
@@ -203,11 +208,6 @@ def test_what_a_crash_leaves_open(
     toy_config: Any, pools: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A candidate is on the disk before it is handed out, and its scores before its result."""
-    import yaml
-
-    from heterosis.evolve.config import EvolveConfig
-    from heterosis.evolve.driver import search
-
     folder, seen = tmp_path / "run", []
     tell = Record.tell
 
@@ -223,8 +223,8 @@ def test_what_a_crash_leaves_open(
         return tell(self, ask, *args, **kwargs)
 
     monkeypatch.setattr(Record, "tell", checked)
-    config = EvolveConfig.parse(yaml.safe_dump(toy_config(workers=2, trials=6)))
-    search(config, folder, make_pool=pools(on_wait=on_wait))
+    whole = EvolveConfig.parse(yaml.safe_dump(toy_config(workers=2, trials=6)))
+    search(whole, folder, make_pool=pools(on_wait=on_wait))
     assert seen.count(-1) == 6
     assert len(seen) > 6
 
@@ -248,3 +248,54 @@ def test_every_kind_of_dimension_is_one_of_optunas(tmp_path: Path) -> None:
     }
     again = Record(tmp_path, f"sqlite:///{tmp_path}/study.db", "toys", dimensions)
     assert again.trials[0].ask.values == values
+
+
+def config(toy_config: Any, trials: int) -> EvolveConfig:
+    return EvolveConfig.parse(yaml.safe_dump(toy_config(trials=trials, workers=1)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("asks.jsonl", None, "lacks candidate 0, which scores.jsonl has; restore it"),
+        ("scores.jsonl", None, "lacks scores of candidate 0, which results.jsonl has; restore it"),
+        ("scores.jsonl", "{\n", "line 1 is damaged; restore it"),
+        ("results.jsonl", None, "the study has 4 results, but this file only 0; restore it"),
+        ("run.json", None, "is missing, though candidates were tried; restore it"),
+        ("run.json", "{", "is damaged; restore it"),
+        ("config.yaml", None, "is missing, though candidates were tried; restore it"),
+        ("summary.json", "{", "is damaged; remove it, and the same evolve command writes it again"),
+        ("summary.json", "[]", "is damaged; remove it"),
+    ],
+)
+def test_a_run_that_lacks_a_file_is_refused(
+    toy_config: Any, pools: Any, tmp_path: Path, name: str, content: str | None, says: str
+) -> None:
+    """With the file's name and what to do, before anything is scored."""
+    folder = tmp_path / "run"
+    search(config(toy_config, 4), folder, make_pool=pools())
+    path = folder / name
+    if content is None:
+        path.unlink()
+    else:
+        path.write_text(content)
+    with pytest.raises(InputError) as caught:
+        search(config(toy_config, 6), folder, make_pool=pools())
+    (fault,) = caught.value.faults
+    assert fault.startswith(f"{path}: {says}")
+    assert len(pools.made) == 1
+
+
+def test_what_a_run_leaves_for_people_is_written_again(toy_config: Any, pools: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    summary = search(config(toy_config, 4), folder, make_pool=pools())
+    (folder / "trials.csv").unlink()
+    with pytest.raises(InputError, match=r"trials.csv: is missing; remove summary.json too, and the same evolve"):
+        read_trials(folder)
+    (folder / "summary.json").unlink()
+    with pytest.raises(InputError, match=r"summary.json: is missing; the same evolve command writes it again"):
+        read_summary(folder)
+    again = search(config(toy_config, 4), folder, make_pool=pools())
+    assert again["champion"] == summary["champion"]
+    assert len(pools.asked) == len(pools.made[0].asked)
+    assert [trial.score for trial in read_trials(folder)]
