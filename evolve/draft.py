@@ -4,22 +4,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from heterosis.errors import InputError, collecting
-from heterosis.evaluate.harness import TaskSet
 from heterosis.evaluate.scores import TaskSpec
 from heterosis.evaluate.splits import Sizes, split_documents
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.folder import write_text
-from heterosis.evolve.preflight import Preflight, preflight
-from heterosis.evolve.resources import workers_and_threads
-from heterosis.merge import Checkpoint, ModelRef, open_checkpoint
-from heterosis.merge.compatibility import Compatibility, compare
-from heterosis.merge.inspection import recorded_warnings
+from heterosis.merge.reference import ModelRef
 from heterosis.words import count
+
+if TYPE_CHECKING:
+    from heterosis.evaluate.harness import TaskSet
+    from heterosis.evolve.preflight import Preflight
+    from heterosis.merge import Checkpoint
+    from heterosis.merge.compatibility import Compatibility
+
+# What opens models takes seconds to import, and what opens tasks some more: each when what comes before is sound.
 
 # Documents of all tasks together, and the share of a task that each part gets at most. 160 tell scores apart that
 # differ by 0.1, and races need few of them for most candidates; the report's interval is about ±0.04 with 500.
@@ -91,19 +94,25 @@ def draft_config(
     if twice := next((model for i, model in enumerate(models) if model in models[:i]), None):
         raise InputError(f"MODEL: each may be named once, but got {twice} again; name another, or leave it out")
     base = base or _base_of_adapters(models)
+    from heterosis.merge import open_checkpoint
+    from heterosis.merge.compatibility import compare
+    from heterosis.merge.inspection import recorded_warnings
+
     faults: list[str] = []
     with ExitStack() as stack:
         opened: dict[str, Checkpoint] = {}
         for model in dict.fromkeys([*([base] if base else []), *models]):
             with collecting(faults):
                 opened[model] = stack.enter_context(open_checkpoint(model))
-        with collecting(faults):
-            specs = [TaskSpec(task) for task in tasks]
-            loaded = TaskSet(specs, include_path=include_path)
         if faults:
             raise InputError(*faults)
         found = compare(list(opened.values()))
         _check(found)
+
+        from heterosis.evaluate.harness import TaskSet
+        from heterosis.evolve.preflight import preflight
+
+        loaded = TaskSet([TaskSpec(task) for task in tasks], include_path=include_path)
         data = _data(models, tasks, base, include_path, loaded, found, list(opened.values()))
         config = EvolveConfig.parse(yaml.safe_dump(data), name)
         with recorded_warnings() as noted:
@@ -129,7 +138,7 @@ def _base_of_adapters(models: Sequence[str]) -> str | None:
     return bases.pop() if len(bases) == 1 and all(ref.adapter for ref in refs) else None
 
 
-def _check(found: Compatibility) -> None:
+def _check(found: "Compatibility") -> None:
     """Refuse models that no plain merge takes."""
     layers = [
         str(d).replace("take equally many layers of each with slices:", "name models of one depth")
@@ -145,9 +154,9 @@ def _data(
     tasks: Sequence[str],
     base: str | None,
     include_path: Sequence[str],
-    loaded: TaskSet,
-    found: Compatibility,
-    opened: Sequence[Checkpoint],
+    loaded: "TaskSet",
+    found: "Compatibility",
+    opened: "Sequence[Checkpoint]",
 ) -> dict[str, Any]:
     """The config's keys that differ from the defaults, or that people want to see."""
     genome: dict[str, Any] = {"models": list(models)}
@@ -170,7 +179,7 @@ def _data(
     }
 
 
-def _dtype(models: Sequence[str], found: Compatibility) -> str:
+def _dtype(models: Sequence[str], found: "Compatibility") -> str:
     """What is written: that of the models; for adapters, whose deltas are finer than half precision, float32."""
     if any(ModelRef.parse(model).adapter for model in models):
         return "float32"
@@ -178,12 +187,12 @@ def _dtype(models: Sequence[str], found: Compatibility) -> str:
     return kinds.pop() if len(kinds) == 1 and kinds <= {"bfloat16", "float16", "float32"} else "bfloat16"
 
 
-def _task(name: str, loaded: TaskSet) -> dict[str, Any]:
+def _task(name: str, loaded: "TaskSet") -> dict[str, Any]:
     metric = {"metric": loaded.metric(name).key} if name in loaded.specs else {}  # else a group of tasks
     return {"name": name, **metric, "weight": 1.0}
 
 
-def _documents(loaded: TaskSet) -> dict[str, int]:
+def _documents(loaded: "TaskSet") -> dict[str, int]:
     """Documents of each task; none, which means shares, where groups of documents leave too few."""
     groups = loaded.groups()
     least = min(map(len, groups.values()))
@@ -200,7 +209,9 @@ def _documents(loaded: TaskSet) -> dict[str, int]:
 # --- the text ---------------------------------------------------------------------------------------------------
 
 
-def _lines(data: Mapping[str, Any], checked: Preflight, found: Compatibility, name: str) -> Iterator[str]:
+def _lines(data: Mapping[str, Any], checked: "Preflight", found: "Compatibility", name: str) -> Iterator[str]:
+    from heterosis.evolve.resources import workers_and_threads
+
     config, genome = checked.config, data["genome"]
     facts = found.models[-1]
     layers = ", ".join(str(count) for count in facts.layers.values())
@@ -258,7 +269,7 @@ def _lines(data: Mapping[str, Any], checked: Preflight, found: Compatibility, na
     else:
         yield "# By default half of them, a fifth, and three tenths."
         yield "# documents: {search: 100, selection: 100, holdout: 200}"
-    yield "# Requests in one forward pass: as many as memory allows."
+    yield "# Requests in one forward pass: not measured; fewer if memory is short. On a GPU, auto measures."
     yield from _yaml({"batch_size": data["batch_size"]})
     yield ""
     baselines = ", ".join(b.name for b in checked.baselines())
@@ -271,13 +282,13 @@ def _lines(data: Mapping[str, Any], checked: Preflight, found: Compatibility, na
     yield from _yaml({"seed": data["seed"]})
 
 
-def _depth(checked: Preflight) -> str:
+def _depth(checked: "Preflight") -> str:
     counts = ", then ".join(str(len(stage.parameters)) for stage in checked.stages)
     points = ", then ".join(str(stage.depth.points) for stage in checked.stages)
     return f"Searched are {counts} numbers: {points} of each kind over depth, as the budget of trials allows."
 
 
-def _ranges(checked: Preflight) -> dict[str, tuple[float, float]]:
+def _ranges(checked: "Preflight") -> dict[str, tuple[float, float]]:
     found: dict[str, tuple[float, float]] = {}
     for dimension in checked.stages[-1].parameters:
         found.setdefault(dimension.parameter, (dimension.low, dimension.high))

@@ -1,6 +1,8 @@
 """The command line: few verbs, thin over the Python API."""
 
 import gc
+import math
+import os
 import re
 import sys
 import time
@@ -18,7 +20,6 @@ from heterosis.errors import InputError
 app = typer.Typer(
     name="heterosis",
     help="Search for merge recipes whose models outperform both parents, and run them.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -33,6 +34,17 @@ def _size(text: str) -> int:
     if not match or match[2] not in _UNITS or float(match[1]) * _UNITS[match[2]] < 1:
         raise typer.BadParameter(f"must be a size such as 512MiB or 5GB, but got {text!r}")
     return int(float(match[1]) * _UNITS[match[2]])
+
+
+def _positive(text: str) -> float:
+    """A number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise typer.BadParameter(f"must be a number > 0, but got {text!r}")
+    return number
 
 
 # mergekit-yaml's options: what to do here instead.
@@ -70,9 +82,21 @@ IncludePath = Annotated[
 Device = Annotated[str, typer.Option(help="Where models live while they are scored: cpu, cuda, cuda:0.")]
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from heterosis import __version__
+
+        print(f"heterosis {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _main(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks. May stand anywhere.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
 ) -> None:
     """Search for merge recipes whose models outperform both parents, and run them."""
 
@@ -160,7 +184,9 @@ def evolve(
     config: Annotated[Path, typer.Argument(help="A search config; mergekit-evolve's work as they are.")],
     run_dir: Annotated[Path, typer.Option("--run-dir", help="The run folder; the same command continues there.")],
     trials: Annotated[int | None, typer.Option(min=1, help="Candidates in all, baselines included.")] = None,
-    hours: Annotated[float | None, typer.Option(min=0.0, help="Time in all.")] = None,
+    hours: Annotated[
+        Any, typer.Option(parser=_positive, metavar="NUMBER", help="Time in all.  [x>0]", show_default=False)
+    ] = None,
     max_documents: Annotated[int | None, typer.Option(min=1, help="Documents scored in all.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that score.")] = None,
     cpus_per_worker: Annotated[float | None, typer.Option(help="Cores of each; fractions will do.")] = None,
@@ -177,6 +203,24 @@ def evolve(
     ] = None,
 ) -> None:
     """Search: heterosis evolve configs/quickstart.yaml --run-dir runs/first"""
+    from heterosis.evolve.config import EvolveConfig
+    from heterosis.evolve.folder import check_run_folder
+
+    replaced: dict[str, Any] = {
+        "trials": trials,
+        "hours": hours,
+        "max_documents": max_documents,
+        "workers": workers,
+        "cpus_per_worker": cpus_per_worker,
+        "gpus_per_worker": gpus_per_worker,
+        "seed": seed,
+        "log_to": log_to,
+    }
+    replaced = {key: value for key, value in replaced.items() if value is not None}
+    # What the search begins with too, but its imports take seconds.
+    EvolveConfig.load(config).updated(**replaced)
+    check_run_folder(run_dir)
+
     from rich.console import Console
 
     from heterosis.evolve.driver import search
@@ -187,21 +231,14 @@ def evolve(
     summary = search(
         config,
         run_dir,
-        trials=trials,
-        hours=hours,
-        max_documents=max_documents,
-        workers=workers,
-        cpus_per_worker=cpus_per_worker,
-        gpus_per_worker=gpus_per_worker,
         include_path=include_path or (),
-        seed=seed,
         storage=storage,
         ray_address=ray_address,
         device=device,
-        log_to=log_to or (),
         progress=progress,
+        **replaced,
     )
-    _print_summary(summary, run_dir)
+    _print_summary(summary, run_dir, summary["status"], summary["seconds"]["total"])
     if summary["status"] != "finished":
         raise KeyboardInterrupt
 
@@ -220,7 +257,7 @@ def status(
     if follow:
         watch(run_dir, Console(stderr=True))
     standing = Watcher(run_dir).look()
-    _print_summary(standing.summary, run_dir, standing.phase if standing.lost else None)
+    _print_summary(standing.summary, run_dir, standing.phase, standing.seconds)
 
 
 @app.command()
@@ -292,6 +329,9 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score a model with lm-eval: heterosis evaluate MODEL --tasks arc_easy,piqa --limit 100"""
+    if output is not None:
+        _check_output(output)
+
     from heterosis.evaluate.api import evaluate_model
 
     scores, metrics = evaluate_model(
@@ -367,6 +407,20 @@ def _names(tasks: Sequence[str]) -> list[str]:
     return [name.strip() for part in tasks for name in part.split(",") if name.strip()]
 
 
+def _check_output(path: Path) -> None:
+    """Refuse a file that could not be written after what takes long.
+
+    Raises:
+        InputError: If it is one.
+    """
+    if path.is_dir():
+        raise InputError(f"{path}: cannot be written: is a folder; name a file")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: cannot be written: {path.parent} is not a folder")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InputError(f"{path}: cannot be written: no permission; name another file")
+
+
 @contextmanager
 def _imports_kept() -> Iterator[None]:
     """Import without looking for garbage among what is imported, now or later.
@@ -382,14 +436,14 @@ def _imports_kept() -> Iterator[None]:
         gc.enable()
 
 
-def _print_summary(summary: Mapping[str, Any], run_dir: Path, phase: str | None = None) -> None:
+def _print_summary(summary: Mapping[str, Any], run_dir: Path, phase: str, seconds: float) -> None:
     from heterosis.evolve.summary import closing_table, verdict_of
 
-    trials, documents, seconds = summary["trials"], summary["documents"], summary["seconds"]
+    trials, documents = summary["trials"], summary["documents"]
     others = {"stopped early": trials["pruned"], "failed": trials["failed"]}
     noted = "".join(f", {count} {what}" for what, count in others.items() if count)
     done = trials["complete"] + trials["pruned"]
-    print(f"{phase or summary['status']}: {done} of {trials['budget']} trials{noted}, {seconds['total']:.0f} s")
+    print(f"{phase}: {done} of {trials['budget']} trials{noted}, {seconds:.0f} s")
     rows = closing_table(summary)
     _print_table(("", "search", "selection", "held out"), rows)
     if any(cell.startswith("~") for row in rows for cell in row[1:]):
@@ -448,7 +502,7 @@ def main() -> None:
         warnings.filterwarnings("default", category=UserWarning, module=r"heterosis\.")
     try:
         # Commands return nothing: a number is the code of an exit that typer caught, 130 after an interrupt.
-        if code := app(arguments, standalone_mode=False):
+        if code := app(arguments or ["--help"], standalone_mode=False):
             if code == 130:
                 raise KeyboardInterrupt
             sys.exit(code)

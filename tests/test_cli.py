@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+import heterosis
 from heterosis import cli
 from heterosis.evaluate.scores import Scores
 from heterosis.evaluate.splits import Split
@@ -146,7 +147,13 @@ def write_recipe(models: dict[str, Path], own: str = "weight: 0.5", method: str 
         (("evolve", "nothing.yaml", "--run-dir", "out"), "nothing.yaml: no such config file"),
         (("evolve", "CONFIG", "--run-dir", "out", "--trials", "0"), "--trials"),
         (("evolve", "CONFIG", "--run-dir", "out", "--trials", "many"), "--trials"),
-        (("evolve", "CONFIG", "--run-dir", "out", "--hours", "0"), "hours"),
+        (("evolve", "CONFIG", "--run-dir", "out", "--hours", "0"), "--hours': must be a number > 0, but got '0'"),
+        (("evolve", "CONFIG", "--run-dir", "out", "--hours", "inf"), "must be a number > 0, but got 'inf'"),
+        (
+            ("evaluate", "MODEL", "--tasks", "x", "--output", "no/s.json"),
+            "no/s.json: cannot be written: no is",
+        ),
+        (("evaluate", "MODEL", "--tasks", "x", "--output", "."), ".: cannot be written: is a folder"),
         (("evolve", "CONFIG"), "--run-dir"),
         (("evolve", "CONFIG", "--run-dir", "out", "--trails", "3"), "--trials"),
         (("status", "nothing"), "not a run folder"),
@@ -293,11 +300,20 @@ def test_a_command_that_is_not_complete_shows_how_it_is_written(run: Run) -> Non
             ("evaluate", "m", "--tasks", "a", "b"),
             "(b); for example: heterosis evaluate MODEL --tasks arc_easy,piqa",
         ),
-        (("evolve", "s.yaml", "--run-dir", "r", "--hours", "8h"), "'--hours': Input should be a valid number"),
+        (("evolve", "s.yaml", "--run-dir", "r", "--hours", "8h"), "'--hours': must be a number > 0, but got '8h'"),
     ):
         code, output, errors = run(*command)
         assert (code, output, len(errors)) == (2, "", 1), errors
         assert says in errors[0]
+
+
+def test_the_bare_command_shows_the_help(run: Run) -> None:
+    code, output, errors = run()
+    assert (code, errors) == (0, [])
+    assert output.startswith("Usage: ")
+    assert output == run("--help")[1] == run("--debug")[1]
+    assert "[x>0]" in run("evolve", "--help")[1]
+    assert run("--version") == (0, f"heterosis {heterosis.__version__}\n", [])
 
 
 def test_mergekit_yamls_options_are_known(run: Run) -> None:

@@ -58,6 +58,36 @@ def test_a_merge_of_local_models_loads_little(toy_models: dict[str, Path], tmp_p
     assert not loaded & set(UNNEEDED)
 
 
+SLOW = "lm_eval optuna ray scipy torch transformers"
+
+
+@pytest.mark.parametrize(
+    ("command", "says", "slow"),
+    [
+        ("evolve nothing.yaml --run-dir out", "no such config file", SLOW),
+        ("evolve search.yaml --run-dir out", "trails: unknown key; did you mean 'trials'?", "lm_eval optuna ray"),
+        ("evolve search.yaml --run-dir out --hours 0", "must be a number > 0, but got '0'", SLOW),
+        ("init one --tasks sums -o new.yaml", "there must be at least two", SLOW),
+        ("init one two --tasks sums -o missing/search.yaml", "missing is not a folder", SLOW),
+        ("init one two --tasks sums -o new.yaml", "two: no such model folder", "lm_eval ray"),
+        ("evaluate one --tasks sums --output missing/scores.json", "missing is not a folder", SLOW),
+    ],
+)
+def test_a_simple_mistake_is_told_before_much_is_loaded(
+    tmp_path: Path, command: str, says: str, slow: str
+) -> None:
+    genome = {"models": ["one", "two"], "merge_method": "linear"}
+    config = yaml.safe_dump({"genome": genome, "tasks": ["sums"], "trails": 3})
+    Path(tmp_path, "search.yaml").write_text(config, encoding="utf-8")
+    code = "import sys; from heterosis import cli\ntry: cli.main()\nfinally: print(*sys.modules, sep='\\n')"
+    run = subprocess.run(
+        [sys.executable, "-c", code, *command.split()], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert run.returncode == 2
+    assert says in run.stderr
+    assert not set(run.stdout.splitlines()) & set(slow.split())
+
+
 @pytest.mark.parametrize("package", LEVEL)
 def test_imports_go_one_way(package: str) -> None:
     for path in (ROOT / package).rglob("*.py"):
