@@ -262,7 +262,8 @@ class PlainProgress:
         done = len(record.trials)
         self._print(trial_line(trial, best, done, self._budget))
         if 10 * done // self._budget != 10 * (done - 1) // self._budget:
-            self._print(standing_line(self._watcher.look()))
+            standing = self._watcher.look().now(record.trials, record.documents_scored(), seconds)
+            self._print(standing_line(standing))
 
     def end(self) -> None:
         pass

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -35,6 +35,17 @@ class Standing:
     pulse: Pulse | None = None
     seconds: float = 0.0
     silence: float = 0.0
+
+    def now(self, trials: Sequence[Trial], documents: int, seconds: float) -> "Standing":
+        """Where the run stands for its driver: not each result has been written to the folder.
+
+        Args:
+            trials: The results.
+            documents: That were scored.
+            seconds: Time in all.
+        """
+        summary = {**self.summary, "documents": {**self.summary["documents"], "scored": documents}}
+        return replace(self, summary=summary, trials=trials, seconds=seconds)
 
     @property
     def running(self) -> bool:

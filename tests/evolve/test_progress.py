@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from heterosis import cli
 from heterosis.errors import InputError
 from heterosis.evolve import progress, standing
 from heterosis.evolve.config import EvolveConfig
@@ -231,6 +233,38 @@ def test_a_log_gets_sober_lines(run: Any, tmp_path: Path) -> None:
     assert re.match(r"2 parents of \d+(\.\d+)? k parameters, task_arithmetic", lines[0])
     assert len([line for line in lines if line.startswith("[")]) == 20
     assert len([line for line in lines if line.startswith("searching; ")]) >= 8
+
+
+def test_a_log_tells_what_is_known_and_not_what_was_written_last(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from heterosis.evolve import driver
+
+    monkeypatch.setattr(driver, "SAVE_SECONDS", 1000.0)
+    console = Console(file=io.StringIO(), width=40)
+    run(trials=20, show=PlainProgress(console, tmp_path / "run"))
+    lines = output(console).splitlines()
+    told = {}
+    for before, line in pairwise(lines):
+        if before.startswith("[") and (found := re.search(r"; (\d+) documents", line)):
+            told[int(before[1:].split("/")[0])] = int(found[1])
+    assert told == {trials: 20 * trials for trials in range(2, 22, 2)}
+
+
+def test_status_tells_the_phase_and_the_time(run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = []
+
+    def look() -> None:
+        hour_ago = time.time() - 3600
+        os.utime(tmp_path / "run/summary.json", (hour_ago, hour_ago))
+        capsys.readouterr()
+        cli.status(tmp_path / "run")
+        said.append(capsys.readouterr().out.splitlines()[0])
+
+    run(trials=6, look=look)
+    assert said[0] == "starting the workers: 0 of 6 trials, 3600 s"
+    assert re.fullmatch(r"selection: \d finalists: 6 of 6 trials, 360\d s", said[6])
+    assert re.fullmatch(r"held-out documents: .*: 6 of 6 trials, 360\d s", said[-1])
 
 
 def test_a_live_view_goes_away_at_the_end(run: Any, tmp_path: Path) -> None:
