@@ -1,8 +1,6 @@
 """The ``genome`` section of a config: which models, how they are merged, and what is searched."""
 
 import os
-import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, count
 from typing import TYPE_CHECKING, Annotated
@@ -20,7 +18,7 @@ from heterosis.errors import did_you_mean
 from heterosis.evolve.config_values import Count, Dtype, Model, Natural, Section, list_faults, refuse
 from heterosis.evolve.path_config import CHAMPION, LayerPaths, section
 from heterosis.evolve.ranges import REST, Ranges, Span
-from heterosis.merge.recipe import ModelRef
+from heterosis.merge.reference import ModelRef, short_names
 
 if TYPE_CHECKING:
     from heterosis.merge.methods import Method
@@ -114,7 +112,7 @@ class Genome(Section):
     @property
     def model_names(self) -> tuple[str, ...]:
         """A short name for each of the models."""
-        return short_names(self.models, reserved=(UNIFORM, *FIXED_RECIPES))
+        return _short_names(self.models)
 
     def is_per_model(self, parameter: str) -> bool:
         """Whether each model has values of its own of one of the methods' parameters of models."""
@@ -184,7 +182,7 @@ class Genome(Section):
         models, filters = info.data["models"], info.data["filters"]
         # Short names go on holding when the models' revisions are pinned.
         places = {REST: REST} | {text: text for text in filters}
-        for model, short in zip(models, short_names(models, (UNIFORM, *FIXED_RECIPES)), strict=True):
+        for model, short in zip(models, _short_names(models), strict=True):
             for name in (short, model):
                 places[name] = short
                 places |= {f"{name}/{text}": f"{short}/{text}" for text in (*filters, REST) if filters}
@@ -207,7 +205,7 @@ class Genome(Section):
         if paths is None or paths.embeddings is None or "models" not in info.data:
             return paths
         # A short name goes on holding when the models' revisions are pinned.
-        shorts = short_names(info.data["models"], (UNIFORM, *FIXED_RECIPES))
+        shorts = _short_names(info.data["models"])
         known = {name: name for name in shorts} | dict(zip(info.data["models"], shorts, strict=True))
         if paths.after:
             known[CHAMPION] = CHAMPION
@@ -316,32 +314,6 @@ def unknown_method(name: str, methods: Iterable[str]) -> str:
     return f"genome.merge_method: unknown method {name!r}{did_you_mean(name, methods)}"
 
 
-def short_names(models: Iterable[str], reserved: Iterable[str] = ()) -> tuple[str, ...]:
-    """A short, unique name for each model: the last part of its path, or of its adapter's.
-
-    Models that would share a name get more parts of their paths, and at last a number.
-    """
-    paths = [_path_parts(model) for model in models]
-    lengths = [1] * len(paths)
-
-    def names() -> list[str]:
-        return ["-".join(parts[-length:]) for parts, length in zip(paths, lengths, strict=True)]
-
-    for _ in range(max(map(len, paths), default=0)):
-        counts = Counter(names())
-        lengths = [n + 1 if counts[name] > 1 else n for n, name in zip(lengths, names(), strict=True)]
-    unique: list[str] = []
-    taken = set(reserved)
-    for name in names():
-        candidate, number = name, 2
-        while candidate in taken:
-            candidate, number = f"{name}-{number}", number + 1
-        taken.add(candidate)
-        unique.append(candidate)
-    return tuple(unique)
-
-
-def _path_parts(model: str) -> list[str]:
-    reference = ModelRef.parse(model)
-    path = reference.adapter or reference.path
-    return [part for part in re.split(r"[/\\]+", path) if part not in ("", ".", "..")] or ["model"]
+def _short_names(models: Iterable[str]) -> tuple[str, ...]:
+    """Names of models that no baseline has."""
+    return short_names(map(ModelRef.parse, models), reserved=(UNIFORM, *FIXED_RECIPES))

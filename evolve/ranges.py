@@ -43,7 +43,7 @@ def _ranges(value: object) -> dict[str, dict[str, Span]]:
         spans = ranges[str(name)] = {}
         for key, text in ({REST: entry} if single else entry).items():
             try:
-                spans[str(key)] = _span(str(name), text)
+                spans[str(key)] = _span(text)
             except ValueError as fault:
                 faults.append(f".{name}{'' if single else f'.{key}'}: {fault}")
         if not single and not entry:
@@ -52,7 +52,7 @@ def _ranges(value: object) -> dict[str, dict[str, Span]]:
     return ranges
 
 
-def _span(name: str, value: object) -> Span:
+def _span(value: object) -> Span:
     forms = "must be a number, a range [low, high] or {low, high, log: true}"
     log = False
     if isinstance(value, Span):
@@ -75,8 +75,6 @@ def _span(name: str, value: object) -> Span:
         raise ValueError(f"{forms}, but got {value!r}")
     if low > high:
         raise ValueError(f"`low <= high` must hold, but got [{low}, {high}]")
-    if name == "density" and not 0 < low <= high <= 1:
-        raise ValueError(f"`0 < low <= high <= 1` must hold, but got [{low}, {high}]")
     if log and low <= 0:
         raise ValueError(f"`0 < low` must hold on a log scale, but got [{low}, {high}]")
     return Span(low, high, bool(log))
@@ -114,6 +112,6 @@ Ranges: TypeAlias = Annotated[
 # One range, of a factor.
 SpanValue: TypeAlias = Annotated[
     Span,
-    PlainValidator(lambda value: _span("factor", value)),
+    PlainValidator(_span),
     PlainSerializer(_plain, when_used="json"),
 ]

@@ -15,7 +15,7 @@ from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.depth import Depth, check_stages, default_control_points
 from heterosis.evolve.dimensions import Dimension, Space, Value, check_names, check_values, unit_of, values_at
 from heterosis.evolve.genes import METHOD, TAKE, Gene, genes_of
-from heterosis.evolve.genome import UNIFORM, short_names
+from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.inverse import read_values
 from heterosis.evolve.optimizers import Axis, Vector
 from heterosis.evolve.ranges import REST, Span
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from heterosis.merge.methods import Method
 
 __all__ = ["UNIFORM", "Baseline", "Dimension", "SearchSpace", "Space", "Value", "Vector"]
-__all__ += ["control_points_of", "default_control_points", "short_names", "stages_of"]
+__all__ += ["control_points_of", "default_control_points", "stages_of"]
 
 # mergekit-evolve normalises these unless told otherwise, which differs from dare_ties' own default.
 _NORMALIZED = frozenset({"linear", "ties", "dare_ties"})

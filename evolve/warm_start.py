@@ -7,10 +7,10 @@ from heterosis.errors import InputError
 from heterosis.evolve.baselines import Baseline
 from heterosis.evolve.dimensions import Space
 from heterosis.evolve.folder import read_summary
-from heterosis.evolve.genome import short_names
 from heterosis.evolve.record import read_asks
 from heterosis.evolve.table import read_table
-from heterosis.merge import Recipe
+from heterosis.merge import ModelRef, Recipe
+from heterosis.merge.reference import short_names
 
 # Of a run folder: the champion, and the best others.
 TAKEN = 3
@@ -28,7 +28,7 @@ def warm_starts(paths: Iterable[str], space: Space) -> list[Baseline]:
     """
     found: dict[str, Baseline] = {}
     every = [Path(path) for path in paths]
-    short = short_names(str(path if path.is_dir() else path.with_suffix("")) for path in every)
+    short = short_names(ModelRef.parse(str(p if p.is_dir() else p.with_suffix(""))) for p in every)
     for path, own in zip(every, short, strict=True):
         for name, recipe in _recipes(path, f"warm start {own}"):
             text = recipe.to_yaml()

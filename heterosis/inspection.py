@@ -96,9 +96,9 @@ def inspect_targets(
     from heterosis.merge.compatibility import compare
     from heterosis.merge.distances import task_vector_distances
     from heterosis.merge.executor import available_cores
-    from heterosis.merge.inspection import inspect_recipe, short_names
+    from heterosis.merge.inspection import inspect_recipe
     from heterosis.merge.recipe import Recipe
-    from heterosis.merge.reference import ModelRef
+    from heterosis.merge.reference import ModelRef, short_names
     from heterosis.merge.yaml_file import parse_documents, read_text
 
     files = [target for target in targets if _is_text_file(target, (*WEIGHT_FILES, ".gguf"))]
@@ -143,7 +143,7 @@ def inspect_targets(
                 raise InputError(*(f"{files[0]}: {fault}" for fault in error.faults)) from error
         measured = None
         if distances and base is not None and (models is None or models.mergeable):
-            short = short_names(opened)
+            short = dict(zip(opened, short_names(opened), strict=True))
             rest = {short[ref]: model for ref, model in opened.items() if ref != ModelRef.parse(base)}
             measured = task_vector_distances(
                 opened[ModelRef.parse(base)], rest, threads=threads or available_cores()

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from heterosis.errors import InputError
-from heterosis.merge.inspection import recorded_warnings, short_names
+from heterosis.merge.inspection import recorded_warnings
 from heterosis.merge.layout import embedding_name, embedding_rows, is_head, is_vocabulary, place_of, stack_sizes
 from heterosis.merge.names import renamed
 from heterosis.merge.planner import OBSOLETE, build_plan
 from heterosis.merge.recipe import Recipe
+from heterosis.merge.reference import short_names
 from heterosis.merge.sources import Model
 from heterosis.merge.tokenizer import Tokens
 
@@ -105,7 +106,8 @@ def compare(models: Sequence[Model]) -> Compatibility:
     Args:
         models: At least one, each once.
     """
-    names = short_names(model.ref for model in models)
+    refs = [model.ref for model in models]
+    names = dict(zip(refs, short_names(refs), strict=True))
     tokens = {model.ref: _tokens(model) for model in models}
     facts = tuple(_facts(model, names[model.ref], tokens[model.ref]) for model in models)
     if len(models) == 1:

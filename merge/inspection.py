@@ -2,7 +2,7 @@
 
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from heterosis.merge.names import RenamedModel
 from heterosis.merge.plan import MergePlan, TensorOp
 from heterosis.merge.planner import build_plan
 from heterosis.merge.recipe import Recipe
-from heterosis.merge.reference import ModelRef
+from heterosis.merge.reference import ModelRef, short_names
 from heterosis.merge.stages import Stage
 
 
@@ -114,7 +114,8 @@ def inspect_recipe(
     """
     with OpenModels() as open_model, recorded_warnings() as noted:
         plan = build_plan(recipe, open_model, origin=origin)
-        names = short_names(recipe.original_models())
+        models = list(recipe.original_models())
+        names = dict(zip(models, short_names(models), strict=True))
         plans = tuple(_summary(each, names, full) for each in _with_stages(plan))
     there = place.expanduser().absolute()
     existing = next(folder for folder in (there, *there.parents) if folder.is_dir())
@@ -127,16 +128,6 @@ def inspect_recipe(
         place=str(place),
         warnings=tuple(noted),
     )
-
-
-def short_names(refs: Iterable[ModelRef]) -> dict[ModelRef, str]:
-    """A name for each model: the last part of its path and of its adapter's, or all of it where that is taken."""
-    last = {
-        ref: "+".join(Path(part).name or part for part in (ref.path, ref.adapter) if part is not None)
-        for ref in refs
-    }
-    names = list(last.values())
-    return {ref: name if names.count(name) == 1 else str(ref) for ref, name in last.items()}
 
 
 @contextmanager

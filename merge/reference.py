@@ -1,5 +1,8 @@
 """Which model is meant: a folder or a Hub id, at a revision, with an adapter."""
 
+import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from heterosis.errors import did_you_mean
@@ -74,3 +77,32 @@ def _path_and_revision(value: object) -> tuple[str, str | None]:
     raise ValueError(
         f"must be a path, or a mapping with 'path' and perhaps 'revision' as texts, but got {value!r}"
     )
+
+
+def short_names(models: Iterable[ModelRef], reserved: Iterable[str] = ()) -> tuple[str, ...]:
+    """A short, unique name for each model: the last part of its path, or of its adapter's.
+
+    Models that would share a name get more parts of their paths, and at last a number.
+    """
+    paths = [_path_parts(model.adapter or model.path) for model in models]
+    lengths = [1] * len(paths)
+
+    def names() -> list[str]:
+        return ["-".join(parts[-length:]) for parts, length in zip(paths, lengths, strict=True)]
+
+    for _ in range(max(map(len, paths), default=0)):
+        counts = Counter(names())
+        lengths = [n + 1 if counts[name] > 1 else n for n, name in zip(lengths, names(), strict=True)]
+    unique: list[str] = []
+    taken = set(reserved)
+    for name in names():
+        candidate, number = name, 2
+        while candidate in taken:
+            candidate, number = f"{name}-{number}", number + 1
+        taken.add(candidate)
+        unique.append(candidate)
+    return tuple(unique)
+
+
+def _path_parts(path: str) -> list[str]:
+    return [part for part in re.split(r"[/\\]+", path) if part not in ("", ".", "..")] or ["model"]

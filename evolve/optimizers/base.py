@@ -7,7 +7,7 @@ models or workers. Adding one is adding one file to this package::
     class HillClimber:
         '''Gaussian steps from the best point so far.'''
 
-        def __init__(self, *, axes: Sequence[Axis], initial: Vector, seed: int, **hints: float | None) -> None:
+        def __init__(self, *, axes: Sequence[Axis], initial: Vector, seed: int, **unused: object) -> None:
             self._axes = axes
             self._rng = np.random.default_rng(seed)
             self._best, self._loss = initial.copy(), math.inf
@@ -129,7 +129,7 @@ class Optimizer(Protocol):
 
 
 class OptimizerFactory(Protocol):
-    """Makes an optimizer; a class with this constructor will do."""
+    """Makes an optimizer; a class with this constructor will do. What it has no use for, ``**unused`` may take."""
 
     def __call__(
         self,

@@ -15,8 +15,7 @@ def gp(
     initial: Vector,
     seed: int,
     sigma0: float | None = None,
-    popsize: int | None = None,
-    budget: int = 0,
+    **unused: object,
 ) -> Optimizer:
     """Bayesian optimization; a proposal takes tenths of a second.
 
@@ -30,8 +29,6 @@ def gp(
         initial: The first proposal.
         seed: Of this optimizer's own random streams.
         sigma0: Standard deviation of the first points, 0.2 by default.
-        popsize: Not used.
-        budget: Not used.
     """
     nearby = spread_around(initial, axes, SIGMA0 if sigma0 is None else sigma0, seed)
     if objectives == 1:

@@ -13,9 +13,9 @@ def nsga2(
     objectives: int,
     initial: Vector,
     seed: int,
-    sigma0: float | None = None,
     popsize: int | None = None,
     budget: int = 0,
+    **unused: object,
 ) -> Optimizer:
     """NSGA-II of Optuna; see https://doi.org/10.1109/4235.996017.
 
@@ -27,7 +27,6 @@ def nsga2(
         objectives: Any number.
         initial: The first proposal.
         seed: Of this optimizer's own random streams.
-        sigma0: Not used.
         popsize: Points per generation; a tenth of the budget by default, between 8 and 50.
         budget: For ``popsize``.
     """

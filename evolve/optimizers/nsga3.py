@@ -13,9 +13,9 @@ def nsga3(
     objectives: int,
     initial: Vector,
     seed: int,
-    sigma0: float | None = None,
     popsize: int | None = None,
     budget: int = 0,
+    **unused: object,
 ) -> Optimizer:
     """NSGA-III of Optuna; see https://doi.org/10.1109/TEVC.2013.2281535. Asynchronous as nsga2.py is.
 
@@ -24,7 +24,6 @@ def nsga3(
         objectives: Any number.
         initial: The first proposal.
         seed: Of this optimizer's own random streams.
-        sigma0: Not used.
         popsize: Points per generation; a tenth of the budget by default, between 8 and 50.
         budget: For ``popsize``.
     """

@@ -11,17 +11,7 @@ from heterosis.evolve.optimizers.base import Axis, Detail, Vector, at_levels, op
 class SobolSearch:
     """A scrambled Sobol sequence; learns nothing from results."""
 
-    def __init__(
-        self,
-        *,
-        axes: Sequence[Axis],
-        objectives: int,
-        initial: Vector,
-        seed: int,
-        sigma0: float | None = None,
-        popsize: int | None = None,
-        budget: int = 0,
-    ) -> None:
+    def __init__(self, *, axes: Sequence[Axis], seed: int, **unused: object) -> None:
         from scipy.stats import qmc
 
         self._axes = tuple(axes)

@@ -13,9 +13,7 @@ def tpe(
     objectives: int,
     initial: Vector,
     seed: int,
-    sigma0: float | None = None,
-    popsize: int | None = None,
-    budget: int = 0,
+    **unused: object,
 ) -> Optimizer:
     """The tree-structured Parzen estimator of Optuna, multivariate; see https://arxiv.org/abs/2304.11127.
 
@@ -27,9 +25,6 @@ def tpe(
         objectives: Any number.
         initial: The first proposal.
         seed: Of this optimizer's own random streams.
-        sigma0: Not used.
-        popsize: Not used.
-        budget: Not used.
     """
     from optuna.samplers import TPESampler
 

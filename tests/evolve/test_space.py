@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from heterosis.errors import InputError
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.optimizers import Axis
-from heterosis.evolve.space import SearchSpace, Value, short_names
+from heterosis.evolve.space import SearchSpace, Value
 from heterosis.merge.executor import execute
 from heterosis.merge.methods import methods
 from heterosis.merge.planner import build_plan
@@ -86,22 +86,6 @@ def test_a_model_that_is_the_base_has_nothing_to_search() -> None:
     subject = space(models=["org/base", "org/math"])
     assert [d.name for d in subject.parameters] == ["weight/math"]
     assert subject.model_names == ("base", "math")
-
-
-@pytest.mark.parametrize(
-    ("models", "names"),
-    [
-        (["org/math", "code"], ("math", "code")),
-        (["base+loras/math", "base+loras/french"], ("math", "french")),
-        (["experts/math/final", "experts/code/final"], ("math-final", "code-final")),
-        (["x/m", "x/n", "y/m"], ("x-m", "n", "y-m")),
-        (["m@one", "m@two"], ("m", "m-2")),
-        (["./m/", "..\\m", "uniform"], ("m", "m-2", "uniform-2")),
-        (["/", "."], ("model", "model-2")),
-    ],
-)
-def test_models_have_short_and_unique_names(models: list[str], names: tuple[str, ...]) -> None:
-    assert short_names(models, reserved=("uniform",)) == names
 
 
 @given(data=st.data())

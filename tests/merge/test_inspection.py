@@ -19,9 +19,9 @@ from heterosis.merge.checkpoint import Checkpoint
 from heterosis.merge.compatibility import Compatibility, compare
 from heterosis.merge.distances import task_vector_distances
 from heterosis.merge.input_rows import STREAMING_BLOCK
-from heterosis.merge.inspection import RecipeReport, inspect_recipe, short_names
+from heterosis.merge.inspection import RecipeReport, inspect_recipe
 from heterosis.merge.recipe import Recipe
-from heterosis.merge.reference import ModelRef
+from heterosis.merge.reference import ModelRef, short_names
 
 MakeLlama = Callable[..., Path]
 UP = "model.layers.{}.mlp.up_proj.weight"
@@ -151,9 +151,20 @@ def test_too_little_disk_is_told(family: dict[str, Path], monkeypatch: pytest.Mo
     assert any("5 bytes free" in line and "TOO LITTLE" in line for line in inspect_lines(report))
 
 
-def test_short_names() -> None:
-    refs = [ModelRef.parse(text) for text in ("a/x", "b/x", "c/y@main", "c/z+d/lora")]
-    assert list(short_names(refs).values()) == ["a/x", "b/x", "y", "z+lora"]
+@pytest.mark.parametrize(
+    ("models", "names"),
+    [
+        (["org/math", "code"], ("math", "code")),
+        (["base+loras/math", "base+loras/french"], ("math", "french")),
+        (["experts/math/final", "experts/code/final"], ("math-final", "code-final")),
+        (["x/m", "x/n", "y/m"], ("x-m", "n", "y-m")),
+        (["m@one", "m@two"], ("m", "m-2")),
+        (["./m/", "..\\m", "uniform"], ("m", "m-2", "uniform-2")),
+        (["/", "."], ("model", "model-2")),
+    ],
+)
+def test_models_have_short_and_unique_names(models: list[str], names: tuple[str, ...]) -> None:
+    assert short_names(map(ModelRef.parse, models), reserved=("uniform",)) == names
 
 
 # --- models -----------------------------------------------------------------------------------------------------
