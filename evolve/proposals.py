@@ -16,7 +16,7 @@ class Proposer:
 
     Results are told as they come. In the ordered mode they are told in the order of asking, so that a proposal
     depends on the results of all but the ``ordered`` candidates asked last, whichever came first: any number of
-    workers up to that gives the same search.
+    workers up to one more gives the same search.
 
     Args:
         stage: Number of the stage.
@@ -117,7 +117,9 @@ class Proposer:
             point = self.propose()
             if point is None or not same_values(self.space.values(point), ask.values):
                 log.warning(
-                    "%s: the optimizer would propose another point today; going on from the record", ask.name
+                    "%s: the optimizer would propose another point today, as of another version; going on from the "
+                    "record",
+                    ask.name,
                 )
                 point = self.space.encode(ask.values)
             self.adopt(ask, point)
