@@ -60,8 +60,8 @@ def shortlist(record: Record, size: int, judge: Judge) -> list[Trial]:
     The best candidates by search scores, the optimizer's mean, the uniform merge, the best other baseline and the
     parents, without those that the best of them beats beyond doubt on the search documents. Candidates that were
     stopped early are not among them. Of several objectives the candidates are those of the front, spread over it
-    where there are more than twice ``size``. Then, and where the objective compares with all the parents, nobody is
-    left out for being beaten.
+    where there are more than twice ``size``. Then, and where the objective compares with all the parents, nobody
+    is left out for being beaten.
     """
     scored = _scored(record)
     parents = [t for t in scored if t.ask.kind == "parent"]

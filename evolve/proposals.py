@@ -117,8 +117,8 @@ class Proposer:
             point = self.propose()
             if point is None or not same_values(self.space.values(point), ask.values):
                 log.warning(
-                    "%s: the optimizer would propose another point today, as of another version; going on from the "
-                    "record",
+                    "%s: the optimizer would propose another point today, as of another version; going on from "
+                    "the record",
                     ask.name,
                 )
                 point = self.space.encode(ask.values)
