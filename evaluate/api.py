@@ -14,9 +14,9 @@ from heterosis.merge import Recipe
 
 def evaluate_model(
     model: str | os.PathLike[str] | Recipe,
-    tasks: Sequence[str | TaskSpec],
+    tasks: str | TaskSpec | Sequence[str | TaskSpec],
     *,
-    include_path: Sequence[str | os.PathLike[str]] = (),
+    include_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     limit: int | None = None,
     num_fewshot: int | None = None,
     batch_size: int = 16,
@@ -28,8 +28,8 @@ def evaluate_model(
 
     Args:
         model: A model (folder, Hub id, ``base+adapter``), a recipe, or the path of a ``.yaml`` one.
-        tasks: Names, or specs that choose a metric.
-        include_path: Folders with task YAML.
+        tasks: Names, or specs that choose a metric; or one of them.
+        include_path: Folders with task YAML, or one of them.
         limit: Documents per task, drawn at random by ``seed``; None for all.
         num_fewshot: Examples in each prompt; None for the task's own number.
         batch_size: Requests in one forward pass.
@@ -45,8 +45,10 @@ def evaluate_model(
         MergeError: If the merge has NaN or infinity.
     """
     recipe, origin = _recipe(model)
-    specs = [t if isinstance(t, TaskSpec) else TaskSpec(t) for t in tasks]
-    task_set = TaskSet(specs, include_path=[Path(p) for p in include_path], num_fewshot=num_fewshot, seed=seed)
+    several = [tasks] if isinstance(tasks, str | TaskSpec) else tasks
+    specs = [t if isinstance(t, TaskSpec) else TaskSpec(t) for t in several]
+    folders = [include_path] if isinstance(include_path, str | os.PathLike) else include_path
+    task_set = TaskSet(specs, include_path=[Path(p) for p in folders], num_fewshot=num_fewshot, seed=seed)
     groups = task_set.groups()
     if limit is None:
         documents = {task: list(range(len(names))) for task, names in groups.items()}

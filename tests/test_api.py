@@ -77,6 +77,12 @@ def test_a_path_may_hold_any_character(make_llama: Any, tmp_path: Path, toy_task
     assert len(scores.documents["toy_choice"]) == 3
 
 
+@pytest.mark.parametrize("as_path", [str, Path])
+def test_one_task_and_one_folder_need_no_list(toy_models: dict[str, Path], toy_tasks: Path, as_path: Any) -> None:
+    scores, _ = heterosis.evaluate_model(toy_models["ann"], "toy_choice", include_path=as_path(toy_tasks), limit=3)
+    assert list(scores.documents) == ["toy_choice"]
+
+
 def test_the_public_names() -> None:
     assert heterosis.__all__ == ["InputError", "Recipe", "evaluate_model", "merge_models", "search"]
     for name in heterosis.__all__:
