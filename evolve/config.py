@@ -302,6 +302,11 @@ class EvolveConfig(Section):
         data = parse_mapping(text, origin)
         if "genome" not in data and "tasks" not in data and "merge_method" in data:
             raise InputError(f"{origin}: is a recipe, not a search config; run heterosis merge on it")
+        if "task" in data and not {"genome", "models", "tasks"} & data.keys():
+            raise InputError(
+                f"{origin}: is a task of lm-eval, not a search config; name it under tasks in one, and its folder "
+                "under include_path"
+            )
         return cls._from_plain(data, origin, methods)
 
     def updated(self, origin: str = "options", **changes: Any) -> "EvolveConfig":

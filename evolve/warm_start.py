@@ -6,7 +6,7 @@ from pathlib import Path
 from heterosis.errors import InputError
 from heterosis.evolve.baselines import Baseline
 from heterosis.evolve.dimensions import Space
-from heterosis.evolve.folder import read_summary
+from heterosis.evolve.folder import ASKS, read_summary
 from heterosis.evolve.record import read_asks
 from heterosis.evolve.table import read_table
 from heterosis.merge import ModelRef, Recipe
@@ -38,6 +38,8 @@ def warm_starts(paths: Iterable[str], space: Space) -> list[Baseline]:
 
 
 def _recipes(path: Path, name: str) -> Iterator[tuple[str, Recipe]]:
+    if not path.exists():
+        raise InputError(f"warm_start: {path}: no such run folder or recipe file; check the path")
     if not path.is_dir():
         try:
             recipe = Recipe.load(path)
@@ -55,5 +57,7 @@ def _recipes(path: Path, name: str) -> Iterator[tuple[str, Recipe]]:
     ranked = sorted(complete, key=lambda row: (int(row["trial"]) != champion["trial"], -float(row["score"])))
     asks = {ask.number: ask for ask in read_asks(path)}
     for row in ranked[:TAKEN]:
-        ask = asks[int(row["ask"])]
+        ask = asks.get(int(row["ask"]))
+        if ask is None:
+            raise InputError(f"warm_start: {path / ASKS}: lacks candidate {row['ask']}; leave the folder out")
         yield f"{name} {row['trial']}", Recipe.parse(ask.recipe, str(path))

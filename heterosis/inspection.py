@@ -106,8 +106,8 @@ def inspect_targets(
         raise InputError(f"{files[0]}: must stand alone; name one recipe or config, or else models")
     recipe = config = None
     if files:
-        text = read_text(files[0], "recipe")
-        if {"genome", "tasks"} & parse_documents(text, files[0])[0].keys():
+        text = read_text(files[0], "recipe file or config")
+        if {"genome", "tasks", "task"} & parse_documents(text, files[0])[0].keys():
             from heterosis.evolve.config import EvolveConfig
 
             config = EvolveConfig.load(files[0])

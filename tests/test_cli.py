@@ -160,7 +160,8 @@ def write_recipe(models: dict[str, Path], own: str = "weight: 0.5", method: str 
         (("export", "nothing"), "not a run folder"),
         (("merge", "nothing.yaml", "out"), "nothing.yaml"),
         (("merge", "RECIPE", "out", "--memory-limit", "lots"), "512MiB"),
-        (("inspect", "nothing.yaml"), "nothing.yaml"),
+        (("inspect", "nothing.yaml"), "nothing.yaml: no such recipe file or config file; check the path"),
+        (("inspect", "TASK"), "task.yaml: is a task of lm-eval"),
         (("evaluate", "/no/model", "--tasks", "toy_choice", "--include-path", "TASKS"), "/no/model"),
         (
             ("evaluate", "MODEL", "--tasks", "toy_choice", "--include-path", "/nowhere"),
@@ -170,6 +171,10 @@ def write_recipe(models: dict[str, Path], own: str = "weight: 0.5", method: str 
         (("evaluat",), "evaluat"),
         (("merge", "CONFIG", "out"), "config.yaml: is a search config, not a recipe; run heterosis evolve on it"),
         (("evolve", "RECIPE", "--run-dir", "out"), "recipe.yaml: is a recipe, not a search config; run heterosis"),
+        (
+            ("evolve", "TASK", "--run-dir", "out"),
+            "is a task of lm-eval, not a search config; name it",
+        ),
         (("merge", "RECIPE", "out", "--stage", "first"), "has only one recipe, so there is no stage 'first'"),
         (("merge", "RECIPE", "out", "--cuda"), "--cuda: no need: tensors stream through the processor"),
         (("merge", "RECIPE", "out", "--no-copy-tokenizer"), "--copy-tokenizer: no need"),
@@ -187,10 +192,12 @@ def test_bad_arguments_are_one_line(
     says: str,
 ) -> None:
     Path("CONFIG.txt").write_text("text")
+    Path("task.yaml").write_text("task: sums\noutput_type: multiple_choice\ndoc_to_text: '{{question}}'\n")
     real = {
         "CONFIG": config(),
         "RECIPE": write_recipe(toy_models),
         "TASKS": toy_tasks,
+        "TASK": Path("task.yaml"),
         "MODEL": toy_models["ann"],
     }
     code, output, errors = run(*(real.get(argument, argument) for argument in arguments))
@@ -198,7 +205,7 @@ def test_bad_arguments_are_one_line(
     assert len(errors) == 1, errors
     assert says in errors[0]
     assert output == ""
-    assert {p.name for p in Path().iterdir()} == {"CONFIG.txt", "config.yaml", "recipe.yaml"}
+    assert {p.name for p in Path().iterdir()} == {"CONFIG.txt", "config.yaml", "recipe.yaml", "task.yaml"}
 
 
 @pytest.mark.parametrize(

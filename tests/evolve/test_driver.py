@@ -1128,6 +1128,12 @@ class TestWarmStart:
         weights = [v for a in searched for name, v in a.values.items() if name.startswith("weight")]
         assert min(weights) > 0.5, "the search starts around the better one"
 
+    def test_of_a_run_without_its_recipes_is_refused(self, run: Any, tmp_path: Path) -> None:
+        run("first", trials=12)
+        (tmp_path / "first/asks.jsonl").unlink()
+        with pytest.raises(InputError, match=r"first/asks.jsonl: lacks candidate \d+; leave the folder out"):
+            run("second", warm_start=str(tmp_path / "first"))
+
     @pytest.mark.parametrize(("path", "says"), [("nowhere.yaml", "nowhere.yaml"), (".", "not a run folder")])
     def test_of_what_is_neither_is_refused(self, run: Any, tmp_path: Path, path: str, says: str) -> None:
         with pytest.raises(InputError, match=says):

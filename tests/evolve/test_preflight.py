@@ -57,7 +57,7 @@ def test_a_budget_that_does_not_reach_for_the_parents_is_refused(config: Callabl
             {"genome": {"filters": ["self_atn"]}},
             r"genome.filters\[0\]: no tensor's name has 'self_atn'; did",
         ),
-        ({"warm_start": "/no/run"}, "warm_start: /no/run: no such"),
+        ({"warm_start": "/no/run"}, "warm_start: /no/run: no such run folder or recipe file; check the path"),
     ],
 )
 def test_what_would_be_found_later_is_found_now(
