@@ -21,7 +21,8 @@ pool.py        what the driver needs of its workers; cluster.py: these as Ray ac
                work may take; machine.py: where they are
 record.py      asks, scores and trials, durably; tally.py: what these amount to; storage.py: the Optuna study, also
                where it is away for a while
-dispatch.py    keeps the workers busy; who is tried again, and who is given up
+scoring.py     candidates meet documents and become trials; dispatch.py: keeps the workers busy; who is tried
+               again, and who is given up
 faults.py      what ends a session from outside, in one line
 folder.py      the run folder and its lock; lease.py: a claim that other machines see
 driver.py      hands out, records, goes through the stages; session.py: its log file and signals

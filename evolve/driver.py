@@ -4,10 +4,9 @@ import logging
 import os
 import time
 import warnings
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
-from dataclasses import astuple, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,7 +17,7 @@ from heterosis.evolve.baselines import Baseline
 from heterosis.evolve.budget import Budget
 from heterosis.evolve.cluster import RayPool, probed_batch_size
 from heterosis.evolve.config import EvolveConfig
-from heterosis.evolve.dispatch import Attempts, Job, dispatch
+from heterosis.evolve.dispatch import Job
 from heterosis.evolve.faults import RunStopped, disk_faults
 from heterosis.evolve.finals import Finals, FinalsFailed, race_parents, run_finals
 from heterosis.evolve.folder import (
@@ -31,7 +30,7 @@ from heterosis.evolve.folder import (
 )
 from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.outcome import environment, write_outcome
-from heterosis.evolve.pool import Outcome, Pool
+from heterosis.evolve.pool import Pool
 from heterosis.evolve.preflight import Preflight, preflight
 from heterosis.evolve.proposals import Proposer
 from heterosis.evolve.pulse import Pulse, PulseWriter
@@ -40,6 +39,7 @@ from heterosis.evolve.record import Ask, Record, Trial, study_url
 from heterosis.evolve.referee import Referee
 from heterosis.evolve.report import load_tasks, report_is_written, write_report
 from heterosis.evolve.resources import check_workers, merges_to, resources, worker_setup, workers_and_threads
+from heterosis.evolve.scoring import Scoring
 from heterosis.evolve.session import logging_to, stopping_on_signals
 from heterosis.evolve.stages import Stages
 from heterosis.evolve.statistics import Interval
@@ -48,7 +48,7 @@ from heterosis.evolve.table import TableWriter
 from heterosis.evolve.tally import best_of
 from heterosis.evolve.tracking import check_trackers, tracked
 from heterosis.evolve.warm_start import warm_starts
-from heterosis.evolve.worker import Evaluation, Failure, Setup
+from heterosis.evolve.worker import Setup
 
 if TYPE_CHECKING:
     from heterosis.evaluate.harness import TaskSet
@@ -230,9 +230,9 @@ class _Driver:
         )
         self._pulse = PulseWriter(folder.path, pulse)
         self._stop: str | None = None
-        self._seconds_of: dict[int, Counter[str]] = {}  # of candidates that race
-        self._held: list[Ask] = []  # scored, but meaningless before the parents are
-        self._attempts = Attempts(self._record)
+        self._scoring = Scoring(
+            self._record, self._referee, stopping=self._stopping, beat=self._beat, show=self._show
+        )
         self._tried, self._lost = 0, 0  # candidates of this session that came to an end, and to no score
         self._record.study.go_on, self._record.guard = self._without_storage, folder.check
 
@@ -364,9 +364,10 @@ class _Driver:
             last = stage == len(ends) - 1
             centre = last and expected >= MEAN_BUDGET and proposer.has_mean
             limit = budget - centre if last else min(end, budget)
-            left = [job for job in self._open_jobs("search") if job.ask.stage == stage]
-            self._work(pool, left, partial(self._next_job, pool, proposer, limit, int(centre)), proposer.tell)
-            self._work(pool, self._open_jobs("mean"), self._no_more)
+            left = [job for job in self._scoring.open_jobs("search") if job.ask.stage == stage]
+            next_job = partial(self._next_job, pool, proposer, limit, int(centre))
+            self._scoring.work(pool, left, next_job, proposer.tell)
+            self._scoring.work(pool, self._scoring.open_jobs("mean"))
             if centre and len(self._record.asks) < budget and not self._is_spent(pool):
                 self._score_mean(pool, proposer)
 
@@ -383,7 +384,7 @@ class _Driver:
             for known in group:
                 if known.name not in asked and len(self._record.asks) < budget:
                     self._record.ask(known.kind, known.name, known.recipe.to_yaml(), {}, incumbent=incumbent)
-            self._work(pool, self._open_jobs("parent", "baseline"), self._no_more)
+            self._scoring.work(pool, self._scoring.open_jobs("parent", "baseline"))
             self._check_baselines()
             if self._stopping():
                 return
@@ -412,11 +413,6 @@ class _Driver:
             return [[*parents, *uniform], others]
         return [group for group in (uniform, parents, others) if group]
 
-    def _open_jobs(self, *kinds: str) -> list[Job]:
-        """What was asked and is not finished, of some kinds."""
-        asks = [ask for ask in self._record.open_asks if ask.kind in kinds]
-        return [Job(ask, "search", self._referee.next_documents(ask)) for ask in asks]
-
     def _next_job(self, pool: Pool, proposer: Proposer, limit: int, more: int) -> Job | None:
         """The next candidate; None for now, or where the budget has no room for it and ``more`` after it."""
         if len(self._record.asks) >= limit or self._is_spent(pool, 1 + more):
@@ -436,7 +432,7 @@ class _Driver:
         proposer.adopt(ask, point)
         if twin := proposer.scored(ask.recipe):
             self._record.copy_scores(twin.ask, ask, "search")
-        return Job(ask, "search", self._referee.next_documents(ask))
+        return self._scoring.job(ask)
 
     def _score_mean(self, pool: Pool, proposer: Proposer) -> None:
         mean = proposer.mean()
@@ -448,93 +444,7 @@ class _Driver:
             ask = self._record.ask(
                 "mean", "the optimizer's mean", text, values, stage=proposer.stage, incumbent=incumbent
             )
-            self._work(pool, [Job(ask, "search", self._referee.next_documents(ask))], self._no_more)
-
-    @staticmethod
-    def _no_more() -> None:
-        return None
-
-    def _work(
-        self,
-        pool: Pool,
-        queue: list[Job],
-        next_job: Callable[[], Job | None],
-        on_trial: Callable[[Trial], None] = lambda trial: None,
-    ) -> None:
-        """Keep the workers busy with a queue, then with what ``next_job`` gives, until both run dry."""
-        queue = [job for job in queue if not self._told_from_scores(job, on_trial)]
-
-        def unscored() -> Job | None:
-            while (job := next_job()) and self._told_from_scores(job, on_trial):
-                pass
-            return job
-
-        def done(job: Job, outcome: Outcome) -> None:
-            if isinstance(outcome, Failure):
-                trials = self._failed(job, outcome)
-            else:
-                trials = self._scored(job, outcome, queue)
-            for trial in trials:
-                on_trial(trial)
-
-        def beat(running: int, waiting: int) -> None:
-            self._pulse.beat(running, waiting)
-            self._save_when_due()
-
-        attempts, stopping, spare = self._attempts, self._stopping, self._record.write_study
-        dispatch(pool, queue, unscored, done, attempts=attempts, stopping=stopping, beat=beat, spare=spare)
-        while self._record.write_study():
-            pass
-
-    def _told_from_scores(self, job: Job, on_trial: Callable[[Trial], None]) -> bool:
-        """Finish a trial whose scores are there: from an earlier session, or of the same recipe asked before."""
-        if job.part != "search" or job.documents:
-            return False
-        for trial in self._finish(job.ask):
-            on_trial(trial)
-        return True
-
-    def _failed(self, job: Job, failure: Failure) -> list[Trial]:
-        log.warning("%s failed on %s documents: %s", job.ask.name, job.part, failure.cause)
-        if not self._makes_a_trial(job):
-            return []
-        trial = self._record.tell(job.ask, None, cause=failure.cause)
-        self._show(trial)
-        self._check_failures(trial)
-        return [trial]
-
-    def _scored(self, job: Job, evaluation: Evaluation, queue: list[Job]) -> list[Trial]:
-        """Record scores. A candidate goes on with its next documents, at once, or becomes a trial."""
-        self._record.add_scores(job.ask, job.part, evaluation.scores, evaluation.checksum)
-        if not self._makes_a_trial(job):
-            return []
-        self._seconds_of.setdefault(job.ask.number, Counter()).update(evaluation.seconds)
-        if documents := self._referee.next_documents(job.ask):
-            queue.insert(0, Job(job.ask, "search", documents))  # to the worker that has it in memory
-            return []
-        return self._finish(job.ask)
-
-    def _makes_a_trial(self, job: Job) -> bool:
-        """Whether a candidate's result is still open; in the finals, parents meet more search documents."""
-        return job.part == "search" and self._record.result(job.ask) is None
-
-    def _finish(self, ask: Ask) -> list[Trial]:
-        """Make scored candidates trials: this one, and those that waited for it."""
-        self._held.append(ask)
-        if not self._referee.can_judge("search"):
-            return []
-        held, self._held = self._held, []
-        return [self._tell(ask) for ask in held]
-
-    def _tell(self, ask: Ask) -> Trial:
-        result = self._referee.result(ask)
-        seconds: Mapping[str, float] = self._seconds_of.pop(ask.number, {})
-        score, losses, terms = astuple(result.verdict)
-        trial = self._record.tell(
-            ask, score, losses, terms=terms, pruned=result.pruned, documents=result.documents, seconds=seconds
-        )
-        self._show(trial)
-        return trial
+            self._scoring.work(pool, [self._scoring.job(ask)])
 
     def _show(self, trial: Trial) -> None:
         best = self._record.tally.best
@@ -548,6 +458,12 @@ class _Driver:
         self._save_when_due(at_once=trial is best)
         if self._progress:
             self._progress.trial(trial, best, self._record, self._seconds())
+        if trial.score is None:
+            self._check_failures(trial)
+
+    def _beat(self, running: int, waiting: int) -> None:
+        self._pulse.beat(running, waiting)
+        self._save_when_due()
 
     def _save_when_due(self, at_once: bool = False) -> None:
         """Write the summary and the table, which are for people."""
@@ -612,7 +528,7 @@ class _Driver:
                 self._folder.save_state(self._state)  # later, all of them may be scored
         wanted = documents or getattr(self._split, part)
         left = [(ask, missing(wanted, self._record.scores(ask, part))) for ask in asks]
-        self._work(pool, [Job(ask, part, own) for ask, own in left if own], self._no_more)
+        self._scoring.work(pool, [Job(ask, part, own) for ask, own in left if own])
         return not self._stopping()
 
     def _stage(self, text: str) -> None:

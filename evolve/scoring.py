@@ -1,0 +1,126 @@
+"""Scoring: candidates meet documents on the workers, their scores are recorded, and become trials."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
+
+from heterosis.evolve.dispatch import Attempts, Job, dispatch
+from heterosis.evolve.pool import Outcome, Pool
+from heterosis.evolve.record import Ask, Record, Trial
+from heterosis.evolve.referee import Referee
+from heterosis.evolve.worker import Evaluation, Failure
+
+log = logging.getLogger("heterosis")
+
+
+class Scoring:
+    """What a session scores.
+
+    Args:
+        record: The run's.
+        referee: Says which documents a candidate meets, and what its scores amount to.
+        stopping: Whether nothing more is to be handed out.
+        beat: Is told now and then how many pieces of work are running and queued.
+        show: Is told of every trial, at once.
+    """
+
+    def __init__(
+        self,
+        record: Record,
+        referee: Referee,
+        *,
+        stopping: Callable[[], bool],
+        beat: Callable[[int, int], None],
+        show: Callable[[Trial], None],
+    ) -> None:
+        self._record, self._referee = record, referee
+        self._stopping, self._beat, self._show = stopping, beat, show
+        self._attempts = Attempts(record)
+        self._seconds_of: dict[int, Counter[str]] = {}  # of candidates that race
+        self._held: list[Ask] = []  # scored, but meaningless before the parents are
+
+    def open_jobs(self, *kinds: str) -> list[Job]:
+        """What was asked and is not finished, of some kinds."""
+        return [self.job(ask) for ask in self._record.open_asks if ask.kind in kinds]
+
+    def job(self, ask: Ask) -> Job:
+        """What a candidate is to be scored on next."""
+        return Job(ask, "search", self._referee.next_documents(ask))
+
+    def work(
+        self,
+        pool: Pool,
+        queue: Sequence[Job],
+        next_job: Callable[[], Job | None] = lambda: None,
+        on_trial: Callable[[Trial], None] = lambda trial: None,
+    ) -> None:
+        """Keep the workers busy with a queue, then with what ``next_job`` gives, until both run dry."""
+        left = [job for job in queue if not self._told_from_scores(job, on_trial)]
+
+        def unscored() -> Job | None:
+            while (job := next_job()) and self._told_from_scores(job, on_trial):
+                pass
+            return job
+
+        def done(job: Job, outcome: Outcome) -> None:
+            if isinstance(outcome, Failure):
+                trials = self._failed(job, outcome)
+            else:
+                trials = self._scored(job, outcome, left)
+            for trial in trials:
+                on_trial(trial)
+
+        attempts, stopping, beat, spare = self._attempts, self._stopping, self._beat, self._record.write_study
+        dispatch(pool, left, unscored, done, attempts=attempts, stopping=stopping, beat=beat, spare=spare)
+        while self._record.write_study():
+            pass
+
+    def _told_from_scores(self, job: Job, on_trial: Callable[[Trial], None]) -> bool:
+        """Finish a trial whose scores are there: from an earlier session, or of the same recipe asked before."""
+        if job.part != "search" or job.documents:
+            return False
+        for trial in self._finish(job.ask):
+            on_trial(trial)
+        return True
+
+    def _failed(self, job: Job, failure: Failure) -> list[Trial]:
+        log.warning("%s failed on %s documents: %s", job.ask.name, job.part, failure.cause)
+        if not self._makes_a_trial(job):
+            return []
+        trial = self._record.tell(job.ask, None, cause=failure.cause)
+        self._show(trial)
+        return [trial]
+
+    def _scored(self, job: Job, evaluation: Evaluation, queue: list[Job]) -> list[Trial]:
+        """Record scores. A candidate goes on with its next documents, at once, or becomes a trial."""
+        self._record.add_scores(job.ask, job.part, evaluation.scores, evaluation.checksum)
+        if not self._makes_a_trial(job):
+            return []
+        self._seconds_of.setdefault(job.ask.number, Counter()).update(evaluation.seconds)
+        if documents := self._referee.next_documents(job.ask):
+            queue.insert(0, Job(job.ask, "search", documents))  # to the worker that has it in memory
+            return []
+        return self._finish(job.ask)
+
+    def _makes_a_trial(self, job: Job) -> bool:
+        """Whether a candidate's result is still open; in the finals, parents meet more search documents."""
+        return job.part == "search" and self._record.result(job.ask) is None
+
+    def _finish(self, ask: Ask) -> list[Trial]:
+        """Make scored candidates trials: this one, and those that waited for it."""
+        self._held.append(ask)
+        if not self._referee.can_judge("search"):
+            return []
+        held, self._held = self._held, []
+        return [self._tell(ask) for ask in held]
+
+    def _tell(self, ask: Ask) -> Trial:
+        result = self._referee.result(ask)
+        seconds: Mapping[str, float] = self._seconds_of.pop(ask.number, {})
+        score, losses, terms = astuple(result.verdict)
+        trial = self._record.tell(
+            ask, score, losses, terms=terms, pruned=result.pruned, documents=result.documents, seconds=seconds
+        )
+        self._show(trial)
+        return trial
