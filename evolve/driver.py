@@ -87,12 +87,12 @@ def search(
     workers: int | None = None,
     cpus_per_worker: float | None = None,
     gpus_per_worker: float | None = None,
-    include_path: Sequence[str | os.PathLike[str]] = (),
+    include_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     seed: int | None = None,
     storage: str | None = None,
     ray_address: str | None = None,
     device: str = "cpu",
-    log_to: Sequence[str] = (),
+    log_to: str | Sequence[str] = (),
     progress: Progress | None = None,
     make_pool: Callable[[Setup, int], Pool] | None = None,
 ) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def search(
         workers: Processes that score; replaces the config's.
         cpus_per_worker: Cores of each; replaces the config's.
         gpus_per_worker: Graphics processors of each; replaces the config's.
-        include_path: More folders with lm-eval task YAML.
+        include_path: More folders with lm-eval task YAML, or one.
         seed: Replaces the config's.
         storage: Optuna storage URL; None for SQLite in the run folder. It is not written anywhere.
         ray_address: A Ray cluster; None for this machine.
@@ -135,9 +135,10 @@ def search(
         "seed": seed,
     }
     if include_path:
-        changes["include_path"] = [*loaded.include_path, *(os.fspath(p) for p in include_path)]
+        folders = [include_path] if isinstance(include_path, str | os.PathLike) else include_path
+        changes["include_path"] = [*loaded.include_path, *(os.fspath(folder) for folder in folders)]
     if log_to:
-        changes["log_to"] = [*loaded.log_to, *log_to]
+        changes["log_to"] = [*loaded.log_to, *([log_to] if isinstance(log_to, str) else log_to)]
     changes = {key: value for key, value in changes.items() if value is not None}
     loaded = loaded.updated(**changes) if changes else loaded
     check_run_folder(Path(run_dir))
@@ -182,7 +183,8 @@ def _report(folder: Path, tasks: "TaskSet | None", storage: str | None) -> None:
     try:
         write_report(folder, tasks=tasks or load_tasks(folder), storage=storage)
     except Exception as error:
-        log.warning("the report could not be written: %r; heterosis report %s tries again", error, folder)
+        reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        log.warning("the report could not be written: %s; heterosis report %s tries again", reason, folder)
 
 
 class _Driver:
@@ -220,7 +222,7 @@ class _Driver:
         self._begun = time.monotonic()
         self._spent_before = float(self._state["seconds"])
         self._table = TableWriter(folder.path)
-        self._save_from, self._saved = self._begun, True
+        self._save_from, self._saved = self._begun, self._progressed()
         self._budget = Budget(checked, self._split, self._record, self._referee)
         pulse = Pulse(
             workers=self.workers,
@@ -454,7 +456,6 @@ class _Driver:
         if trial.ask.kind == "search":
             self._tried += 1
             self._lost += trial.score is None
-        self._saved = False
         self._save_when_due(at_once=trial is best)
         if self._progress:
             self._progress.trial(trial, best, self._record, self._seconds())
@@ -467,11 +468,15 @@ class _Driver:
 
     def _save_when_due(self, at_once: bool = False) -> None:
         """Write the summary and the table, which are for people."""
-        begun = time.monotonic()
-        if not self._saved and (at_once or begun >= self._save_from):
+        begun, now = time.monotonic(), self._progressed()
+        if self._saved != now and (at_once or begun >= self._save_from):
             self._save(status="running")
-            self._saved = True
+            self._saved = now
             self._save_from = time.monotonic() + max(SAVE_SECONDS, SAVE_SHARE * (time.monotonic() - begun))
+
+    def _progressed(self) -> tuple[int, int]:
+        """How far the run has come: trials, and documents, also those of the finals."""
+        return len(self._record.trials), self._record.documents_scored()
 
     def _against_parents(self, trial: Trial) -> dict[str, Interval]:
         """By how much a trial beats each parent on the search documents."""

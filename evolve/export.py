@@ -74,8 +74,14 @@ def export_trial(folder: Path, number: int | None) -> str:
 
 
 def whole_trials(folder: Path) -> list[Trial]:
-    """The results of a run folder with their recipes and values, but without losses."""
+    """The results of a run folder with their recipes and values, but without losses.
+
+    Raises:
+        InputError: If the folder lacks what was asked.
+    """
     asks = {ask.number: ask for ask in read_asks(folder)}
+    if missing := [trial.number for trial in read_trials(folder) if trial.ask.number not in asks]:
+        raise InputError(f"{folder / 'asks.jsonl'}: lacks the recipe of trial {missing[0]}; restore the file")
     return [replace(trial, ask=asks[trial.ask.number]) for trial in read_trials(folder)]
 
 

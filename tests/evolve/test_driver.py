@@ -1322,3 +1322,29 @@ def test_an_estimate_is_exported_as_one(run: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("limit", "ended_by"), [({}, None), ({"max_documents": 300}, "max_documents")])
 def test_what_ended_a_search_is_told(run: Any, limit: dict[str, int], ended_by: str | None) -> None:
     assert run(trials=12 if not limit else 100, **limit)["ended_by"] == ended_by
+
+
+def test_documents_of_the_finals_are_in_the_summary_at_once(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(driver, "SAVE_SHARE", 0)
+    seen = []
+
+    def look(pool: Any) -> None:
+        (job, _), *_ = pool._running
+        if job.part == "holdout":
+            seen.append(json.loads((tmp_path / "run/summary.json").read_text())["documents"]["scored"])
+
+    total = run(pool={"on_wait": look})["documents"]["scored"]
+    assert seen == [total - 30 * left for left in range(len(seen), 0, -1)]
+
+
+def test_one_folder_of_tasks_is_no_list_of_letters(
+    toy_config: Any, toy_tasks: Path, pools: Any, tmp_path: Path
+) -> None:
+    config = EvolveConfig.parse(yaml.safe_dump(toy_config(include_path=[], workers=1, trials=4)))
+    for number, folder in enumerate((str(toy_tasks), toy_tasks)):
+        made = pools(pools.hill)
+        summary = search(config, tmp_path / f"run{number}", include_path=folder, make_pool=made)
+        assert summary["status"] == "finished"

@@ -427,7 +427,7 @@ def test_what_goes_wrong_with_it_does_not_fail_a_run(go: Go, monkeypatch: pytest
     monkeypatch.setattr(driver, "write_report", fail)
     folder = go(trials=4)
     assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
-    assert "the report could not be written: RuntimeError('no ink')" in (folder / "run.log").read_text()
+    assert "the report could not be written: RuntimeError: no ink;" in (folder / "run.log").read_text()
     assert not (folder / "report.html").exists()
 
 
@@ -443,7 +443,7 @@ def test_refuses_what_is_no_run_folder(tmp_path: Path, copied: Path) -> None:
     split.rename(copied / "splits.json")
     asks = (copied / "asks.jsonl").read_text().splitlines(keepends=True)
     (copied / "asks.jsonl").write_text("".join(asks[:3]))
-    with pytest.raises(InputError, match="its files do not fit together"):
+    with pytest.raises(InputError, match="lacks the recipe of trial 3"):
         write_report(copied)
     assert (copied / "report.html").read_bytes() == before
 
