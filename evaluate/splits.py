@@ -84,7 +84,10 @@ class Split:
         """
         try:
             read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**read)
+            found = cls(**read)
+            if not all(isinstance(own, dict) for own in found.fingerprints.values()):
+                raise ValueError("fingerprints of an earlier version")
+            return found
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{path}: not a saved split ({error}); start in a new run folder") from error
 

@@ -152,7 +152,10 @@ def test_save_load_and_check(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"search": {}}', '{"search": {"a"'])
+EARLIER = '{"search": {}, "selection": {}, "holdout": {}, "fingerprints": {"a": "1"}}'
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"search": {}}', '{"search": {"a"', EARLIER])
 def test_load_refuses_what_is_not_a_split(tmp_path: Path, text: str) -> None:
     path = tmp_path / "splits.json"
     path.write_text(text)
