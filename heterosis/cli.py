@@ -442,6 +442,7 @@ def _print_summary(summary: Mapping[str, Any], run_dir: Path, phase: str, second
     trials, documents = summary["trials"], summary["documents"]
     others = {"stopped early": trials["pruned"], "failed": trials["failed"]}
     noted = "".join(f", {count} {what}" for what, count in others.items() if count)
+    noted += f", ended by {ended}" if (ended := summary.get("ended_by")) else ""
     done = trials["complete"] + trials["pruned"]
     print(f"{phase}: {done} of {trials['budget']} trials{noted}, {seconds:.0f} s")
     rows = closing_table(summary)

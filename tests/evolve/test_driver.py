@@ -15,7 +15,9 @@ from typing import Any, ClassVar
 import optuna
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from heterosis import cli
 from heterosis.errors import InputError
 from heterosis.evaluate.scores import Scores
 from heterosis.evolve import driver
@@ -1320,8 +1322,12 @@ def test_an_estimate_is_exported_as_one(run: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("limit", "ended_by"), [({}, None), ({"max_documents": 300}, "max_documents")])
-def test_what_ended_a_search_is_told(run: Any, limit: dict[str, int], ended_by: str | None) -> None:
+def test_what_ended_a_search_is_told(
+    run: Any, tmp_path: Path, limit: dict[str, int], ended_by: str | None
+) -> None:
     assert run(trials=12 if not limit else 100, **limit)["ended_by"] == ended_by
+    said = CliRunner().invoke(cli.app, ["status", str(tmp_path / "run")]).stdout.splitlines()[0]
+    assert (f", ended by {ended_by}, " in said) == bool(limit)
 
 
 def test_documents_of_the_finals_are_in_the_summary_at_once(
