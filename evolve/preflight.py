@@ -3,7 +3,7 @@
 ``heterosis evolve`` begins with it, and ``heterosis inspect`` shows it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from heterosis.errors import InputError, collecting, did_you_mean
@@ -144,7 +144,10 @@ def preflight(
             check_backend(config.backend.name, config.batch_size, config.max_length)
     if faults or of_tasks:
         raise InputError(*faults, *of_tasks)
-    warnings = task_warnings({name: loaded.source(name) for name in loaded.specs})
+    warnings = [
+        *task_warnings({name: loaded.source(name) for name in loaded.specs}),
+        *_budget_warnings(config, split),
+    ]
     return Preflight(config, stages, paths, loaded, split, objective, trials, plan, checkpoints, tuple(warnings))
 
 
@@ -235,6 +238,17 @@ def _expected_trials(config: EvolveConfig, split: Split) -> int:
             f"champion, parents and uniform merge, but got {most}"
         )
     return min(config.trials, max(1, round((most - report) / (SHARE_OF_TRIAL * search))))
+
+
+def _budget_warnings(config: EvolveConfig, split: Split) -> Iterator[str]:
+    """What to say of a budget of documents that baselines may use up."""
+    most, models = config.max_documents, len(config.genome.models)
+    first, report = (models + 2) * split.size("search"), (models + 2) * split.size("holdout")
+    if most is not None and most < first + report:
+        yield (
+            f"max_documents: {most} may leave nothing for candidates; parents, their uniform merge and a first "
+            f"candidate take up to {first}, the report {report}"
+        )
 
 
 def _check_trials(trials: int, space: SearchSpace) -> None:

@@ -92,6 +92,10 @@ def test_a_budget_of_documents_decides_like_that_of_trials(config_of: Any) -> No
     assert (few.expected_trials, many.expected_trials) == (20, 100)
     assert len(few.baselines()) == 3 < len(many.baselines())
     assert few.most_finalists == many.most_finalists - 4
+    assert not few.warnings
+    # Two parents, their uniform merge and a candidate take up to 80.
+    (warning,) = preflight(config_of(max_documents=199)).warnings
+    assert warning.startswith("max_documents: 199 may leave nothing for candidates")
     with pytest.raises(InputError, match="max_documents: must be at least 140, 20 for the search and 120 to re"):
         preflight(config_of(max_documents=139))
 
