@@ -1,12 +1,12 @@
 """What a run may still spend: seconds and documents, with enough of both left for the finals."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from heterosis.evaluate.splits import Split
 from heterosis.evolve.finals import finals_documents, shortlist
 from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.preflight import Preflight
-from heterosis.evolve.record import Record, Trial
+from heterosis.evolve.record import Ask, Record, Trial
 from heterosis.evolve.referee import Referee
 
 
@@ -33,17 +33,23 @@ class Budget:
         self.spent: str | None = None
         self.finals = finals_documents(split, self._parents, self._most_finalists) / split.size("search")
 
-    def is_spent(self, seconds: float, workers: int, candidates: int = 1) -> bool:
+    def is_spent(
+        self, seconds: float, workers: int, candidates: int = 1, unknown: Collection[Ask] = ()
+    ) -> bool:
         """Whether more candidates would leave too little for the finals.
 
         Args:
             seconds: Spent so far.
             workers: That score the finals.
             candidates: That are to come.
+            unknown: Candidates whose results the answer must not depend on before all are there, as far as
+                documents go.
         """
         if self._is_late(seconds, workers, candidates):
             self.spent = "hours"
-        elif self._is_scored_out(candidates):
+        elif self._is_scored_out(candidates, unknown) and (
+            self._record.open_asks or self._is_scored_out(candidates, ())
+        ):
             self.spent = "max_documents"
         else:
             self.spent = None
@@ -66,18 +72,18 @@ class Budget:
             return seconds > self._hours * 3600
         return seconds + whole * (candidates + 1.2 * self.finals / workers) > self._hours * 3600
 
-    def _is_scored_out(self, candidates: int) -> bool:
+    def _is_scored_out(self, candidates: int, unknown: Collection[Ask]) -> bool:
         record = self._record
         if self._documents is None:
             return False
-        whole, asked = self._split.size("search"), record.open_asks
+        whole = self._split.size("search")
         ahead = record.documents_scored() + candidates * whole
-        ahead += sum(whole - record.met(ask, "search") for ask in asked)
+        ahead += sum(whole - record.met_by(recipe, "search") for recipe in {ask.recipe for ask in unknown})
         if ahead + finals_documents(self._split, self._parents, self._most_finalists) <= self._documents:
             return False
-        found = shortlist(record, self._shortlisted, self._referee.judge("search"))
+        found = shortlist(record, self._shortlisted, self._referee.judge("search"), unknown)
         # Where nobody can be left out of the finals, there has to be room for all who may come to them.
-        more = len(asked) + candidates if self._referee.needs_parents else 0
+        more = len(unknown) + candidates if self._referee.needs_parents else 0
         return ahead + self._left_of_finals(found, min(len(found) + more, self._most_finalists)) > self._documents
 
     def _left_of_finals(self, finalists: Sequence[Trial], count: int) -> int:

@@ -4,7 +4,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
@@ -417,7 +417,9 @@ class _Driver:
 
     def _next_job(self, pool: Pool, proposer: Proposer, limit: int, more: int) -> Job | None:
         """The next candidate; None for now, or where the budget has no room for it and ``more`` after it."""
-        if len(self._record.asks) >= limit or self._is_spent(pool, 1 + more):
+        if len(self._record.asks) >= limit or not proposer.catch_up():
+            return None
+        if self._is_spent(pool, 1 + more, proposer.unknown):
             return None
         point = proposer.propose()
         if point is None:
@@ -503,9 +505,9 @@ class _Driver:
                 f"the last: {last.cause}"
             )
 
-    def _is_spent(self, pool: Pool, candidates: int = 1) -> bool:
+    def _is_spent(self, pool: Pool, candidates: int = 1, unknown: Collection[Ask] = ()) -> bool:
         """Whether the search is to stop, or more candidates would leave too little for the finals."""
-        return self._stopping() or self._budget.is_spent(self._seconds(), pool.size, candidates)
+        return self._stopping() or self._budget.is_spent(self._seconds(), pool.size, candidates, unknown)
 
     # -------------------------------------------------------------------- finals
 

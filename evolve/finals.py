@@ -1,6 +1,6 @@
 """The finals: a shortlist is compared on selection documents, its best one reported on held-out ones."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from heterosis.evaluate.splits import Split
@@ -54,16 +54,16 @@ def finals_documents(split: Split, parents: int, finalists: int) -> int:
     return finalists * split.size("selection") + (parents + 2) * split.size("holdout")
 
 
-def shortlist(record: Record, size: int, judge: Judge) -> list[Trial]:
+def shortlist(record: Record, size: int, judge: Judge, unknown: Collection[Ask] = ()) -> list[Trial]:
     """Those that may be the best.
 
     The best candidates by search scores, the optimizer's mean, the uniform merge, the best other baseline and the
     parents, without those that the best of them beats beyond doubt on the search documents. Candidates that were
     stopped early are not among them. Of several objectives the candidates are those of the front, spread over it
     where there are more than twice ``size``. Then, and where the objective compares with all the parents, nobody
-    is left out for being beaten.
+    is left out for being beaten. Results of who is ``unknown`` do not count.
     """
-    scored = _scored(record)
+    scored = [t for t in _scored(record) if t.ask not in unknown]
     parents = [t for t in scored if t.ask.kind == "parent"]
     ranked = [t for t in scored if t.complete]
     uniform = [t for t in ranked if t.ask.name == UNIFORM]

@@ -38,6 +38,7 @@ class Proposer:
         self._optimizer = optimizer
         self._ordered = ordered
         self._asks: list[Ask] = []
+        self._unknown: dict[int, Ask] = {}
         self._points: dict[int, Vector] = {}  # what the optimizer proposed, to the last bit
         self._told = 0
         self._waiting: dict[int, Trial] = {}  # results that are not told yet, by ask
@@ -53,18 +54,27 @@ class Proposer:
         """Whether the optimizer has a centre."""
         return self._optimizer.mean() is not None
 
+    @property
+    def unknown(self) -> list[Ask]:
+        """What was asked in this stage and the next proposal must not depend on; see `catch_up`."""
+        return list(self._unknown.values())
+
+    def catch_up(self) -> bool:
+        """Tell the optimizer what the next proposal depends on; whether all of it is there."""
+        for trial in self._due(len(self._asks) - self._ordered):
+            if trial is None:
+                return False
+            self._inform(trial)
+        return True
+
     def propose(self) -> Vector | None:
         """The next point; None while a result is missing that it depends on."""
-        if self._ordered:
-            for trial in self._due(len(self._asks) - self._ordered):
-                if trial is None:
-                    return None
-                self._inform(trial)
-        return self._optimizer.ask()
+        return self._optimizer.ask() if self.catch_up() else None
 
     def adopt(self, ask: Ask, point: Vector) -> None:
         """Take a point as asked."""
         self._asks.append(ask)
+        self._unknown[ask.number] = ask
         self._points[ask.number] = point
 
     def tell(self, trial: Trial) -> None:
@@ -95,7 +105,8 @@ class Proposer:
 
     def _inform(self, trial: Trial) -> None:
         self._told += 1
-        self._waiting.pop(trial.ask.number, None)
+        for waiting in (self._waiting, self._unknown):
+            waiting.pop(trial.ask.number, None)
         inform(self._optimizer, self._points[trial.ask.number], trial, self._documents)
         self._count_on(trial)
 

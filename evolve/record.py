@@ -210,7 +210,7 @@ class Record:
         self.tally.add(trial)
 
     def _count_documents(self, ask: Ask, part: str) -> None:
-        known, now = self._met.get((ask.recipe, part), 0), self.met(ask, part)
+        known, now = self.met_by(ask.recipe, part), self.met(ask, part)
         if now > known:
             self._met[ask.recipe, part] = now
             self._documents += now - known
@@ -288,6 +288,10 @@ class Record:
         """How many documents of a part a candidate has met."""
         scores = self._scores.get((ask.number, part))
         return scores.count if scores else 0
+
+    def met_by(self, recipe: str, part: str) -> int:
+        """How many documents of a part the candidates of one recipe have met, or the one that has met most."""
+        return self._met.get((recipe, part), 0)
 
     def documents_scored(self) -> int:
         """Documents of all parts, counted once for every recipe."""

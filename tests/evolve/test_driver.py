@@ -733,23 +733,28 @@ class TestRacing:
 
 
 class TestOrdered:
-    @pytest.mark.parametrize("optimizer", ["cma", "random"])
-    def test_gives_the_same_for_any_number_of_workers(self, run: Any, tmp_path: Path, optimizer: str) -> None:
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"trials": 24, "optimizer": "cma"},
+            {"trials": 24, "optimizer": "random"},
+            {"max_documents": 600},
+            {"max_documents": 600, "objective": "worst"},
+        ],
+    )
+    def test_gives_the_same_for_any_number_of_workers(
+        self, run: Any, tmp_path: Path, options: dict[str, Any]
+    ) -> None:
         found = []
         for workers in (1, 2, 4):
             folder = f"workers{workers}"
             # Later candidates finish first, as fast ones may.
-            run(
-                folder,
-                trials=24,
-                workers=workers,
-                ordered=4,
-                racing=True,
-                optimizer=optimizer,
-                pool={"last_first": True},
-            )
-            found.append([(a.name, a.recipe, a.incumbent) for a in read_asks(tmp_path / folder)])
+            more = {"workers": workers, "ordered": 4, "racing": True, "pool": {"last_first": True}}
+            summary = run(folder, **{"trials": 200, **options, **more})
+            asked = [(a.name, a.recipe, a.incumbent) for a in read_asks(tmp_path / folder)]
+            found.append((asked, summary["champion"]["name"], summary["documents"]["scored"]))
         assert found[0] == found[1] == found[2]
+        assert len(found[0][0]) < 60, "the documents are what ended the search"
 
     def test_goes_on_where_it_was(self, run: Any, pools: Any, tmp_path: Path) -> None:
         options: dict[str, Any] = {"trials": 24, "workers": 3, "ordered": 4}
