@@ -33,9 +33,7 @@ class Budget:
         self.spent: str | None = None
         self.finals = finals_documents(split, self._parents, self._most_finalists) / split.size("search")
 
-    def is_spent(
-        self, seconds: float, workers: int, candidates: int = 1, unknown: Collection[Ask] = ()
-    ) -> bool:
+    def is_spent(self, seconds: float, workers: int, candidates: int = 1, unknown: Collection[Ask] = ()) -> bool:
         """Whether more candidates would leave too little for the finals.
 
         Args:

@@ -94,7 +94,7 @@ class Space(Protocol):
     """
 
     @property
-    def parameters(self) -> tuple[Dimension, ...]:
+    def dimensions(self) -> tuple[Dimension, ...]:
         """The dimensions, in a fixed order."""
         ...
 

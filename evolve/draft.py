@@ -283,14 +283,14 @@ def _lines(data: Mapping[str, Any], checked: "Preflight", found: "Compatibility"
 
 
 def _depth(checked: "Preflight") -> str:
-    counts = ", then ".join(str(len(stage.parameters)) for stage in checked.stages)
+    counts = ", then ".join(str(len(stage.dimensions)) for stage in checked.stages)
     points = ", then ".join(str(stage.depth.points) for stage in checked.stages)
     return f"Searched are {counts} numbers: {points} of each kind over depth, as the budget of trials allows."
 
 
 def _ranges(checked: "Preflight") -> dict[str, tuple[float, float]]:
     found: dict[str, tuple[float, float]] = {}
-    for dimension in checked.stages[-1].parameters:
+    for dimension in checked.stages[-1].dimensions:
         found.setdefault(dimension.parameter, (dimension.low, dimension.high))
     return found
 

@@ -209,7 +209,7 @@ class _Driver:
         self._setup = worker_setup(checked, self._split, device, folder.path, self._state.get("batch_size"))
         self._check_environment()
         url = storage or study_url(folder.path)
-        dimensions = [dimension for own in checked.spaces for dimension in own.parameters]
+        dimensions = [dimension for own in checked.spaces for dimension in own.dimensions]
         self._record = Record(folder.path, url, self._state["study"], dimensions, len(self._objective.names))
         self._referee = Referee(self._record, self._objective, self._split, config.racing)
         self._stages = Stages(
@@ -256,7 +256,7 @@ class _Driver:
             self._progress.begin(self._checked, budget, self.workers)
         log.info(
             "search of %d parameters, %d trials, %d workers; run folder %s",
-            len(self._checked.spaces[-1].parameters),
+            len(self._checked.spaces[-1].dimensions),
             budget,
             self.workers,
             self._folder.path,

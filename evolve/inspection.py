@@ -110,7 +110,7 @@ def _report(
 ) -> SearchReport:
     config, space = checked.config, checked.stages[-1]
     ranges: dict[str, tuple[float, float, int]] = {}
-    for dimension in checked.spaces[-1].parameters:
+    for dimension in checked.spaces[-1].dimensions:
         if not dimension.choices:
             low, high, count = ranges.get(dimension.parameter, (dimension.low, dimension.high, 0))
             ends = min(low, dimension.low), max(high, dimension.high)
@@ -119,9 +119,9 @@ def _report(
     depth += ["layer paths"] if config.genome.layer_paths else []
     return SearchReport(
         methods=() if checked.paths else tuple(method.name for method in space.methods),
-        dimensions=len(checked.spaces[-1].parameters),
+        dimensions=len(checked.spaces[-1].dimensions),
         ranges=ranges,
-        choices={d.parameter: d.choices for d in checked.spaces[-1].parameters if d.choices},
+        choices={d.parameter: d.choices for d in checked.spaces[-1].dimensions if d.choices},
         depth=tuple(depth),
         baselines=tuple(b.name for b in checked.baselines()),
         trials=config.trials,

@@ -31,7 +31,7 @@ def read_values(space: "SearchSpace", recipe: Recipe) -> dict[str, Value] | None
     """The values that give a recipe with the same settings; None if the space has none."""
     try:
         return _Reader(space, recipe).values()
-    except (_NotHere, ValueError):  # a setting that is no number, and the like
+    except _NotHere:
         return None
 
 
@@ -62,11 +62,14 @@ class _Reader:
         if method is None:
             raise _NotHere
         refs = self._models(method)
-        found: dict[str, Value] = {d.name: d.initial for d in space.parameters}
+        found: dict[str, Value] = {d.name: d.initial for d in space.dimensions}
         if METHOD in found:
             found[METHOD] = method.name
         found |= {switch: int(model in refs) for model, switch in space.switches.items()}
-        space.models_of(found)  # or too few or too many take part
+        try:
+            space.models_of(found)
+        except ValueError:  # too few or too many take part
+            raise _NotHere from None
         self._check_constants(method)
         weighted = {model: ref for model, ref in refs.items() if model in space.weighted(method)}
         for gene, model, filter_ in space.places():
@@ -153,7 +156,10 @@ class _Reader:
             known = (None, *self._space.filters)
             if name in level and any(text not in known for _, text in filters(level[name])):
                 raise _NotHere  # tensors that are one group here
-        value = lookup(levels, name, "" if filter_ == REST else filter_, t, spec.kind)
+        try:
+            value = lookup(levels, name, "" if filter_ == REST else filter_, t, spec.kind)
+        except ValueError:  # it is no number
+            raise _NotHere from None
         if value is None:
             value = spec.default[0] if isinstance(spec.default, tuple) else spec.default
         if value is None:

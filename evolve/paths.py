@@ -176,12 +176,12 @@ class PathSpace:
         encoding = (Indicators if section.indicators else Segments)(layers, section, scale)
         paths = {name: model for name, (model, _) in models.items()}
         space = cls(config, paths, donors, encoding, filters if scale else (), stages)
-        if not space.parameters:
+        if not space.dimensions:
             raise InputError("genome.layer_paths: nothing is searched; raise segments, or give scale a range")
         return space
 
     @cached_property
-    def parameters(self) -> tuple[Dimension, ...]:
+    def dimensions(self) -> tuple[Dimension, ...]:
         """The dimensions, in a fixed order."""
         found = [*self.encoding.dimensions()]
         if len(self.donors) > 1:
@@ -192,26 +192,23 @@ class PathSpace:
             found = [replace(d, initial=d.value(float(u))) for d, u in zip(found, random, strict=True)]
         return tuple(found)
 
-    def __len__(self) -> int:
-        return len(self.parameters)
-
     @property
     def axes(self) -> tuple[Axis, ...]:
         """The dimensions as an optimizer sees them."""
-        return tuple(dimension.axis for dimension in self.parameters)
+        return tuple(dimension.axis for dimension in self.dimensions)
 
     @property
     def initial(self) -> Vector:
         """Where the search starts, as a unit vector ``[d]``: the first model whole."""
-        return self.encode({dimension.name: dimension.initial for dimension in self.parameters})
+        return self.encode({dimension.name: dimension.initial for dimension in self.dimensions})
 
     def values(self, unit: Sequence[float] | Vector) -> dict[str, Value]:
         """A unit vector ``[d]`` in natural units."""
-        return values_at(self.parameters, unit)
+        return values_at(self.dimensions, unit)
 
     def encode(self, values: Mapping[str, Value]) -> Vector:
         """Values as a unit vector ``[d]``; values outside their range become the nearest end."""
-        return unit_of(self.parameters, values)
+        return unit_of(self.dimensions, values)
 
     def decode(self, values: Mapping[str, Value]) -> Recipe:
         """The recipe that values stand for: the same values always give the same recipe.
@@ -219,7 +216,7 @@ class PathSpace:
         Raises:
             ValueError: If a dimension is missing, unknown, or outside its range.
         """
-        check_values(self.parameters, values)
+        check_values(self.dimensions, values)
         genome, home = self.config.genome, self.donors[0]
         donor = str(values.get("embeddings", home))
         path = self.encoding.path(values)
@@ -248,7 +245,7 @@ class PathSpace:
             return None
         values = self._values(*read)
         try:
-            check_values(self.parameters, values)
+            check_values(self.dimensions, values)
         except ValueError:
             return None
         return values if self.encoding.path(values) == read[0] else None

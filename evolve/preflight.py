@@ -57,11 +57,6 @@ class Preflight:
     warnings: tuple[str, ...] = ()
 
     @property
-    def parameters(self) -> int:
-        """Parameters of a candidate."""
-        return self.plan.parameters
-
-    @property
     def space(self) -> SearchSpace:
         """The space of the first stage."""
         return self.stages[0]
@@ -73,8 +68,7 @@ class Preflight:
 
     def baselines(self) -> list[Baseline]:
         """The baselines, with their points in the first space: common fixed recipes too if the budget is large."""
-        found = self.space.baselines(extra=self.expected_trials >= RECIPES_BUDGET)
-        return [replace(b, values=self.paths.values_of(b.recipe)) for b in found] if self.paths else found
+        return _baselines(self.space, self.paths, extra=self.expected_trials >= RECIPES_BUDGET)
 
     @property
     def most_finalists(self) -> int:
@@ -133,11 +127,10 @@ def preflight(
         trials = _expected_trials(config, split)
     with collecting(faults):
         pinned, checkpoints = _opened(config)
-        stages, plan = _planned(pinned, checkpoints, control_points, trials)
-        _check_trials(config.trials, stages[0])
+        stages, paths = _spaces(pinned, checkpoints, control_points, trials)
+        plan = _planned(pinned, checkpoints, stages, paths)
+        _check_trials(config.trials, len(_baselines(stages[0], paths, extra=False)))
         _check_filters(pinned.genome.filters, checkpoints)
-        paths_alone = pinned.genome.layer_paths is not None and pinned.genome.layer_paths.after is None
-        paths = PathSpace.from_config(pinned, checkpoints) if paths_alone else None
         warm_starts(config.warm_start, paths or stages[0])
     with collecting(faults):
         if config.backend.name != RESIDENT:
@@ -174,38 +167,65 @@ def _opened(config: EvolveConfig) -> tuple[EvolveConfig, dict[ModelRef, Checkpoi
     return config.model_copy(update={"genome": genome}), checkpoints
 
 
-def _planned(
+def _spaces(
     config: EvolveConfig,
     checkpoints: Mapping[ModelRef, Checkpoint],
     control_points: Sequence[int] | None,
     trials: int,
-) -> tuple[tuple[SearchSpace, ...], MergePlan]:
-    """A config's spaces, coarse to fine, and the plan of its first candidate; it and the baselines can be merged.
+) -> tuple[tuple[SearchSpace, ...], PathSpace | None]:
+    """A config's spaces of parameters, coarse to fine, and that of layer paths where these alone are searched.
 
     Raises:
-        InputError: If a space or a plan cannot be had, or a tokenizer lacks the chat template that is asked for.
+        InputError: If a space cannot be had.
     """
     first = next(iter(checkpoints.values()))
     stack = main_stack(first.tensors, first.config)
     layers = stack_sizes(first.tensors).get(stack or "", 0)
     if layers < 1:
         raise InputError(f"genome.models: {first.ref} has no numbered layers; nothing can be grouped by depth")
-    _check_depths(config, checkpoints)
-    registry = methods()
+    section, registry = config.genome.layer_paths, methods()
+    paths = PathSpace.from_config(config, checkpoints) if section is not None and section.after is None else None
+    if paths is None:
+        _check_depths(checkpoints)
     points = control_points if control_points is not None else control_points_of(config, layers, registry, trials)
-    stages = stages_of(config, layers, registry, points)
+    return stages_of(config, layers, registry, points), paths
+
+
+def _baselines(space: SearchSpace, paths: PathSpace | None, extra: bool) -> list[Baseline]:
+    """The baselines, with their points in the space of paths if there is one.
+
+    Models of several depths have none but themselves.
+    """
+    found = space.baselines(extra)
+    if paths is None:
+        return found
+    one_depth = len(set(paths.encoding.layers.values())) == 1
+    return [replace(b, values=paths.values_of(b.recipe)) for b in found if one_depth or b.kind == "parent"]
+
+
+def _planned(
+    config: EvolveConfig,
+    checkpoints: Mapping[ModelRef, Checkpoint],
+    stages: Sequence[SearchSpace],
+    paths: PathSpace | None,
+) -> MergePlan:
+    """The plan of the first candidate; it and the baselines can be merged.
+
+    Raises:
+        InputError: If a plan cannot be had, or a tokenizer lacks the chat template that is asked for.
+    """
 
     def open_model(ref: ModelRef) -> Checkpoint:  # a tokenizer may come from another model
         return checkpoints[ref] if ref in checkpoints else open_checkpoint(ref)
 
-    space = stages[-1]
+    space = paths or stages[-1]
     start = space.values(space.initial)
     recipes = [("the first candidate", space.decode(start))]
     recipes += [
         (f"the first candidate with {method.name}", space.decode(start | {METHOD: method.name}))
-        for method in space.methods[1:]
+        for method in (() if paths else stages[-1].methods[1:])
     ]
-    recipes += [(baseline.name, baseline.recipe) for baseline in space.baselines(extra=True)]
+    recipes += [(baseline.name, baseline.recipe) for baseline in _baselines(stages[0], paths, extra=True)]
     plans = [build_plan(recipe, open_model, origin=name) for name, recipe in recipes]
     for plan in plans:
         if plan.tokenizer.folder is None:
@@ -218,7 +238,7 @@ def _planned(
                 f"apply_chat_template: the tokenizer of {plan.donor.ref} has no chat template; write "
                 "apply_chat_template: false"
             )
-    return stages, plans[0]
+    return plans[0]
 
 
 def _expected_trials(config: EvolveConfig, split: Split) -> int:
@@ -251,9 +271,8 @@ def _budget_warnings(config: EvolveConfig, split: Split) -> Iterator[str]:
         )
 
 
-def _check_trials(trials: int, space: SearchSpace) -> None:
+def _check_trials(trials: int, least: int) -> None:
     """Refuse a budget that does not reach for the parents: nothing could be said of the others."""
-    least = len(space.baselines())
     if trials < least:
         raise InputError(
             f"trials: must be at least {least}, as the parents and their uniform merge are scored first, but got "
@@ -270,12 +289,12 @@ def _check_filters(filters: Sequence[str], checkpoints: Mapping[ModelRef, Checkp
             raise InputError(f"genome.filters[{i}]: no tensor's name has {text!r}{did_you_mean(text, parts)}")
 
 
-def _check_depths(config: EvolveConfig, checkpoints: Mapping[ModelRef, Checkpoint]) -> None:
+def _check_depths(checkpoints: Mapping[ModelRef, Checkpoint]) -> None:
     """Refuse models of different depth in one line, not in one for every tensor that only one of them has."""
     sizes = {ref: max(stack_sizes(model.tensors).values(), default=0) for ref, model in checkpoints.items()}
     (first, layers), *others = sizes.items()
     for ref, size in others:
-        if size != layers and config.genome.layer_paths is None:
+        if size != layers:
             raise InputError(
                 f"genome.models: layers must be equally many, but got {layers} in {first} and {size} in {ref}; "
                 "name models of one depth"

@@ -41,7 +41,7 @@ _LEVELS = "▁▂▃▄▅▆▇█"
 
 def _searched(checked: "Preflight") -> str:
     """What is searched, in words."""
-    counts = " then ".join(str(len(space.parameters)) for space in checked.spaces)
+    counts = " then ".join(str(len(space.dimensions)) for space in checked.spaces)
     paths = checked.config.genome.layer_paths
     if checked.paths:
         return f"layer paths, {counts} numbers to find"
@@ -54,7 +54,7 @@ def describe(checked: "Preflight", budget: int, workers: int) -> list[str]:
     split, objective, most = checked.split, checked.objective, checked.config.max_documents
     within = "" if most is None else f" within {most:,} documents"
     lines = [
-        f"{len(checked.config.genome.models)} parents of {count(checked.parameters)} parameters, "
+        f"{len(checked.config.genome.models)} parents of {count(checked.plan.parameters)} parameters, "
         f"{_searched(checked)}, {budget} trials{within} on {workers} worker{'s' * (workers != 1)}"
     ]
     for task in objective.weights:

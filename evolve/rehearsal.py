@@ -88,7 +88,7 @@ def rehearse(
         setup = Setup(checked.config, Split(nothing, nothing, batch), threads)  # whose answers are kept
         score = Worker(setup, checked.tasks).score
     times = []
-    nudge = 0.1 * np.random.default_rng(checked.config.seed).standard_normal(len(space.parameters))
+    nudge = 0.1 * np.random.default_rng(checked.config.seed).standard_normal(len(space.dimensions))
     for point, documents in ((space.initial, one), (np.clip(space.initial + nudge, 0.0, 1.0), batch)):
         outcome = score(space.decode(space.values(point)).to_yaml(), documents)
         if isinstance(outcome, Failure):

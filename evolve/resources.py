@@ -197,7 +197,7 @@ def resources(
     least = workers * LIVE * plan.parameters if resident else 0  # what another backend makes of a model is its own
     others = 0 if resident else 2 * workers * plan.bytes_written  # the model, and its folder while it is loaded
     free, total = memory_of_machine()
-    numbers = max(len(space.parameters) for space in checked.spaces)
+    numbers = max(len(space.dimensions) for space in checked.spaces)
     trial = 2 * len(plan.recipe.to_yaml().encode()) + TRIAL + NUMBER * numbers
     there = place.expanduser().absolute()
     existing = next(folder for folder in (there, *there.parents) if folder.is_dir())

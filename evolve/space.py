@@ -80,7 +80,7 @@ class SearchSpace:
         else:
             depth = Depth.groups(n_layers, genome.layer_granularity or n_layers, smooth=genome.smooth)
         space = cls(config, tuple(methods[name] for name in genome.methods), depth)
-        if not space.parameters:
+        if not space.dimensions:
             raise InputError("genome.ranges: `low < high` must hold for at least one, else nothing is searched")
         return space
 
@@ -95,7 +95,7 @@ class SearchSpace:
         return genes_of(self.config.genome, self.methods)
 
     @cached_property
-    def parameters(self) -> tuple[Dimension, ...]:
+    def dimensions(self) -> tuple[Dimension, ...]:
         """The dimensions, in a fixed order: those of the genes, then the method, then which models take part."""
         dimensions = list(self._numbers)
         if len(self.methods) > 1:
@@ -115,26 +115,23 @@ class SearchSpace:
     @cached_property
     def axes(self) -> tuple[Axis, ...]:
         """The dimensions as an optimizer sees them."""
-        return tuple(dimension.axis for dimension in self.parameters)
-
-    def __len__(self) -> int:
-        return len(self.parameters)
+        return tuple(dimension.axis for dimension in self.dimensions)
 
     @property
     def initial(self) -> Vector:
         """Where the search starts, as a unit vector ``[d]``."""
-        return self.encode({dimension.name: dimension.initial for dimension in self.parameters})
+        return self.encode({dimension.name: dimension.initial for dimension in self.dimensions})
 
     def values(self, unit: Sequence[float] | Vector) -> dict[str, Value]:
         """A unit vector ``[d]`` in natural units.
 
         Where too many models would take part, or too few, those with the largest weights do.
         """
-        return self._allowed(values_at(self.parameters, unit))
+        return self._allowed(values_at(self.dimensions, unit))
 
     def encode(self, values: Mapping[str, Value]) -> Vector:
         """Values as a unit vector ``[d]``; values outside their range become the nearest end."""
-        return unit_of(self.parameters, values)
+        return unit_of(self.dimensions, values)
 
     def decode(self, values: Mapping[str, Value]) -> Recipe:
         """The recipe that values stand for: the same values always give the same recipe.
@@ -143,7 +140,7 @@ class SearchSpace:
             ValueError: If a dimension is missing, unknown, or outside its range, or the wrong number of models
                 takes part.
         """
-        check_values(self.parameters, values)
+        check_values(self.dimensions, values)
         method, models = self.method_of(values), self.models_of(values)
         genes = [gene for gene in self.genes if method.name in gene.methods]
         base = self.base_of(method)
@@ -192,8 +189,8 @@ class SearchSpace:
             finer = self.depth.refining(coarser.depth)
         if not isinstance(coarser, SearchSpace) or finer is None:
             return self.values_of(coarser.decode(values))
-        check_names(coarser.parameters, values)
-        found = {d.name: values[d.name] for d in self.parameters if d.name in values}
+        check_names(coarser.dimensions, values)
+        found = {d.name: values[d.name] for d in self.dimensions if d.name in values}
         for gene, model, filter_ in self.places():
             span = self.span(gene, model, filter_)
             if span.fixed or gene.integer:
@@ -201,7 +198,7 @@ class SearchSpace:
             points = [float(values[name]) for name in coarser.names(gene, model, filter_)]
             for name, value in zip(self.names(gene, model, filter_), finer @ points, strict=True):
                 found[name] = min(span.high, max(span.low, float(value)))  # the sum may round to just outside
-        return found if found.keys() == {d.name for d in self.parameters} else None
+        return found if found.keys() == {d.name for d in self.dimensions} else None
 
     def baselines(self, extra: bool = False) -> list[Baseline]:
         """What every search has to beat: each model alone, under its short name, and their plain mean.
@@ -404,7 +401,7 @@ def control_points_of(
     if genome.layer_granularity is not None or genome.smooth:
         return None
     space = SearchSpace.from_config(config, n_layers, methods, control_points=1)
-    over_depth = [d for d in space.parameters if not d.choices and not d.integer]
+    over_depth = [d for d in space.dimensions if not d.choices and not d.integer]
     return default_control_points(max(1, len(over_depth)), n_layers, trials or config.trials)
 
 

@@ -92,7 +92,7 @@ class Stages:
         paths = self._checked.paths_after(Recipe.parse(best.ask.recipe, best.ask.name))
         assert paths is not None
         self._spaces.append(paths)
-        self._record.add_dimensions(paths.parameters)
+        self._record.add_dimensions(paths.dimensions)
 
     def _optimizer(self, stage: int, start: Vector) -> Optimizer:
         settings, axes = self._config.optimizer, self._spaces[stage].axes
@@ -155,7 +155,7 @@ class Stages:
     @staticmethod
     def _drops_nothing(values: Mapping[str, Value], space: Space) -> list[bool]:
         """Of each dimension, whether it is one that drops entries, and drops none."""
-        return [NOTHING_DROPPED.get(d.parameter) == values[d.name] for d in space.parameters]
+        return [NOTHING_DROPPED.get(d.parameter) == values[d.name] for d in space.dimensions]
 
     def _values(self, trial: Trial, stage: int) -> Mapping[str, Value] | None:
         """A result's point in a stage's space."""

@@ -70,7 +70,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     times: dict[str, list[float]] = {"merge": [], "forward": [], "other": [], "plain lm-eval": []}
     for i in range(args.candidates + 1):
-        point = np.clip(checked.space.initial + 0.1 * rng.standard_normal(len(checked.space)), 0.0, 1.0)
+        point = np.clip(checked.space.initial + 0.1 * rng.standard_normal(len(checked.space.dimensions)), 0.0, 1.0)
         recipe = checked.space.decode(checked.space.values(point)).to_yaml()
         result = worker.score(recipe, documents)
         assert isinstance(result, Evaluation), result

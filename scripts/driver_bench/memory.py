@@ -93,7 +93,9 @@ def prepare(size: str, folder: Path, models: Path, count: int) -> tuple[Setup, l
     config = formula_config(home, 0, changes | {"documents": {**DOCUMENTS, "seed": 0}, "trials": 100})
     checked = preflight(config)
     rng = np.random.default_rng(0)
-    recipes = [checked.space.decode(checked.space.values(rng.random(len(checked.space)))) for _ in range(count)]
+    recipes = [
+        checked.space.decode(checked.space.values(rng.random(len(checked.space.dimensions)))) for _ in range(count)
+    ]
     files = sum(file.stat().st_size for model in (base, *experts) for file in model.glob("*.safetensors"))
     sizes = {"parents_mb": files / MB, "live_mb": 4 * checked.plan.parameters / MB}
     setup = Setup(config, checked.split, threads=1, run=f"bench_driver {os.getpid()}")

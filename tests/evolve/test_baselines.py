@@ -214,7 +214,7 @@ def test_a_recipe_gives_back_the_values_that_it_was_made_from(
     structure: dict[str, Any], data: st.DataObject
 ) -> None:
     subject = space(**structure)
-    values = subject.values([data.draw(st.floats(0, 1, allow_subnormal=False)) for _ in subject.parameters])
+    values = subject.values([data.draw(st.floats(0, 1, allow_subnormal=False)) for _ in subject.dimensions])
     recipe = Recipe.parse(subject.decode(values).to_yaml())
     again = subject.values_of(recipe)
     assert again is not None
@@ -226,7 +226,7 @@ def test_a_recipe_gives_back_the_values_that_it_was_made_from(
         and (model is None or (model in subject.models_of(values) and model in subject.weighted(method)))
         for name in subject.names(gene, model, filter_)
     }
-    for dimension in subject.parameters:
+    for dimension in subject.dimensions:
         name = dimension.name
         expected = values[name] if name in mine or dimension.parameter in ("take", "merge_method") else None
         if expected is None:  # nothing in the recipe says it
@@ -356,7 +356,7 @@ def test_recipes_of_other_hands(text: str, structure: dict[str, Any], expected: 
 
 def test_a_coarser_searchs_recipe_has_the_point_that_it_refines_to() -> None:
     coarse, fine = space(control_points=2), space(control_points=3)
-    values = coarse.values(np.linspace(0.1, 0.9, len(coarse)))
+    values = coarse.values(np.linspace(0.1, 0.9, len(coarse.dimensions)))
     assert fine.values_of(coarse.decode(values)) == pytest.approx(fine.refine(values, coarse))
 
 

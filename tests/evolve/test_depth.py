@@ -53,7 +53,7 @@ def profile(space: SearchSpace, values: dict[str, Value], filters: tuple[str, ..
 
 def test_control_points_are_gradients() -> None:
     space = SearchSpace.from_config(config(control_points=3, filters=["mlp"]), 6, METHODS)
-    names = [d.name for d in space.parameters]
+    names = [d.name for d in space.dimensions]
     assert names[:3] == ["weight/math/depth.0/mlp", "weight/math/depth.0/*", "weight/math/depth.0.5/mlp"]
     values: dict[str, Value] = {name: index / 10 for index, name in enumerate(names)}
     recipe = yaml.safe_load(space.decode(values).to_yaml())
@@ -66,7 +66,7 @@ def test_control_points_are_gradients() -> None:
 
 def test_one_control_point_is_a_plain_number() -> None:
     space = SearchSpace.from_config(config(control_points=1), 6, METHODS)
-    assert [d.name for d in space.parameters] == ["weight/math", "weight/code"]
+    assert [d.name for d in space.dimensions] == ["weight/math", "weight/code"]
 
 
 def test_parameters_of_the_merge_are_gradients_too() -> None:
@@ -83,7 +83,7 @@ def test_a_gradient_is_read_as_a_recipe_is(points: list[float], t: float) -> Non
 
 def test_a_config_has_the_last_of_its_stages() -> None:
     space = SearchSpace.from_config(config(control_points=[1, 3]), 6, METHODS)
-    assert len(space) == 6
+    assert len(space.dimensions) == 6
 
 
 # --- stages -----------------------------------------------------------------------------------------------------
@@ -104,7 +104,7 @@ def test_a_refined_point_has_the_same_values_layer_for_layer(
     coarse, fine = stages(
         n_layers, list(pair), merge_method=method, base_model=base, filters=["mlp"], ranges=ranges
     )
-    unit = [data.draw(st.floats(0, 1, allow_subnormal=False)) for _ in coarse.parameters]
+    unit = [data.draw(st.floats(0, 1, allow_subnormal=False)) for _ in coarse.dimensions]
     values = coarse.values(unit)
     refined = fine.refine(values, coarse)
     assert refined is not None
@@ -133,7 +133,7 @@ def test_groups_of_layers_refine_one_value_for_all() -> None:
         {f"weight/{name}/layers.{i}": v for name, v in (("math", 0.25), ("code", 1.0)) for i in ("0-2", "3-5")}
     )
     gradient = SearchSpace.from_config(config(control_points=2), 6, METHODS)
-    slope: dict[str, Value] = dict.fromkeys((d.name for d in gradient.parameters), 0.5)
+    slope: dict[str, Value] = dict.fromkeys((d.name for d in gradient.dimensions), 0.5)
     assert groups.refine(slope | {"weight/math/depth.0": 0.0}, gradient) is None
 
 

@@ -47,7 +47,7 @@ def test_it_runs_as_it_is(
 def test_comments_say_what_will_happen(draft: Callable[..., Any], toy_models: dict[str, Path]) -> None:
     text = draft(base=str(toy_models["base"]), tasks=("toy_choice", "toy_generate"), name="mine.yaml").text
     checked = preflight(EvolveConfig.parse(text))
-    counts = ", then ".join(str(len(stage.parameters)) for stage in checked.stages)
+    counts = ", then ".join(str(len(stage.dimensions)) for stage in checked.stages)
     assert f"# Searched are {counts} numbers: " in text
     assert "# toy_choice: 80 documents; acc,none, higher is better; also there: acc_norm,none" in text
     assert "# toy_generate: 80 documents; crc,none, higher is better\n" in text

@@ -102,7 +102,7 @@ def test_a_result_of_mergekit_evolve_is_a_point_of_the_space(
     space = stages_of(config, 16, methods(), control_points_of(config, 16, methods()))[-1]
     values = space.values_of(Recipe.parse(best.to_yaml()))
     assert values is not None
-    assert len(values) == len(space.parameters)
+    assert len(values) == len(space.dimensions)
 
 
 @pytest.mark.parametrize(("theirs", "ours"), list(zip(THEIRS, OURS, strict=True)), ids=str)

@@ -89,12 +89,12 @@ def test_a_search_starts_with_the_first_model_whole(indicators: bool) -> None:
 
 
 def test_dimensions_say_what_each_segment_does() -> None:
-    names = [dimension.name for dimension in space(8, 8, segments=2).parameters]
+    names = [dimension.name for dimension in space(8, 8, segments=2).dimensions]
     assert names == ["model/1", "layers/1", "scale/1", "active/2", "jump/2", "model/2", "scale/2", "embeddings"]
-    assert [d.name for d in space(8, segments=2, scale=1).parameters] == ["layers/1", "active/2", "jump/2"]
+    assert [d.name for d in space(8, segments=2, scale=1).dimensions] == ["layers/1", "active/2", "jump/2"]
     one = space(8, 8, segments=2, embeddings="b", scale=1)
-    assert [d.name for d in one.parameters] == ["model/1", "layers/1", "active/2", "jump/2", "model/2"]
-    line = space(1, 2, indicators=True, repeats=2, scale=1, embeddings="a").parameters
+    assert [d.name for d in one.dimensions] == ["model/1", "layers/1", "active/2", "jump/2", "model/2"]
+    line = space(1, 2, indicators=True, repeats=2, scale=1, embeddings="a").dimensions
     assert [d.name for d in line][:3] == ["use/1/a/layers.0", "use/1/b/layers.0", "use/1/b/layers.1"]
     assert len(line) == 6
 
@@ -128,9 +128,9 @@ def test_jumps_stop_at_the_limits() -> None:
 
 def test_indicators_within_the_limits() -> None:
     subject = space(3, 3, indicators=True, repeats=2, scale=1, min_layers=2, max_layers=4, embeddings="a")
-    every = {dimension.name: 1 for dimension in subject.parameters}
+    every = {dimension.name: 1 for dimension in subject.dimensions}
     assert runs(subject.decode(every))[:2] == [("a", 0, 3, 1.0), ("b", 0, 1, 1.0)]
-    none = {dimension.name: 0 for dimension in subject.parameters}
+    none = {dimension.name: 0 for dimension in subject.dimensions}
     assert runs(subject.decode(none)) == [("a", 0, 2, 1.0)]
     some = none | {"use/1/b/layers.1": 1, "use/2/a/layers.0": 1, "use/2/b/layers.1": 1}
     assert runs(subject.decode(some))[1:-1] == [("b", 1, 2, 1.0), ("a", 0, 1, 1.0), ("b", 1, 2, 1.0)]
@@ -443,7 +443,7 @@ def test_candidates_of_any_depth_run_and_merge(
     rng = np.random.default_rng(0)
     other = subject.config.genome.model_names[1]
     points = [start(subject), start(subject, jump_2=-1), start(subject, jump_3=1, model_2=other, embeddings=other)]
-    points += [subject.values(rng.random(len(subject))) for _ in range(3)]
+    points += [subject.values(rng.random(len(subject.dimensions))) for _ in range(3)]
     depths, found = set(), []
     for k, values in enumerate(points):
         recipe = subject.decode(values)
@@ -492,7 +492,7 @@ def test_paths_through_a_merge_and_its_parents(method: str, zoo: Zoo, tmp_path: 
     genome = {"base_model": base, "merge_method": method}
     config = config_of([a, b], {"after": "parameters", "segments": 2}, genome=genome, seed=7)
     before = SearchSpace.from_config(config, 3, methods())
-    point = {d.name: 0.4 for d in before.parameters}
+    point = {d.name: 0.4 for d in before.dimensions}
     champion = before.decode(point)
     subject = PathSpace.after(config, champion, opened([a, b, base]))
     loader = CandidateLoader(threads=1)

@@ -18,6 +18,7 @@ from heterosis.evolve.inspection import inspect_search
 from heterosis.evolve.preflight import Preflight, preflight
 from heterosis.evolve.rehearsal import Rehearsal, rehearse
 from heterosis.evolve.worker import Evaluation, Failure
+from heterosis.merge import ModelRef, Recipe, merge_models, open_checkpoint
 
 MIB = 2**20
 
@@ -143,6 +144,25 @@ def test_layer_paths_are_told(
     assert (report.rehearsal is None) == (paths is not True)
 
 
+def test_layer_paths_take_models_of_several_depths(
+    toy_config: Callable[..., dict[str, Any]], toy_models: dict[str, Path], tmp_path: Path, pools: Any
+) -> None:
+    """There is no mean of them, so the parents are all the baselines."""
+    ann, deep = toy_models["ann"], tmp_path / "deep"
+    layers = open_checkpoint(ModelRef.parse(str(ann))).config["num_hidden_layers"]
+    slices = [{"sources": [{"model": str(ann), "layer_range": [0, end]}]} for end in (layers, 1)]
+    merge_models(Recipe.model_validate({"merge_method": "passthrough", "slices": slices}), deep)
+    plain = toy_config() | {"genome": {"models": [str(ann), str(deep)], "layer_paths": True}}
+    subject = EvolveConfig.parse(yaml.safe_dump(plain))
+    checked = preflight(subject)
+    assert [baseline.name for baseline in checked.baselines()] == ["ann", "deep"]
+    assert all(baseline.values is not None for baseline in checked.baselines())
+    assert {op.name for op in checked.plan.ops} == {*open_checkpoint(ModelRef.parse(str(ann))).tensors}
+    summary = driver.search(subject, tmp_path / "run", make_pool=pools(), trials=8)
+    assert summary["status"] == "finished"
+    assert summary["gain_over_uniform"] is None
+
+
 @pytest.mark.parametrize(
     ("free", "total", "says"),
     [
@@ -167,7 +187,7 @@ def test_memory_that_may_not_do_is_warned_of(
 def test_memory_that_cannot_do_is_refused(
     checked: Preflight, monkeypatch: pytest.MonkeyPatch, models: float, remedy: str
 ) -> None:
-    total = round(models * 4 * checked.parameters)
+    total = round(models * 4 * checked.plan.parameters)
     monkeypatch.setattr(resources, "memory_of_machine", lambda: (total, total))
     takes = resources.resources(checked, Path())
     (fault,) = takes.faults

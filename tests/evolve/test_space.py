@@ -40,7 +40,7 @@ def genome_of(method: str, **more: Any) -> dict[str, Any]:
 
 
 def recipe_at(subject: SearchSpace, unit: float | None = None) -> dict[str, Any]:
-    return recipe_of(subject, subject.initial if unit is None else np.full(len(subject), unit))
+    return recipe_of(subject, subject.initial if unit is None else np.full(len(subject.dimensions), unit))
 
 
 def recipe_of(subject: SearchSpace, point: Any) -> dict[str, Any]:
@@ -79,12 +79,12 @@ def recipe_of(subject: SearchSpace, point: Any) -> dict[str, Any]:
     ],
 )
 def test_dimensions_are_named_after_what_they_are(genome: dict[str, Any], names: list[str]) -> None:
-    assert [d.name for d in space(**genome).parameters] == names
+    assert [d.name for d in space(**genome).dimensions] == names
 
 
 def test_a_model_that_is_the_base_has_nothing_to_search() -> None:
     subject = space(models=["org/base", "org/math"])
-    assert [d.name for d in subject.parameters] == ["weight/math"]
+    assert [d.name for d in subject.dimensions] == ["weight/math"]
     assert subject.model_names == ("base", "math")
 
 
@@ -93,9 +93,9 @@ def test_a_model_that_is_the_base_has_nothing_to_search() -> None:
 def test_unit_vectors_and_values_are_linear_in_each_other(data: st.DataObject) -> None:
     subject = space(**genome_of("ties", layer_granularity=2, filters=["mlp"], ranges={"lambda": [-0.1, 0.7]}))
     units = st.floats(0, 1, allow_subnormal=False)
-    unit = np.array(data.draw(st.lists(units, min_size=len(subject), max_size=len(subject))))
+    unit = np.array(data.draw(st.lists(units, min_size=len(subject.dimensions), max_size=len(subject.dimensions))))
     values = subject.values(unit)
-    for dimension in subject.parameters:
+    for dimension in subject.dimensions:
         assert dimension.low <= values[dimension.name] <= dimension.high
     np.testing.assert_allclose(subject.encode(values), unit, atol=1e-12)
     assert subject.decode(values) == subject.decode(dict(reversed(values.items())))
@@ -137,7 +137,7 @@ def test_values_outside_their_range_are_refused(value: float) -> None:
 @settings(max_examples=30, deadline=None)
 def test_every_point_has_values_that_keep_their_recipe(genome: dict[str, Any], data: st.DataObject) -> None:
     subject = space(**genome)
-    unit = [data.draw(st.floats(0, 1, allow_subnormal=False)) for _ in subject.parameters]
+    unit = [data.draw(st.floats(0, 1, allow_subnormal=False)) for _ in subject.dimensions]
     values = subject.values(unit)
     again = subject.encode(values)
     for u, axis in zip(again, subject.axes, strict=True):
@@ -153,19 +153,19 @@ def test_every_point_has_values_that_keep_their_recipe(genome: dict[str, Any], d
 
 def test_a_log_scale_steps_by_factors() -> None:
     subject = space(models=["a"], ranges={"weight": {"low": 0.01, "high": 4, "log": True}})
-    (dimension,) = subject.parameters
+    (dimension,) = subject.dimensions
     assert dimension.log
     assert [subject.values([u])["weight/a"] for u in (0.0, 0.5, 1.0)] == [0.01, pytest.approx(0.2), 4.0]
     assert subject.encode({"weight/a": 0.2}) == pytest.approx([0.5])
     assert dimension.initial == 1.0
-    assert space(ranges={"weight": {"low": 2, "high": 8, "log": True}}).parameters[0].initial == pytest.approx(4)
+    assert space(ranges={"weight": {"low": 2, "high": 8, "log": True}}).dimensions[0].initial == pytest.approx(4)
     assert [*subject.encode({"weight/a": 0.001}), *subject.encode({"weight/a": 9})] == [0.0, 1.0]
 
 
 def test_ranges_for_a_model_a_filter_or_both() -> None:
     ranges = {"weight": {"math": [0, 1], "mlp": [0, 2], "code/mlp": 0.25, "*": [0, 3]}}
     subject = space(filters=["mlp"], ranges=ranges)
-    assert {d.name: (d.low, d.high) for d in subject.parameters} == {
+    assert {d.name: (d.low, d.high) for d in subject.dimensions} == {
         "weight/math/mlp": (0, 1),
         "weight/math/*": (0, 1),
         "weight/code/*": (0, 3),
@@ -179,9 +179,9 @@ def test_ranges_for_a_model_a_filter_or_both() -> None:
 
 def test_a_range_for_one_model_leaves_the_others_to_the_method() -> None:
     subject = space(**genome_of("ties", ranges={"density": {"math": 0.3}}))
-    assert [d.name for d in subject.parameters] == ["weight/math", "weight/code", "density/code"]
+    assert [d.name for d in subject.dimensions] == ["weight/math", "weight/code", "density/code"]
     subject = space(ranges={"lambda": {"mlp": [0.5, 2]}}, filters=["mlp"])
-    assert [d.name for d in subject.parameters if d.parameter == "lambda"] == ["lambda/mlp"]
+    assert [d.name for d in subject.dimensions if d.parameter == "lambda"] == ["lambda/mlp"]
     recipe = recipe_at(subject, unit=1.0)
     assert recipe["parameters"]["lambda"] == [{"filter": "mlp", "value": 2.0}, {"value": 1.0}]
 
@@ -189,7 +189,7 @@ def test_a_range_for_one_model_leaves_the_others_to_the_method() -> None:
 @pytest.mark.parametrize("depth", [{}, {"control_points": 3}, {"layer_granularity": 3, "smooth": True}])
 def test_whole_numbers_have_levels_and_are_never_interpolated(depth: dict[str, Any]) -> None:
     subject = space(merge_method="karcher", ranges={"max_iter": [1, 4]}, **depth)
-    assert [d.name for d in subject.parameters] == ["max_iter"]
+    assert [d.name for d in subject.dimensions] == ["max_iter"]
     assert subject.axes == (Axis(4),)
     assert [subject.values([u])["max_iter"] for u in (0.0, 0.3, 0.6, 1.0)] == [1, 2, 3, 4]
     assert subject.encode({"max_iter": 2}) == pytest.approx([1.5 / 4])
@@ -197,12 +197,12 @@ def test_whole_numbers_have_levels_and_are_never_interpolated(depth: dict[str, A
     with pytest.raises(ValueError, match=r"max_iter must be a whole number, but got 1\.5"):
         subject.decode({"max_iter": 1.5})
     groups = space(merge_method="karcher", ranges={"max_iter": [1, 4]}, layer_granularity=3)
-    assert [d.name for d in groups.parameters] == ["max_iter/layers.0-2", "max_iter/layers.3-5"]
+    assert [d.name for d in groups.dimensions] == ["max_iter/layers.0-2", "max_iter/layers.3-5"]
 
 
 def test_the_method_is_one_choice_for_the_recipe() -> None:
     subject = space(merge_method=["task_arithmetic", "ties"], models=["a", "b"])
-    assert [d.name for d in subject.parameters] == [
+    assert [d.name for d in subject.dimensions] == [
         "weight/a",
         "weight/b",
         "density",
@@ -224,7 +224,7 @@ def test_the_method_is_one_choice_for_the_recipe() -> None:
 
 def test_methods_share_a_parameter_that_they_search_in_one_place() -> None:
     subject = space(merge_method=["linear", "ties", "della", "dare_ties"], models=["a"])
-    found = {d.name: (d.low, d.high) for d in subject.parameters}
+    found = {d.name: (d.low, d.high) for d in subject.dimensions}
     assert found == {
         "weight/a": (0.0, 1.5),  # the union of linear's and the others'
         "density@ties+dare_ties": (0.05, 1.0),
@@ -232,14 +232,14 @@ def test_methods_share_a_parameter_that_they_search_in_one_place() -> None:
         "epsilon": (0.0, 0.19),
         "merge_method": (0, 3),
     }
-    values = subject.values(np.ones(len(subject))) | {"merge_method": "della"}
+    values = subject.values(np.ones(len(subject.dimensions))) | {"merge_method": "della"}
     recipe = yaml.safe_load(subject.decode(values).to_yaml())
     assert recipe["models"][0]["parameters"] == {"weight": 1.5}
     assert recipe["parameters"].items() >= {"density": 0.8, "epsilon": 0.19}.items()
     shared = space(merge_method=["ties", "della"], models=["a"], ranges={"density": [0.3, 0.7]})
-    assert [d.name for d in shared.parameters if d.parameter == "density"] == ["density"]
+    assert [d.name for d in shared.dimensions if d.parameter == "density"] == ["density"]
     both = space(merge_method=["ram", "della"], models=["a"])  # one epsilon of the merge, one of each model
-    assert [d.name for d in both.parameters if d.parameter == "epsilon"] == ["epsilon@della", "epsilon@ram"]
+    assert [d.name for d in both.dimensions if d.parameter == "epsilon"] == ["epsilon@della", "epsilon@ram"]
 
 
 @pytest.mark.parametrize("names", [["karcher", "linear"], ["model_stock", "sce"]])
@@ -255,11 +255,11 @@ MANY = [f"org/m{i}" for i in range(5)]
 
 def test_a_subset_says_of_each_model_whether_it_takes_part() -> None:
     subject = space(models=MANY, subset=2)
-    takes = [d for d in subject.parameters if d.parameter == "take"]
+    takes = [d for d in subject.dimensions if d.parameter == "take"]
     assert [d.name for d in takes] == [f"take/m{i}" for i in range(5)]
     assert [d.axis for d in takes] == [Axis(2)] * 5
     assert [d.initial for d in takes] == [1, 1, 0, 0, 0]
-    assert {d.initial for d in subject.parameters if d.parameter == "weight"} == {0.5}
+    assert {d.initial for d in subject.dimensions if d.parameter == "weight"} == {0.5}
     recipe = recipe_at(subject)
     assert [m["model"] for m in recipe["models"]] == ["org/m0", "org/m1"]
     values = subject.values(subject.initial)
@@ -284,12 +284,12 @@ def test_of_too_many_or_too_few_models_the_heaviest_take_part() -> None:
 
 def test_a_base_always_takes_part() -> None:
     subject = space(merge_method="slerp", models=MANY, base_model=None, subset=1)
-    assert [d.name for d in subject.parameters] == ["t", *(f"take/m{i}" for i in range(1, 5))]
+    assert [d.name for d in subject.dimensions] == ["t", *(f"take/m{i}" for i in range(1, 5))]
     recipe = recipe_at(subject, unit=0.9)
     assert recipe["base_model"] == "org/m0"
     assert [m["model"] for m in recipe["models"]] == ["org/m0", "org/m1"]
     subject = space(models=[*MANY, "org/base"], subset=3)
-    assert "take/base" not in [d.name for d in subject.parameters]
+    assert "take/base" not in [d.name for d in subject.dimensions]
     with pytest.raises(InputError, match="'model_stock' merges at least 2, but got at most 1"):
         space(merge_method="model_stock", models=MANY, subset=1)
     assert space(merge_method="model_stock", models=MANY, subset=4).subset == (2, 4)
@@ -303,7 +303,7 @@ def test_slices_list_those_that_take_part_and_the_base() -> None:
 
 def test_a_random_start_is_a_point_like_others() -> None:
     subject = space(models=MANY, subset=2, merge_method=["ties", "sce"], random_init=True)
-    values = {d.name: d.initial for d in subject.parameters}
+    values = {d.name: d.initial for d in subject.dimensions}
     assert subject.values(subject.initial) == pytest.approx(values)
     subject.decode(values)
 
@@ -314,7 +314,7 @@ def test_a_random_start_is_a_point_like_others() -> None:
 @pytest.mark.parametrize("method", SEARCHED)
 def test_a_search_starts_at_sensible_values_off_the_boundary(method: str) -> None:
     subject = space(**genome_of(method))
-    for d in subject.parameters:
+    for d in subject.dimensions:
         liked = d.parameter in ("weight", "density", "t") and d.low < 0.5 < d.high
         assert d.initial == (0.5 if liked else pytest.approx((d.low + d.high) / 2)), d.name
     assert np.all((subject.initial > 0) & (subject.initial < 1))
@@ -322,20 +322,20 @@ def test_a_search_starts_at_sensible_values_off_the_boundary(method: str) -> Non
 
 def test_a_start_that_the_range_excludes_moves_to_its_middle() -> None:
     subject = space(**genome_of("ties", ranges={"density": [0.5, 0.9], "weight": [1, 2]}))
-    assert {d.parameter: d.initial for d in subject.parameters} == {"weight": 1.5, "density": pytest.approx(0.7)}
+    assert {d.parameter: d.initial for d in subject.dimensions} == {"weight": 1.5, "density": pytest.approx(0.7)}
 
 
 def test_a_random_start_depends_on_the_seed_alone() -> None:
     one, same, other = (space(random_init=True, seed=seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one.initial, same.initial)
     assert not np.array_equal(one.initial, other.initial)
-    assert one.values(one.initial) == pytest.approx({d.name: d.initial for d in one.parameters})
+    assert one.values(one.initial) == pytest.approx({d.name: d.initial for d in one.dimensions})
 
 
 def test_negative_weights_make_the_range_symmetric() -> None:
-    assert {(d.low, d.high) for d in space(allow_negative_weights=True).parameters} == {(-1.5, 1.5)}
+    assert {(d.low, d.high) for d in space(allow_negative_weights=True).dimensions} == {(-1.5, 1.5)}
     given_range = space(allow_negative_weights=True, ranges={"weight": [0, 2]})
-    assert {(d.low, d.high) for d in given_range.parameters} == {(0.0, 2.0)}
+    assert {(d.low, d.high) for d in given_range.dimensions} == {(0.0, 2.0)}
 
 
 # --- recipes ----------------------------------------------------------------------------------------------------
@@ -358,7 +358,7 @@ def test_one_group_is_a_list_of_models() -> None:
 
 def test_groups_of_layers_are_slices_that_list_the_base() -> None:
     subject = space(layer_granularity=4, models=["org/math"], filters=["mlp"])
-    values = {d.name: index / 10 for index, d in enumerate(subject.parameters)}
+    values = {d.name: index / 10 for index, d in enumerate(subject.dimensions)}
     recipe = yaml.safe_load(subject.decode(values).to_yaml())
     settings_ = [[{"filter": "mlp", "value": a}, {"value": b}] for a, b in ((0.0, 0.1), (0.2, 0.3))]
     assert recipe["slices"] == [
@@ -375,7 +375,7 @@ def test_groups_of_layers_are_slices_that_list_the_base() -> None:
 
 def test_smooth_groups_are_control_points_of_gradients() -> None:
     subject = space(layer_granularity=2, smooth=True, filters=["mlp"], models=["org/math"])
-    values = {d.name: index / 10 for index, d in enumerate(subject.parameters)}
+    values = {d.name: index / 10 for index, d in enumerate(subject.dimensions)}
     recipe = yaml.safe_load(subject.decode(values).to_yaml())
     assert recipe["models"][0]["parameters"]["weight"] == [
         {"filter": "mlp", "value": [0.0, 0.2, 0.4]},
@@ -426,7 +426,7 @@ def test_an_optional_base_is_in_the_recipe_if_there_is_one(method: str, constant
 
 def test_parameters_of_the_merge_are_searched_beside_models_that_have_none() -> None:
     subject = space(merge_method="ramplus_tl", layer_granularity=3)
-    assert [d.name for d in subject.parameters] == [
+    assert [d.name for d in subject.dimensions] == [
         f"{name}/layers.{layers}" for name in ("epsilon", "r", "alpha") for layers in ("0-2", "3-5")
     ]
     recipe = recipe_at(subject, unit=1.0)
@@ -443,7 +443,7 @@ def test_where_a_search_starts_can_be_merged(
     ann, bob, base = (str(toy_models[name]) for name in ("ann", "bob", "base"))
     base = ann if METHODS[method].base == "input" else base
     subject = space(2, merge_method=method, models=[ann, bob], base_model=base, **structure)
-    for point in (subject.initial, np.ones(len(subject))):
+    for point in (subject.initial, np.ones(len(subject.dimensions))):
         plan = build_plan(subject.decode(subject.values(point)))
         merged = {op.name: torch.full(op.shape, torch.nan, dtype=op.dtype) for op in plan.ops}
         execute(plan, ModelSink(merged), threads=1)
@@ -467,7 +467,7 @@ def test_what_is_not_searched_is_written_out(method: str, normalize: bool) -> No
 
 def test_equal_ends_fix_a_parameter() -> None:
     subject = space(**genome_of("ties", ranges={"density": [0.3, 0.3]}, filters=["mlp"], layer_granularity=3))
-    assert {d.parameter for d in subject.parameters} == {"weight"}
+    assert {d.parameter for d in subject.dimensions} == {"weight"}
     recipe = recipe_at(subject)
     assert recipe["slices"][1]["parameters"]["density"] == 0.3
     with pytest.raises(InputError, match="nothing is searched"):
@@ -488,7 +488,7 @@ def test_lambda_is_searched_if_it_has_a_range() -> None:
 def test_mergekit_accepts_every_recipe(method: str, filters: list[str], structure: dict[str, Any]) -> None:
     config = pytest.importorskip("mergekit.config")
     subject = space(**genome_of(method, filters=filters, allow_negative_weights=True), **structure)
-    recipes = [subject.decode(subject.values(np.full(len(subject), u))) for u in (0.0, 0.3, 1.0)]
+    recipes = [subject.decode(subject.values(np.full(len(subject.dimensions), u))) for u in (0.0, 0.3, 1.0)]
     for recipe in [*recipes, *(baseline.recipe for baseline in subject.baselines(extra=True))]:
         text = recipe.to_yaml()
         theirs = config.MergeConfiguration.model_validate(yaml.safe_load(text))
@@ -501,7 +501,7 @@ def test_probabilities_stay_inside_their_range_in_every_corner(method: str) -> N
     subject = space(**genome_of(method, layer_granularity=2, smooth=True), models=["a"])
     for corner in np.ndindex(2, 2):
         ends = dict(zip(("density", "epsilon"), corner, strict=True))
-        unit = [float(ends.get(d.parameter, 0)) for d in subject.parameters]
+        unit = [float(ends.get(d.parameter, 0)) for d in subject.dimensions]
         settings_ = recipe_of(subject, unit)["parameters"]
         for density, epsilon in zip(settings_["density"], settings_["epsilon"], strict=True):
             assert 0 < density - epsilon <= density + epsilon < 1
@@ -509,14 +509,14 @@ def test_probabilities_stay_inside_their_range_in_every_corner(method: str) -> N
 
 def test_different_points_are_different_recipes() -> None:
     subject = space(**genome_of("dare_ties", layer_granularity=2, filters=["mlp"], allow_negative_weights=True))
-    middle = np.full(len(subject), 0.5)
+    middle = np.full(len(subject.dimensions), 0.5)
     texts = {subject.decode(subject.values(middle)).to_yaml()}
-    for index in range(len(subject)):
+    for index in range(len(subject.dimensions)):
         for u in (0.4, 0.6):
             point = middle.copy()
             point[index] = u
             texts.add(subject.decode(subject.values(point)).to_yaml())
-    assert len(texts) == 1 + 2 * len(subject)
+    assert len(texts) == 1 + 2 * len(subject.dimensions)
 
 
 # --- what cannot be searched ------------------------------------------------------------------------------------
