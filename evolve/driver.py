@@ -210,7 +210,15 @@ class _Driver:
         self._check_environment()
         url = storage or study_url(folder.path)
         dimensions = [dimension for own in checked.spaces for dimension in own.dimensions]
-        self._record = Record(folder.path, url, self._state["study"], dimensions, len(self._objective.names))
+        self._record = Record(
+            folder.path,
+            url,
+            self._state["study"],
+            dimensions,
+            len(self._objective.names),
+            guard=folder.check,
+            wait_on=self._without_storage,
+        )
         self._referee = Referee(self._record, self._objective, self._split, config.racing)
         self._stages = Stages(
             checked, self._known_recipes, self._record, self._referee, self._state, folder.save_state
@@ -236,7 +244,6 @@ class _Driver:
             self._record, self._referee, stopping=self._stopping, beat=self._beat, show=self._show
         )
         self._tried, self._lost = 0, 0  # candidates of this session that came to an end, and to no score
-        self._record.study.go_on, self._record.guard = self._without_storage, folder.check
 
     def _baselines(self) -> list[Baseline]:
         """What the search begins with, as when the run did: an optimizer starts from it when a run goes on."""

@@ -1,7 +1,6 @@
 """Recipes of trials as files: with all that it takes to run them again, and how they were found."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,7 @@ from heterosis.errors import InputError
 from heterosis.evaluate.splits import PARTS
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.folder import front_recipe, read_state, read_summary, write_text
-from heterosis.evolve.record import Trial, read_asks
-from heterosis.evolve.table import read_trials
+from heterosis.evolve.record import Trial, read_trials
 from heterosis.merge import Recipe
 from heterosis.merge.discovery import Discovery, HeldOut
 
@@ -66,23 +64,11 @@ def export_trial(folder: Path, number: int | None) -> str:
         if not best.exists():
             raise InputError(f"{folder}: no candidate has been scored yet")
         return best.read_text(encoding="utf-8")
-    trials = whole_trials(folder)
+    trials = read_trials(folder)
     if number >= len(trials):
         raise InputError(f"--trial: {folder} has trials 0 to {len(trials) - 1}, but got {number}")
     found = discovery(summary, trials[number], EvolveConfig.load(folder / "config.yaml"))
     return export_recipe(trials[number], read_state(folder)["provenance"], found)
-
-
-def whole_trials(folder: Path) -> list[Trial]:
-    """The results of a run folder with their recipes and values, but without losses.
-
-    Raises:
-        InputError: If the folder lacks what was asked.
-    """
-    asks = {ask.number: ask for ask in read_asks(folder)}
-    if missing := [trial.number for trial in read_trials(folder) if trial.ask.number not in asks]:
-        raise InputError(f"{folder / 'asks.jsonl'}: lacks the recipe of trial {missing[0]}; restore the file")
-    return [replace(trial, ask=asks[trial.ask.number]) for trial in read_trials(folder)]
 
 
 def write_front(

@@ -10,7 +10,6 @@ from heterosis.evolve.racing import DocumentIds, Schedule, missing
 from heterosis.evolve.record import Ask, Record, Trial
 from heterosis.evolve.statistics import ALPHA
 
-CANDIDATES = ("search", "mean")  # kinds of asks that are no baselines
 RESERVE = 5  # candidates that are tried one after the other if none of the finalists can be scored
 
 
@@ -68,7 +67,7 @@ def shortlist(record: Record, size: int, judge: Judge, unknown: Collection[Ask] 
     ranked = [t for t in scored if t.complete]
     uniform = [t for t in ranked if t.ask.name == UNIFORM]
     others = [t for t in ranked if t.ask.kind == "baseline" and t.ask.name != UNIFORM]
-    found = _distinct([t for t in ranked if t.ask.kind in CANDIDATES])
+    found = _distinct([t for t in ranked if t.ask.is_candidate])
     if ranked and len(ranked[0].losses) > 1:
         return [*_spread(front(found), 2 * size), *others[:1], *uniform, *parents]
     means = [t for t in found[size:] if t.ask.kind == "mean"]
@@ -124,7 +123,7 @@ def _distance(a: Trial, b: Trial) -> float:
 
 def reserve(record: Record, finalists: Sequence[Trial]) -> list[Trial]:
     """The next best candidates, of which one takes part if none of the finalists can be scored."""
-    candidates = [t for t in _scored(record) if t.complete and t.ask.kind in CANDIDATES]
+    candidates = [t for t in _scored(record) if t.complete and t.ask.is_candidate]
     recipes = {t.ask.recipe for t in finalists}
     return [t for t in _distinct(candidates) if t.ask.recipe not in recipes][:RESERVE]
 
@@ -192,7 +191,7 @@ def run_finals(
     tried = list(finalists)
     race = _race(record, tried, "selection", finalists_race, judge, score_on)
     for trial in reserve(record, finalists):
-        candidates = [t for t in tried if t.ask.kind in CANDIDATES]
+        candidates = [t for t in tried if t.ask.is_candidate]
         if race is None or not candidates or any(t not in race.failed for t in candidates):
             break
         tried.append(trial)
@@ -234,7 +233,7 @@ def _race(
             return None
         found = [(t, record.scores(t.ask, part)) for t in open_]
         failed += [t for t, scores in found if missing(documents, scores)]
-        _require([t for t in failed if t.ask.kind in ("parent", "baseline")], part)
+        _require([t for t in failed if not t.ask.is_candidate], part)
         judged = judge(part)
         met = [(t, scores.only(documents)) for t, scores in found if scores and t not in failed]
         met.sort(key=lambda one: (-judged.score(one[1]), -(one[0].score or 0.0), one[0].ask.number))

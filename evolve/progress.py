@@ -182,7 +182,7 @@ def _ladder(standing: Standing) -> Table:
         Text(f"{best.score:.4f}", style="bold green"),
         "",
     )
-    known = {t.ask.name: t for t in standing.trials if t.ask.kind in ("parent", "baseline")}
+    known = {t.ask.name: t for t in standing.trials if not t.ask.is_candidate}
     for trial in sorted(known.values(), key=lambda t: (t.complete, t.score or 0.0), reverse=True):
         if trial.number == best.number:
             continue
@@ -210,7 +210,7 @@ def _facts(standing: Standing, columns: int) -> Table:
     if pulse is not None and pulse.spread is not None:
         now, first = pulse.spread
         table.add_row("spread", f"{now:.3f} of the ranges in the last ten, {first:.3f} in the first ten")
-    scores = [t.score for t in standing.trials if t.ask.kind in ("search", "mean") and t.score is not None]
+    scores = [t.score for t in standing.trials if t.ask.is_candidate and t.score is not None]
     if len(scores) > 1:
         last = scores[-max(8, min(SCORES, columns - 34)) :]  # beside the name and the ends
         table.add_row("candidates", f"{_line_of(last)}  {min(last):.4f} to {max(last):.4f}")

@@ -108,13 +108,12 @@ class PulseWriter:
         self, trial: Trial, best: Trial | None, against_parents: Callable[[Trial], Mapping[str, Interval]]
     ) -> None:
         """Take in a result, and a new best one's intervals."""
-        kind = trial.ask.kind
         if self._pulse.phase in _PHASES:
-            self._pulse.phase = _PHASES[1 if kind in ("parent", "baseline") else 2]
+            self._pulse.phase = _PHASES[2 if trial.ask.is_candidate else 1]
         if best is not None and best.number != self._best:
             self._best = best.number
             self._pulse.against = {name: (i.mean, i.low, i.high) for name, i in against_parents(best).items()}
-        if self._spread is not None and kind == "search":
+        if self._spread is not None and trial.ask.kind == "search":
             self._spread.add(trial)
             self._pulse.spread = self._spread.now
         self._write()

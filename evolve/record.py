@@ -3,7 +3,7 @@
 Five places, in the order of writing:
 
 * ``asks.jsonl``: every candidate, with its recipe and the number of results known when it was handed to a worker;
-* ``attempts.jsonl``: attempts to score a candidate that came to nothing through no failure of its merge;
+* ``attempts.jsonl``: attempts to score a candidate that came to nothing, and what happened;
 * ``scores.jsonl``: the scores of every document of a candidate, chunk by chunk, before they are used, and its
   answers to held-out documents;
 * ``results.jsonl``: what came of each candidate, in the order of their coming;
@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from optuna.distributions import (
     BaseDistribution,
@@ -52,13 +52,16 @@ STUDY = "study.db"
 BEHIND = 100  # results that the study may lack while there is other work
 
 
+Kind: TypeAlias = Literal["parent", "baseline", "search", "mean"]
+
+
 @dataclass(frozen=True)
 class Ask:
     """A candidate that was handed out.
 
     Attributes:
         number: From 0, in the order of asking.
-        kind: ``parent``, ``baseline``, ``search`` or ``mean`` (the optimizer's centre).
+        kind: A parent, another baseline, a point that a search proposed, or its optimizer's centre (``mean``).
         name: What people call it.
         recipe: Its recipe, as YAML.
         values: Its parameters in natural units; empty for parents and baselines.
@@ -68,13 +71,23 @@ class Ask:
     """
 
     number: int
-    kind: str
+    kind: Kind
     name: str
     recipe: str
     values: Mapping[str, Value]
     after: int
     stage: int = 0
     incumbent: int | None = None
+
+    @property
+    def is_candidate(self) -> bool:
+        """Whether a search proposed it; parents and other baselines are there before."""
+        return self.kind in ("search", "mean")
+
+    @property
+    def role(self) -> str:
+        """``parent``, ``baseline`` or ``candidate``."""
+        return "candidate" if self.is_candidate else self.kind
 
 
 @dataclass(frozen=True)
@@ -139,9 +152,11 @@ class Record:
         study_name: The study's name there.
         dimensions: Of all stages of the search.
         objectives: How many losses a result has.
+        guard: Called before anything is written; raises if this is not the one driver any more.
+        wait_on: As of `StudyWriter`.
 
     Attributes:
-        guard: Called before anything is written; raises if this is not the one driver any more.
+        study: Where results go for other programs.
         trials: The results, in the order of their coming.
         tally: What they amount to.
         baselines: The last ask of each parent and baseline, by name; one that failed is asked again in a later
@@ -152,14 +167,21 @@ class Record:
     """
 
     def __init__(
-        self, folder: Path, storage: str, study_name: str, dimensions: Iterable[Dimension], objectives: int = 1
+        self,
+        folder: Path,
+        storage: str,
+        study_name: str,
+        dimensions: Iterable[Dimension],
+        objectives: int = 1,
+        *,
+        guard: Callable[[], None] = lambda: None,
+        wait_on: Callable[[str], bool] = lambda reason: True,
     ) -> None:
         self._distributions: dict[str, BaseDistribution] = {}
         self.add_dimensions(dimensions)
-        self.study = StudyWriter(folder, storage, study_name, objectives)
-        self._folder = folder
-        self.guard: Callable[[], None] = lambda: None
-        # Files of which lines may not be on the disk yet: those of a session that was killed neither.
+        self.study = StudyWriter(folder, storage, study_name, objectives, wait_on)
+        self._folder, self._guard = folder, guard
+        # Files with lines that may not be on the disk yet, as a session that was killed may have left them.
         self._unwritten = {name for name in (ASKS, RESULTS) if (folder / name).exists()}
         self._written_asks = 0  # that are on the disk
         self.asks: dict[int, Ask] = {}
@@ -170,22 +192,15 @@ class Record:
         self._met: dict[tuple[str, str], int] = {}  # documents of a part, by recipe
         self._documents = 0
         for number, part in self._scores:
-            self._count_documents(self._asked(number, SCORES), part)
+            self._count_documents(_asked(folder, self.asks, number, SCORES), part)
         self.attempts = [Attempt(**line) for line in _read_lines(folder / ATTEMPTS)]
         self.trials: list[Trial] = []
         self.tally = Tally()
         self._told: dict[int, Trial] = {}
-        for line in _read_lines(folder / RESULTS):
-            ask, losses, terms = (
-                self._asked(line.pop("ask"), RESULTS),
-                tuple(line.pop("losses")),
-                tuple(line.pop("terms", ())),
-            )
-            trial = Trial(len(self.trials), ask, losses=losses, terms=terms, **line)
-            if self.met(ask, "search") < trial.documents:
-                raise InputError(
-                    f"{folder / SCORES}: lacks scores of candidate {ask.number}, which {RESULTS} has; {RESTORE}"
-                )
+        for trial in _results(folder, self.asks):
+            if self.met(trial.ask, "search") < trial.documents:
+                lacking = f"lacks scores of candidate {trial.ask.number}, which {RESULTS} has"
+                raise InputError(f"{folder / SCORES}: {lacking}; {RESTORE}")
             self._take(trial)
         if self.study.written > len(self.trials):
             raise InputError(
@@ -193,15 +208,9 @@ class Record:
                 f"{len(self.trials)}; {RESTORE}"
             )
 
-    def _asked(self, number: int, name: str) -> Ask:
-        """The candidate that a line of a file is about. It was on the disk before the line was."""
-        if number not in self.asks:
-            raise InputError(f"{self._folder / ASKS}: lacks candidate {number}, which {name} has; {RESTORE}")
-        return self.asks[number]
-
     def _take_ask(self, ask: Ask) -> None:
         self.asks[ask.number] = ask
-        if ask.kind in ("parent", "baseline"):
+        if not ask.is_candidate:
             self.baselines[ask.name] = ask
 
     def _take(self, trial: Trial) -> None:
@@ -231,7 +240,7 @@ class Record:
 
     def ask(
         self,
-        kind: str,
+        kind: Kind,
         name: str,
         recipe: str,
         values: Mapping[str, Value],
@@ -336,7 +345,7 @@ class Record:
         if not behind or not behind[0].ask.values.keys() <= self._distributions.keys():
             return False
         self._write_out(RESULTS)
-        self.guard()
+        self._guard()
         self.study.add(self._frozen(behind[0]))
         return self.study.written < len(self.trials)
 
@@ -368,7 +377,7 @@ class Record:
         self._append(name, line)
 
     def _append(self, name: str, line: Mapping[str, Any]) -> None:
-        self.guard()
+        self._guard()
         with disk_faults(self._folder):
             _append(self._folder / name, line)
         self._unwritten.add(name)
@@ -411,6 +420,29 @@ def read_scores(folder: Path) -> dict[tuple[int, str], Scores]:
     for line in _read_lines(folder / SCORES):
         _keep(found, (line["ask"], line["part"]), Scores.from_json(json.dumps(line["scores"])))
     return found
+
+
+def read_trials(folder: Path) -> list[Trial]:
+    """The results of a run folder, in the order of their coming.
+
+    Raises:
+        InputError: If a file lacks what another one rests on.
+    """
+    return list(_results(folder, {ask.number: ask for ask in read_asks(folder)}, "restore the file"))
+
+
+def _results(folder: Path, asks: Mapping[int, Ask], remedy: str = RESTORE) -> Iterator[Trial]:
+    for number, line in enumerate(_read_lines(folder / RESULTS)):
+        ask = _asked(folder, asks, line.pop("ask"), RESULTS, remedy)
+        losses, terms = tuple(line.pop("losses")), tuple(line.pop("terms", ()))
+        yield Trial(number, ask, losses=losses, terms=terms, **line)
+
+
+def _asked(folder: Path, asks: Mapping[int, Ask], number: int, name: str, remedy: str = RESTORE) -> Ask:
+    """The candidate that a line of a file is about. It was on the disk before the line was."""
+    if number not in asks:
+        raise InputError(f"{folder / ASKS}: lacks candidate {number}, which {name} has; {remedy}")
+    return asks[number]
 
 
 def _keep(found: dict[tuple[int, str], Scores], key: tuple[int, str], scores: Scores) -> None:

@@ -51,7 +51,7 @@ class Referee:
         rest, judge = self._race.next(met), self.judge("search")
         if not rest or met is None:
             return rest
-        if ask.kind in ("search", "mean"):
+        if ask.is_candidate:
             over = self._race.is_lost(judge, met, incumbent, self._racing.alpha)
             over = over or self._race.is_drawn(judge, met, incumbent)
         else:  # nobody is called the best parent by mistake

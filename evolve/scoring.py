@@ -3,7 +3,6 @@
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple
 
 from heterosis.evolve.dispatch import Attempts, Job, dispatch
 from heterosis.evolve.pool import Outcome, Pool
@@ -118,9 +117,14 @@ class Scoring:
     def _tell(self, ask: Ask) -> Trial:
         result = self._referee.result(ask)
         seconds: Mapping[str, float] = self._seconds_of.pop(ask.number, {})
-        score, losses, terms = astuple(result.verdict)
         trial = self._record.tell(
-            ask, score, losses, terms=terms, pruned=result.pruned, documents=result.documents, seconds=seconds
+            ask,
+            result.verdict.score,
+            result.verdict.losses,
+            terms=result.verdict.terms,
+            pruned=result.pruned,
+            documents=result.documents,
+            seconds=seconds,
         )
         self._show(trial)
         return trial

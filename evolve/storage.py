@@ -34,19 +34,18 @@ class StudyWriter:
         url: Optuna storage URL.
         name: The study's name.
         objectives: How many values a trial has.
+        wait_on: Asked every second while the storage is away, with what is the matter; False ends the waiting.
 
     Attributes:
         written: How many results it has.
-        go_on: Asked every second while the storage is away, with what is the matter; False ends the waiting.
 
     Raises:
         InputError: If the storage cannot be used.
     """
 
-    def __init__(self, folder: Path, url: str, name: str, objectives: int) -> None:
+    def __init__(self, folder: Path, url: str, name: str, objectives: int, wait_on: Callable[[str], bool]) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._folder, self._secrets = folder, _secrets(url)
-        self.go_on: Callable[[str], bool] = lambda text: True
+        self._folder, self._secrets, self._wait_on = folder, _secrets(url), wait_on
         try:
             self._study: Study = optuna.create_study(
                 storage=url, study_name=name, directions=["maximize"] * objectives, load_if_exists=True
@@ -92,7 +91,7 @@ class StudyWriter:
         text = f"the storage cannot be reached: {reason}"
         log.warning("%s; trying again in %.1f s", text, seconds)
         until = time.monotonic() + seconds
-        while left > 0 and (going := self.go_on(text)) and time.monotonic() < until:
+        while left > 0 and (going := self._wait_on(text)) and time.monotonic() < until:
             time.sleep(min(1.0, seconds))
         if left <= 0 or not going:
             raise RunStopped(f"--storage: {text}; see to it, then the same command continues") from error

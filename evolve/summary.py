@@ -11,7 +11,7 @@ from heterosis.evolve.record import Ask, Record, Trial
 from heterosis.evolve.referee import Referee
 
 # What a run can come to.
-Verdict: TypeAlias = Literal["empty", "unfinished", "parent", "baseline", "better", "unclear", "worse"]
+Conclusion: TypeAlias = Literal["empty", "unfinished", "parent", "baseline", "better", "unclear", "worse"]
 
 
 class Results:
@@ -127,7 +127,7 @@ class Results:
 
 def label(trial: Trial) -> str:
     """What a trial is called: the number under which it is exported, or its name if it is a baseline."""
-    return trial.ask.name if trial.ask.kind in ("parent", "baseline") else f"trial {trial.number}"
+    return f"trial {trial.number}" if trial.ask.is_candidate else trial.ask.name
 
 
 def describe_result(trial: Trial) -> str:
@@ -137,7 +137,7 @@ def describe_result(trial: Trial) -> str:
     return f"about {trial.score:.4f}, stopped early" if trial.pruned else f"{trial.score:.4f}"
 
 
-def verdict_of(summary: Mapping[str, Any]) -> Verdict:
+def conclusion_of(summary: Mapping[str, Any]) -> Conclusion:
     """What came of a run: who the champion is, and whether it beats the best parent beyond doubt."""
     gain, champion = summary.get("gain_over_best_parent"), summary.get("champion")
     if champion is None:
@@ -154,7 +154,7 @@ def verdict_of(summary: Mapping[str, Any]) -> Verdict:
 
 def outcome_sentence(summary: Mapping[str, Any]) -> str:
     """What came of a run, in a sentence."""
-    kind, gain, champion = verdict_of(summary), summary.get("gain_over_best_parent"), summary.get("champion")
+    kind, gain, champion = conclusion_of(summary), summary.get("gain_over_best_parent"), summary.get("champion")
     if champion is None:
         return "No candidate has been scored yet."
     if gain is None:
@@ -170,12 +170,12 @@ def outcome_sentence(summary: Mapping[str, Any]) -> str:
         return f"No signal: the search found nothing better than the parent {champion['name']}.{more}"
     if kind == "baseline":
         return f"No signal: the search found nothing better than the {champion['name']} merge, {against}.{more}"
-    verdict = {
+    conclusion = {
         "better": "beats the best parent on held-out documents",
         "worse": "is worse than the best parent on held-out documents",
         "unclear": "cannot be told from the best parent on held-out documents",
     }[kind]
-    return f"Trial {champion['trial']} {verdict}: {against}.{more}"
+    return f"Trial {champion['trial']} {conclusion}: {against}.{more}"
 
 
 def _better_parent(summary: Mapping[str, Any]) -> str:

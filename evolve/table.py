@@ -5,10 +5,11 @@ import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 from heterosis.errors import InputError
 from heterosis.evolve.folder import AGAIN, SUMMARY, write_text
-from heterosis.evolve.record import Ask, Trial
+from heterosis.evolve.record import Ask, Kind, Trial
 
 TABLE = "trials.csv"
 _HEAD = ("trial", "ask", "kind", "name", "stage", "score", "pruned", "documents", "cause")
@@ -78,7 +79,7 @@ def read_trials(folder: Path) -> list[Trial]:
 
 
 def _trial(row: Mapping[str, str]) -> Trial:
-    ask = Ask(int(row["ask"]), row["kind"], row["name"], "", {}, after=0, stage=int(row["stage"]))
+    ask = Ask(int(row["ask"]), cast("Kind", row["kind"]), row["name"], "", {}, after=0, stage=int(row["stage"]))
     times = {key: float(row[f"{key}_s"]) for key in _TIMES if row[f"{key}_s"]}
     return Trial(
         int(row["trial"]),

@@ -130,7 +130,7 @@ def follow(folder: Path, name: str) -> None:
             tracker = TRACKERS[name](folder, told["id"], config)
             told["id"] = tracker.id
             write_text(place, json.dumps(told) + "\n")
-        rows = _rows(folder)
+        rows = read_table(folder)
         for trial, numbers in enumerate(numbers_of(rows)):
             if trial >= told["trials"]:
                 tracker.log(trial, numbers)
@@ -140,13 +140,6 @@ def follow(folder: Path, name: str) -> None:
     if tracker is not None:
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
         tracker.end(outcome_numbers(summary), summary["status"])
-
-
-def _rows(folder: Path) -> list[dict[str, str]]:
-    try:
-        return read_table(folder)
-    except FileNotFoundError:  # there is no result yet
-        return []
 
 
 def numbers_of(rows: Sequence[Mapping[str, str]]) -> Iterator[dict[str, float]]:

@@ -6,9 +6,8 @@ from pathlib import Path
 from heterosis.errors import InputError
 from heterosis.evolve.baselines import Baseline
 from heterosis.evolve.dimensions import Space
-from heterosis.evolve.folder import ASKS, read_summary
-from heterosis.evolve.record import read_asks
-from heterosis.evolve.table import read_table
+from heterosis.evolve.folder import read_summary
+from heterosis.evolve.record import read_trials
 from heterosis.merge import ModelRef, Recipe
 from heterosis.merge.reference import short_names
 
@@ -53,11 +52,10 @@ def _recipes(path: Path, name: str) -> Iterator[tuple[str, Recipe]]:
         raise InputError(f"warm_start: {error.faults[0]}, or a recipe") from None
     if champion is None:
         raise InputError(f"warm_start: {path}: no candidate was scored there")
-    complete = [row for row in read_table(path) if row["score"] and row["pruned"] == "0"]
-    ranked = sorted(complete, key=lambda row: (int(row["trial"]) != champion["trial"], -float(row["score"])))
-    asks = {ask.number: ask for ask in read_asks(path)}
-    for row in ranked[:TAKEN]:
-        ask = asks.get(int(row["ask"]))
-        if ask is None:
-            raise InputError(f"warm_start: {path / ASKS}: lacks candidate {row['ask']}; leave the folder out")
-        yield f"{name} {row['trial']}", Recipe.parse(ask.recipe, str(path))
+    try:
+        complete = [trial for trial in read_trials(path) if trial.complete]
+    except InputError as error:
+        raise InputError(f"warm_start: {error.faults[0]}") from None
+    ranked = sorted(complete, key=lambda trial: (trial.number != champion["trial"], -(trial.score or 0.0)))
+    for trial in ranked[:TAKEN]:
+        yield f"{name} {trial.number}", Recipe.parse(trial.ask.recipe, str(path))

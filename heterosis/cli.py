@@ -437,7 +437,7 @@ def _imports_kept() -> Iterator[None]:
 
 
 def _print_summary(summary: Mapping[str, Any], run_dir: Path, phase: str, seconds: float) -> None:
-    from heterosis.evolve.summary import closing_table, verdict_of
+    from heterosis.evolve.summary import closing_table, conclusion_of
 
     trials, documents = summary["trials"], summary["documents"]
     others = {"stopped early": trials["pruned"], "failed": trials["failed"]}
@@ -455,7 +455,7 @@ def _print_summary(summary: Mapping[str, Any], run_dir: Path, phase: str, second
         print(f"failed {count} times: {cause}")
     for label, key in (("the best parent", "gain_over_best_parent"), ("the uniform merge", "gain_over_uniform")):
         gain = summary.get(key)
-        if gain and verdict_of(summary) != "parent":  # the champion is the best parent itself
+        if gain and conclusion_of(summary) != "parent":  # the champion is the best parent itself
             low, high = gain["ci95"]
             name = f" ({gain['parent']})" if "parent" in gain else ""
             print(f"gain over {label}{name}: {gain['holdout']:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}")

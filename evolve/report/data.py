@@ -12,17 +12,16 @@ from heterosis.evaluate.answers import Answer
 from heterosis.evaluate.scores import Scores
 from heterosis.evaluate.splits import PARTS, Split
 from heterosis.evolve.config import EvolveConfig
-from heterosis.evolve.export import whole_trials
 from heterosis.evolve.folder import read_state
 from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.objective import Judge, Objective
-from heterosis.evolve.record import Ask, Trial, read_scores
+from heterosis.evolve.record import Ask, Trial, read_scores, read_trials
 from heterosis.evolve.report.documents import Known, Text
 from heterosis.evolve.report.importance import Importance, importance
 from heterosis.evolve.report.shape import Shape, shapes_of
 from heterosis.evolve.standing import Standing, Watcher
 from heterosis.evolve.statistics import Interval, paired_difference
-from heterosis.evolve.summary import Verdict, verdict_of
+from heterosis.evolve.summary import Conclusion, conclusion_of
 from heterosis.merge.recipe import ModelRef, Recipe
 
 EXAMPLES = 3  # documents of each task that are shown, won and lost each
@@ -163,7 +162,7 @@ class Report:
         folder: The run folder, as it was given.
         summary: The run's ``summary.json``.
         lost: Whether its driver is gone without having said so.
-        verdict: What the run came to.
+        conclusion: What the run came to.
         config: The frozen config.
         fingerprint: Hash of what decides what a score means.
         split: Which documents went where.
@@ -182,7 +181,7 @@ class Report:
     folder: Path
     summary: Mapping[str, Any]
     lost: bool
-    verdict: Verdict
+    conclusion: Conclusion
     config: EvolveConfig
     fingerprint: str
     split: Split
@@ -243,7 +242,7 @@ def gather(folder: Path, known: Known | None = None, storage: str | None = None)
 def _gather(folder: Path, standing: Standing, known: Known, storage: str | None) -> Report:
     summary, state = standing.summary, read_state(folder)
     config = EvolveConfig.load(folder / "config.yaml")
-    trials, scores = whole_trials(folder), read_scores(folder)
+    trials, scores = read_trials(folder), read_scores(folder)
     own = summary["objective"]
     objective = Objective(
         {task: entry["weight"] for task, entry in own.items()},
@@ -267,7 +266,7 @@ def _gather(folder: Path, standing: Standing, known: Known, storage: str | None)
         folder=folder,
         summary=summary,
         lost=standing.lost,
-        verdict=verdict_of(summary),
+        conclusion=conclusion_of(summary),
         config=config,
         fingerprint=config.fingerprint(),
         split=Split.load(folder / "splits.json"),
@@ -297,10 +296,9 @@ def _contenders(
 
     def contender(ask: Ask) -> Contender:
         parts = {part: found for part in PARTS if (found := scores.get((ask.number, part)))}
-        role = ask.kind if ask.kind in ("parent", "baseline") else "candidate"
-        return Contender(ask.name, role, champion is not None and ask == champion.ask, parts)
+        return Contender(ask.name, ask.role, champion is not None and ask == champion.ask, parts)
 
-    found = {t.ask.name: t.ask for t in trials if t.ask.kind in ("parent", "baseline") and t.complete}
+    found = {t.ask.name: t.ask for t in trials if t.complete and not t.ask.is_candidate}
     ordered = sorted(found.values(), key=lambda ask: (ask.kind != "parent", ask.name != UNIFORM, ask.number))
     if champion is not None and champion.ask not in ordered:
         ordered.append(champion.ask)
@@ -345,32 +343,37 @@ def _duels(
     if part is None:
         return None
     mine, theirs = (objective.values(own.scores[part]) for own in (champion, parent))
+    answers = tuple(own.scores[part].answers for own in (champion, parent))
+    duels = [_duel(task, mine[task], theirs[task], objective, known, answers) for task in objective.metrics]
+    return Duels(parent.name, part, tuple(duel for duel in duels if duel is not None))
+
+
+def _duel(
+    task: str,
+    mine: Mapping[int, float],
+    theirs: Mapping[int, float],
+    objective: Objective,
+    known: Known,
+    answers: tuple[Mapping[str, Mapping[int, Answer]], ...],
+) -> Duel | None:
+    """A task's documents that both have met, turned so that larger is better; None without any."""
+    both = [document for document in mine if document in theirs]
+    if not both:
+        return None
+    a, b = {d: mine[d] for d in both}, {d: theirs[d] for d in both}
     shown = max(1, min(EXAMPLES, _MOST_EXAMPLES // (2 * len(objective.metrics))))
-    duels = []
-    for task in objective.metrics:
-        a, b = mine[task], theirs[task]
-        both = [document for document in a if document in b]
-        if not both:
-            continue
-        a, b = {d: a[d] for d in both}, {d: b[d] for d in both}
-        sign = objective.sign(task)
-        texts = known.texts.get(task, {})
-        said = [own.scores[part].answers.get(task, {}) for own in (champion, parent)]
+    sign, texts = objective.sign(task), known.texts.get(task, {})
 
-        def examples(
-            documents: Sequence[int], a: Any = a, b: Any = b, s: float = sign, texts: Any = texts, said: Any = said
-        ) -> Any:
-            clearest = sorted(documents, key=lambda d: -abs(a[d] - b[d]))[:shown]
-            return tuple(
-                Example(d, s * a[d], s * b[d], texts.get(d), *(own.get(d) for own in said)) for d in clearest
-            )
+    def examples(documents: Sequence[int]) -> tuple[Example, ...]:
+        clearest = sorted(documents, key=lambda d: -abs(a[d] - b[d]))[:shown]
+        said = {d: [own.get(task, {}).get(d) for own in answers] for d in clearest}
+        return tuple(Example(d, sign * a[d], sign * b[d], texts.get(d), *said[d]) for d in clearest)
 
-        won, lost = [d for d in both if a[d] > b[d]], [d for d in both if a[d] < b[d]]
-        gain = paired_difference(a, b, objective.groups.get(task))
-        tied = len(both) - len(won) - len(lost)
-        ties = () if won or lost else examples(both)
-        duels.append(Duel(task, gain, len(won), len(lost), tied, examples(won), examples(lost), ties))
-    return Duels(parent.name, part, tuple(duels))
+    won, lost = [d for d in both if a[d] > b[d]], [d for d in both if a[d] < b[d]]
+    gain = paired_difference(a, b, objective.groups.get(task))
+    tied = len(both) - len(won) - len(lost)
+    ties = () if won or lost else examples(both)
+    return Duel(task, gain, len(won), len(lost), tied, examples(won), examples(lost), ties)
 
 
 def _front(
@@ -391,12 +394,13 @@ def _front(
         found = scores.get((trial.ask.number, "selection"))
         if found is None:
             continue
-        role = trial.ask.kind if trial.ask.kind in ("parent", "baseline") else "candidate"
         champion = summary["champion"] is not None and trial.number == summary["champion"]["trial"]
         gains = {task: gain for task, gain in judge.gains(found).items() if math.isfinite(gain)}
         on_front = trial.number in recipes
         points.append(
-            FrontPoint(trial.ask.name, role, gains, on_front, recipes.get(trial.number), champion=champion)
+            FrontPoint(
+                trial.ask.name, trial.ask.role, gains, on_front, recipes.get(trial.number), champion=champion
+            )
         )
     return tuple(points)
 

@@ -20,7 +20,7 @@ from heterosis.evolve.summary import closing_table
 from heterosis.words import duration
 
 _MOST_BARS = 24
-_VERDICTS = {
+_CONCLUSIONS = {
     "empty": "Nothing scored yet",
     "parent": "No signal",
     "baseline": "No signal",
@@ -91,9 +91,9 @@ def _digest(script: str) -> str:
 
 def _badge(report: Report) -> str:
     running = report.summary["status"] == "running" and not report.lost
-    if report.verdict == "unfinished":
+    if report.conclusion == "unfinished":
         return "Still running" if running else "Stopped before the end"
-    return _VERDICTS[report.verdict]
+    return _CONCLUSIONS[report.conclusion]
 
 
 def _gains(report: Report) -> dict[str, Any] | None:
@@ -101,7 +101,7 @@ def _gains(report: Report) -> dict[str, Any] | None:
     summary, found = report.summary, []
     for label, key in (("best parent", "gain_over_best_parent"), ("uniform merge", "gain_over_uniform")):
         gain = summary.get(key)
-        if gain and report.verdict not in ("parent", "empty", "unfinished"):
+        if gain and report.conclusion not in ("parent", "empty", "unfinished"):
             name = f"{label}, {gain['parent']}" if "parent" in gain else label
             found.append((name, gain["holdout"], *gain["ci95"]))
     if not found:

@@ -271,7 +271,7 @@ def fixed(parent: float, uniform: float, found: float | dict[str, float]) -> Cal
 
 
 @pytest.mark.parametrize(
-    ("judge", "verdict", "words"),
+    ("judge", "conclusion", "words"),
     [
         (fixed(0.3, 0.4, 0.6), "better", "Better than its parents"),
         (fixed(0.9, 0.4, 0.6), "parent", "No signal"),
@@ -281,13 +281,13 @@ def fixed(parent: float, uniform: float, found: float | dict[str, float]) -> Cal
     ],
     ids=["better", "parent", "baseline", "unclear", "worse"],
 )
-def test_says_what_a_run_came_to(go: Go, judge: Any, verdict: str, words: str) -> None:
+def test_says_what_a_run_came_to(go: Go, judge: Any, conclusion: str, words: str) -> None:
     folder = go(judge, trials=6)
     report, page = gather(folder), page_of(folder)
-    assert report.verdict == verdict
+    assert report.conclusion == conclusion
     assert words in page.text
     assert json.loads((folder / "summary.json").read_text())["outcome"] in page.text
-    assert (report.duels is None) == (verdict == "parent")
+    assert (report.duels is None) == (conclusion == "parent")
     assert "Too few candidates to say" in page.text
 
 
@@ -443,7 +443,7 @@ def test_refuses_what_is_no_run_folder(tmp_path: Path, copied: Path) -> None:
     split.rename(copied / "splits.json")
     asks = (copied / "asks.jsonl").read_text().splitlines(keepends=True)
     (copied / "asks.jsonl").write_text("".join(asks[:3]))
-    with pytest.raises(InputError, match="lacks the recipe of trial 3"):
+    with pytest.raises(InputError, match="lacks candidate 3, which results"):
         write_report(copied)
     assert (copied / "report.html").read_bytes() == before
 
