@@ -19,7 +19,7 @@ from heterosis.evolve.cluster import RayPool, probed_batch_size
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.dispatch import Job
 from heterosis.evolve.faults import RunStopped, disk_faults
-from heterosis.evolve.finals import Finals, FinalsFailed, race_parents, run_finals
+from heterosis.evolve.finals import Finals, FinalsFailed, Races
 from heterosis.evolve.folder import (
     RunFolder,
     check_run_folder,
@@ -401,9 +401,7 @@ class _Driver:
             warnings.warn(text, stacklevel=2)
             log.warning(text)
         try:
-            race_parents(
-                self._record, self._referee.parents_race, self._referee.judge, partial(self._score_on, pool)
-            )
+            self._races(pool).parents()
         except FinalsFailed as error:
             raise SearchFailed(str(error)) from error
 
@@ -524,14 +522,15 @@ class _Driver:
         finalists = self._budget.finalists()
         self._stage(f"selection: {len(finalists)} finalists")
         try:
-            referee, score_on = self._referee, partial(self._score_on, pool)
-            races = referee.parents_race, referee.finalists_race
-            finals = run_finals(self._record, finalists, *races, referee.judge, score_on)
+            finals = self._races(pool).finals(finalists)
         except FinalsFailed as error:
             raise SearchFailed(str(error)) from error
         if finals is not None:
             self._state["held_out_before"] = True
         return finals
+
+    def _races(self, pool: Pool) -> Races:
+        return Races(self._record, self._referee, partial(self._score_on, pool))
 
     def _score_on(self, pool: Pool, part: str, asks: Sequence[Ask], documents: DocumentIds | None = None) -> bool:
         """Score candidates on a part of the documents, or on some of it; False if the search is to stop."""

@@ -8,6 +8,7 @@ from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.objective import Judge
 from heterosis.evolve.racing import DocumentIds, Schedule, missing
 from heterosis.evolve.record import Ask, Record, Trial
+from heterosis.evolve.referee import Referee
 from heterosis.evolve.statistics import ALPHA
 
 RESERVE = 5  # candidates that are tried one after the other if none of the finalists can be scored
@@ -129,123 +130,113 @@ def reserve(record: Record, finalists: Sequence[Trial]) -> list[Trial]:
 
 
 @dataclass(frozen=True)
-class _Race:
+class _Standings:
     """Who is left of a race, best first, and who could not be scored."""
 
     open: list[Trial]
     failed: list[Trial]
 
 
-def race_parents(
-    record: Record,
-    race: Schedule,
-    judge: Callable[[str], Judge],
-    score_on: Callable[[str, Sequence[Ask], DocumentIds | None], bool],
-) -> _Race | None:
-    """Find the best parent: by the search documents, which nobody has fitted to the parents.
+@dataclass(frozen=True)
+class Races:
+    """Races of candidates that have met the search documents: of parents, and in the finals.
 
-    Those that stopped early against another baseline go on, racing each other. A second call scores nothing.
-
-    Args:
+    Attributes:
         record: The run's.
-        race: How they meet the search documents.
-        judge: Of a part of the documents.
-        score_on: As of `run_finals`.
-
-    Returns:
-        The parents that may be the best, best first; None if the search is to stop.
-    """
-    parents = [t for t in record.trials if t.ask.kind == "parent" and t.score is not None]
-    return _race(record, parents, "search", race, judge, score_on)
-
-
-def run_finals(
-    record: Record,
-    finalists: Sequence[Trial],
-    parents_race: Schedule,
-    finalists_race: Schedule,
-    judge: Callable[[str], Judge],
-    score_on: Callable[[str, Sequence[Ask], DocumentIds | None], bool],
-) -> Finals | None:
-    """Find the champion.
-
-    Args:
-        record: The run's.
-        finalists: From `shortlist`. If none of its candidates can be scored,
-            those of `reserve` are tried.
-        parents_race: How parents meet the search documents, if the best of them is not known yet.
-        finalists_race: How finalists meet the selection documents.
-        judge: Of a part of the documents, once the parents are scored there.
+        referee: Compares them.
         score_on: Scores candidates on some documents of a part, or on all; False if the search is to stop.
-
-    Raises:
-        FinalsFailed: If a parent, a baseline or the champion cannot be scored.
     """
-    if not finalists:
-        raise FinalsFailed("no candidate could be scored")
-    scored = [t for t in record.trials if t.score is not None]
-    parents = [t for t in scored if t.ask.kind == "parent"]
-    of_parents = race_parents(record, parents_race, judge, score_on)
-    if of_parents is None:
-        return None
-    tried = list(finalists)
-    race = _race(record, tried, "selection", finalists_race, judge, score_on)
-    for trial in reserve(record, finalists):
-        candidates = [t for t in tried if t.ask.is_candidate]
-        if race is None or not candidates or any(t not in race.failed for t in candidates):
-            break
-        tried.append(trial)
-        after = _race(record, [*race.open, trial], "selection", finalists_race, judge, score_on)
-        race = after and _Race(after.open, [*race.failed, *after.failed])
-    if race is None:
-        return None
-    if not race.open:
-        raise FinalsFailed("no finalist could be scored on the selection documents; see run.log")
-    ranked = _ranked(record, race.open, [t for t in tried if t not in race.failed], judge("selection"))
-    champion = ranked[0].trial
-    reported = [*parents, *(t for t in scored if t.ask.name == UNIFORM)]
-    held_out = {t.ask.number: t for t in (champion, *reported)}
-    if not score_on("holdout", [t.ask for t in held_out.values()], None):
-        return None
-    _require([t for t in held_out.values() if record.scores(t.ask, "holdout") is None], "holdout")
-    several = len(champion.losses) > 1
-    front = tuple(_front_of(ranked, record, judge("selection"))) if several else ()
-    return Finals(champion, of_parents.open[0], tuple(ranked), front)
 
+    record: Record
+    referee: Referee
+    score_on: Callable[[str, Sequence[Ask], DocumentIds | None], bool]
 
-def _race(
-    record: Record,
-    trials: Sequence[Trial],
-    part: str,
-    race: Schedule,
-    judge: Callable[[str], Judge],
-    score_on: Callable[[str, Sequence[Ask], DocumentIds | None], bool],
-) -> _Race | None:
-    """What comes of a race on a part of the documents; None if the search is to stop.
+    def parents(self) -> _Standings | None:
+        """Find the best parent: by the search documents, which nobody has fitted to the parents.
 
-    All meet the documents in chunks, and are compared on these. After each, those drop out that the best of them
-    beats beyond doubt.
-    """
-    open_, failed = list(trials), list[Trial]()
-    for look in race.looks:
-        documents = {task: race.documents[task][:n] for task, n in look.items()}
-        if not score_on(part, [t.ask for t in open_], documents):
+        Those that stopped early against another baseline go on, racing each other. A second call scores nothing.
+
+        Returns:
+            The parents that may be the best, best first; None if the search is to stop.
+
+        Raises:
+            FinalsFailed: If one cannot be scored.
+        """
+        parents = [t for t in self.record.trials if t.ask.kind == "parent" and t.score is not None]
+        return self._run(parents, "search", self.referee.parents_race)
+
+    def finals(self, finalists: Sequence[Trial]) -> Finals | None:
+        """Find the champion.
+
+        Args:
+            finalists: From `shortlist`. If none of its candidates can be scored, those of `reserve` are tried.
+
+        Returns:
+            What was found; None if the search is to stop.
+
+        Raises:
+            FinalsFailed: If a parent, a baseline or the champion cannot be scored.
+        """
+        if not finalists:
+            raise FinalsFailed("no candidate could be scored")
+        record = self.record
+        scored = [t for t in record.trials if t.score is not None]
+        of_parents = self.parents()
+        if of_parents is None:
             return None
-        found = [(t, record.scores(t.ask, part)) for t in open_]
-        failed += [t for t, scores in found if missing(documents, scores)]
-        _require([t for t in failed if not t.ask.is_candidate], part)
-        judged = judge(part)
-        met = [(t, scores.only(documents)) for t, scores in found if scores and t not in failed]
-        met.sort(key=lambda one: (-judged.score(one[1]), -(one[0].score or 0.0), one[0].ask.number))
-        last = look is race.looks[-1]
-        open_ = [
-            t
-            for k, (t, scores) in enumerate(met)
-            if last or k == 0 or not race.is_lost(judged, scores, met[0][1], ALPHA)
-        ]
-        if len(open_) <= 1:
-            break
-    return _Race(open_, failed)
+        tried = list(finalists)
+        standings = self._selected(tried)
+        for trial in reserve(record, finalists):
+            candidates = [t for t in tried if t.ask.is_candidate]
+            if standings is None or not candidates or any(t not in standings.failed for t in candidates):
+                break
+            tried.append(trial)
+            after = self._selected([*standings.open, trial])
+            standings = after and _Standings(after.open, [*standings.failed, *after.failed])
+        if standings is None:
+            return None
+        if not standings.open:
+            raise FinalsFailed("no finalist could be scored on the selection documents; see run.log")
+        judge = self.referee.judge("selection")
+        ranked = _ranked(record, standings.open, [t for t in tried if t not in standings.failed], judge)
+        champion = ranked[0].trial
+        reported = [t for t in scored if t.ask.kind == "parent"] + [t for t in scored if t.ask.name == UNIFORM]
+        held_out = {t.ask.number: t for t in (champion, *reported)}
+        if not self.score_on("holdout", [t.ask for t in held_out.values()], None):
+            return None
+        _require([t for t in held_out.values() if record.scores(t.ask, "holdout") is None], "holdout")
+        front = tuple(_front_of(ranked, record, judge)) if len(champion.losses) > 1 else ()
+        return Finals(champion, of_parents.open[0], tuple(ranked), front)
+
+    def _selected(self, trials: Sequence[Trial]) -> _Standings | None:
+        return self._run(trials, "selection", self.referee.finalists_race)
+
+    def _run(self, trials: Sequence[Trial], part: str, schedule: Schedule) -> _Standings | None:
+        """What comes of a race on a part of the documents; None if the search is to stop.
+
+        All meet the documents in chunks, and are compared on these. After each, those drop out that the best of
+        them beats beyond doubt.
+        """
+        open_, failed = list(trials), list[Trial]()
+        for look in schedule.looks:
+            documents = {task: schedule.documents[task][:n] for task, n in look.items()}
+            if not self.score_on(part, [t.ask for t in open_], documents):
+                return None
+            found = [(t, self.record.scores(t.ask, part)) for t in open_]
+            failed += [t for t, scores in found if missing(documents, scores)]
+            _require([t for t in failed if not t.ask.is_candidate], part)
+            judge = self.referee.judge(part)
+            met = [(t, scores.only(documents)) for t, scores in found if scores and t not in failed]
+            met.sort(key=lambda one: (-judge.score(one[1]), -(one[0].score or 0.0), one[0].ask.number))
+            last = look is schedule.looks[-1]
+            open_ = [
+                t
+                for k, (t, scores) in enumerate(met)
+                if last or k == 0 or not schedule.is_lost(judge, scores, met[0][1], ALPHA)
+            ]
+            if len(open_) <= 1:
+                break
+        return _Standings(open_, failed)
 
 
 def _ranked(record: Record, open_: Sequence[Trial], finalists: Sequence[Trial], judge: Judge) -> list[Finalist]:

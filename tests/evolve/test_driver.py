@@ -1142,7 +1142,7 @@ class TestWarmStart:
     def test_of_a_run_without_its_recipes_is_refused(self, run: Any, tmp_path: Path) -> None:
         run("first", trials=12)
         (tmp_path / "first/asks.jsonl").unlink()
-        with pytest.raises(InputError, match=r"first/asks.jsonl: lacks candidate \d+; leave the folder out"):
+        with pytest.raises(InputError, match=r"warm_start: .*first/asks.jsonl: lacks candidate \d+, which"):
             run("second", warm_start=str(tmp_path / "first"))
 
     @pytest.mark.parametrize(("path", "says"), [("nowhere.yaml", "nowhere.yaml"), (".", "not a run folder")])

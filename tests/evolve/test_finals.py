@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from heterosis.evaluate.scores import Scores
-from heterosis.evolve.finals import Finals, FinalsFailed, run_finals, shortlist
+from heterosis.evolve.finals import Finals, FinalsFailed, Races, shortlist
 from heterosis.evolve.objective import Judge, Objective
 from heterosis.evolve.racing import Schedule
 from heterosis.evolve.record import Ask, Trial
@@ -75,8 +76,9 @@ def judge(part: str = "search") -> Judge:
 
 def finals(table: Table, race: bool = True) -> Finals:
     chosen = shortlist(table, 3, judge())  # type: ignore[arg-type]
-    races = Schedule.of(DOCUMENTS), Schedule.of(DOCUMENTS, enabled=race)
-    found = run_finals(table, chosen, *races, judge, table.score_on)  # type: ignore[arg-type]
+    finalists_race = Schedule.of(DOCUMENTS, enabled=race)
+    referee = SimpleNamespace(judge=judge, parents_race=Schedule.of(DOCUMENTS), finalists_race=finalists_race)
+    found = Races(table, referee, table.score_on).finals(chosen)  # type: ignore[arg-type]
     assert found is not None
     return found
 
