@@ -68,9 +68,7 @@ def merge_models(
     loaded = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     if seed is not None:
         loaded = loaded.with_seed(seed)
-    target = Path(out).absolute()
-    if target.is_symlink():  # where it leads to is replaced, not the link
-        target = target.resolve()
+    target = Path(out).resolve()  # where a link leads to is replaced, not the link
     refuse_occupied(target, overwrite)
     if memory_limit < THREAD_MINIMUM:
         least = f"{size(THREAD_MINIMUM)} ({THREAD_MINIMUM:,} bytes)"
@@ -79,11 +77,11 @@ def merge_models(
         plan = build_plan(loaded, models, names=names, origin=origin)
         opened = models.opened
         inputs = {os.path.realpath(path) for c in opened.values() for path in (c.folder, *c.files)}
-        if os.path.realpath(target) in inputs:
+        if str(target) in inputs:
             raise InputError(f"{out}: is one of the models that are merged; choose another folder")
         for ref, model in opened.items():
             # Files of weights lie among other things.
-            if model.config and model.folder.resolve() in target.resolve().parents:
+            if model.config and model.folder.resolve() in target.parents:
                 raise InputError(f"{out}: is inside {ref}, which is merged; choose another folder")
         single = target.name if target.suffix == ".safetensors" else None
         if single and plan.config:

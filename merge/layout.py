@@ -36,7 +36,20 @@ _HEAD_BIAS_NAMES = (
     "lm_head.decoder.bias",
     "predictions.decoder.bias",
 )
-_FIRST = re.compile(r"embed|\bwte\b|\bwpe\b|\bshared\b|\bconv\d?\b|pre_layrnorm|relative_attention_bias")
+# What else may have a row for each token, in single architectures: known by its number of rows as well.
+_VOCABULARY_NAMES = (
+    *("decoder.weight", "decoder.bias"),
+    *("generator_lm_head.weight", "generator_lm_head.bias"),
+    *("vocab_projector.weight", "vocab_projector.bias"),
+    *("output_projection.weight", "output_projection.bias"),
+    *("lm_head.linear.weight", "lm_head.linear.bias"),
+    *("output_layer.weight", "output_layer.bias", "output.bias"),
+)
+_FIRST = re.compile(
+    r"embed|\bwte\b|\bwpe\b|\bshared\b|\bconv\d?\b|pre_layrnorm|layernorm_pre|\bln_pre\b|\bpatch_conv\b"
+    r"|\bproject_in\b|relative_attention_bias"
+)
+_LAST = re.compile(r"\bembedding_norm\b")  # LFM2's final norm
 # What the first layer holds for all layers of its stack: T5's relative positions.
 _OF_THE_STACK = "relative_attention_bias.weight"
 
@@ -133,7 +146,8 @@ def rivals(sizes: Mapping[str, int], stack: str | None) -> list[str]:
 
 def comes_first(name: str) -> bool:
     """Whether a tensor outside the layers stands before them (embeddings) rather than behind (norm, head)."""
-    return bool(_FIRST.search(name)) and not _is_one_of(name, _HEAD_NAMES + _HEAD_BIAS_NAMES)
+    is_last = _LAST.search(name) or _is_one_of(name, _HEAD_NAMES + _HEAD_BIAS_NAMES)
+    return bool(_FIRST.search(name)) and not is_last
 
 
 def is_head(name: str) -> bool:
@@ -169,7 +183,7 @@ def tied_to(name: str, names: Iterable[str]) -> str | None:
 
 def is_vocabulary(name: str, shape: Sequence[int], rows: int) -> bool:
     """Whether a tensor has a row for each token: ``rows`` is the number of rows of the model's embedding."""
-    known = _EMBEDDING_NAMES + _HEAD_NAMES + _HEAD_BIAS_NAMES
+    known = _EMBEDDING_NAMES + _HEAD_NAMES + _HEAD_BIAS_NAMES + _VOCABULARY_NAMES
     return _is_one_of(name, known) and len(shape) > 0 and shape[0] == rows
 
 

@@ -1,6 +1,7 @@
 """The output's config.json: the donor's, made to agree with the tensors that are written."""
 
 import copy
+import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,8 +12,11 @@ from heterosis.merge.plan import TensorOp
 
 # Lists of the indices of layers.
 _LISTS_OF_LAYERS = ("mlp_only_layers", "moe_layers", "full_attn_idxs", "hybrid_layer_ids")
+_LISTS_OF_LAYERS += ("attn_layer_indices", "cross_attention_layers")
 # Lists that may happen to be as long as the model is deep, but have no entry for each layer.
-_NOT_BY_LAYER = re.compile("token_id|architectures|limit|multipliers|image_size|patch_size")
+_NOT_BY_LAYER = re.compile("token|architectures|limit|multipliers|image_size|patch_size")
+# Keys of rules over the indices of layers.
+_RULES = re.compile("sliding_window|chunk|every_n|interval|pattern|period|offset|_step$|_freq$|no_rope")
 # (where the layers come from: the config of a model, from, to), for each slice
 Taken = Sequence[tuple[Mapping[str, Any], int, int]]
 
@@ -87,8 +91,8 @@ def _fix_layers(config: dict[str, Any], stack: str, count: int, taken: Taken) ->
             section[name] = _renumbered(name, values, own)
         elif isinstance(values, list) and len(values) == before and not _NOT_BY_LAYER.search(name):
             section[name] = [x for s, start, stop in own for x in s.get(name, values)[start:stop]]
-    if section.get("sliding_window") and "layer_types" not in section:
-        _write_layer_types(section, own)
+    if any(_RULES.search(name) for name in section):
+        _write_implied_lists(section, own)
 
 
 def _section(config: Mapping[str, Any], path: Sequence[str]) -> Any:
@@ -105,23 +109,43 @@ def _renumbered(name: str, donors: Sequence[int], taken: Taken) -> list[int]:
     return result
 
 
-def _write_layer_types(section: dict[str, Any], taken: Taken) -> None:
-    """Say what older configs leave to a rule over indices, where the rule no longer gives it.
+def _write_implied_lists(section: dict[str, Any], taken: Taken) -> None:
+    """Say what configs leave to a rule over indices, where the rule no longer gives it.
 
-    Every other layer of Gemma 2 slides its window, and five of six in Gemma 3: a layer that moves would change.
+    Every other layer of Gemma 2 slides its window, five of six in Gemma 3, and every fourth of Llama 4 has no
+    rotation: a layer that moves would change.
     """
-    implied = _implied_layer_types(section)
-    parts = [(_implied_layer_types(source), start, stop) for source, start, stop in taken]
-    types = [kind for kinds, start, stop in parts for kind in kinds[start:stop]]
-    if len(types) == len(implied) and types != implied:
-        section["layer_types"] = types
+    implied = _implied_lists(section)
+    parts = [(_implied_lists(source), start, stop) for source, start, stop in taken]
+    for name, values in implied.items():
+        if name in _LISTS_OF_LAYERS:
+            moved = _renumbered(name, values, parts)
+        else:
+            moved = [value for lists, start, stop in parts for value in lists.get(name, ())[start:stop]]
+            if len(moved) != len(values):
+                continue
+        if moved != values:
+            section[name] = moved
 
 
-def _implied_layer_types(section: Mapping[str, Any]) -> list[str]:
-    """The types of attention that transformers gives the layers of a config; empty without such."""
+def _implied_lists(section: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Lists of layers, and lists with an entry for each, that transformers adds to a config that has none."""
     import transformers  # seconds, and seldom needed
 
     if section.get("model_type") not in transformers.CONFIG_MAPPING:
-        return []
-    config = transformers.CONFIG_MAPPING[section["model_type"]].from_dict(dict(section))
-    return list(getattr(config, "layer_types", None) or ())
+        return {}
+    plain = json.loads(json.dumps(section), object_hook=_special_float)
+    config = transformers.CONFIG_MAPPING[section["model_type"]].from_dict(plain)
+    layers = getattr(config, "num_hidden_layers", None)
+    return {
+        name: list(values)
+        for name, values in vars(config).items()
+        if isinstance(values, list | tuple)
+        and not section.get(name)
+        and (name in _LISTS_OF_LAYERS or (len(values) == layers and not _NOT_BY_LAYER.search(name)))
+    }
+
+
+def _special_float(entry: dict[str, Any]) -> Any:
+    """A number that JSON does not have, as transformers writes it."""
+    return float(entry["__float__"]) if entry.keys() == {"__float__"} else entry

@@ -4,10 +4,11 @@ Planning reads headers only. It fails, naming every fault, when a tensor is miss
 shape, or when a parameter is missing or unknown, so that a plan that was built can be executed.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -17,10 +18,12 @@ from heterosis.merge.checkpoint import open_checkpoint
 from heterosis.merge.contract import input_faults, parameter_faults, unmatched_filters
 from heterosis.merge.grouping import Group, Grouping, Input, Settings, Slice
 from heterosis.merge.layout import (
+    comes_first,
     embedding_name,
     embedding_rows,
     is_head,
     is_vocabulary,
+    place_of,
     tied_to,
 )
 from heterosis.merge.methods import Method, Parameter, get_method
@@ -36,6 +39,7 @@ from heterosis.merge.reference import ModelRef
 from heterosis.merge.sources import Model, TensorSource
 from heterosis.merge.stages import Stage
 from heterosis.merge.tokenizer import OutputTokenizer, output_tokenizer
+from heterosis.merge.unread import planned_program
 
 # What to do with a tensor that not all models have: refuse it, merge those that have it, or leave it out.
 Names: TypeAlias = Literal["same", "union", "intersection"]
@@ -183,16 +187,29 @@ class _Planner:
                 self.faults.append(f"{ref}: has no tensor in common with {donor.ref}; nothing would be merged")
 
     def _check_rows(self, ops: dict[str, TensorOp]) -> None:
-        """An embedding and a head from different slices must have the same tokens."""
+        """An embedding and a head from different slices must have the same tokens, unless models are made so."""
         embedding = ops.get(embedding_name(ops) or "")
         if embedding is None:
             return
         for name, op in ops.items():
             if is_head(name) and op.shape[0] != embedding.shape[0]:
+                remedy = "their vocabularies differ: add tokenizer_source: union (or base, or a model)"
+                if any(self._differs(model, name) for model in self.checkpoints.values()):
+                    if self.tokenizer.vocabulary is None:
+                        continue
+                    remedy = (
+                        "such models can be merged without a tokenizer section only, if they share a vocabulary"
+                    )
                 raise InputError(
                     f"{name}: must have a row for each of the {embedding.shape[0]} of {embedding.name}, but has "
-                    f"{op.shape[0]}; their vocabularies differ: add tokenizer_source: union (or base, or a model)"
+                    f"{op.shape[0]}; {remedy}"
                 )
+
+    @staticmethod
+    def _differs(model: Model, head: str) -> bool:
+        """Whether a model's own head has another number of rows than its embedding."""
+        source = model.tensors.get(head)
+        return source is not None and source.shape[0] != embedding_rows(model.tensors)
 
     def _left_alone(self, donor: Model) -> Iterator[TensorOp]:
         """Copies of the donor's tensors that no module of the recipe holds."""
@@ -238,15 +255,14 @@ class _Planner:
         arguments = self._arguments(part, merged, name, group.t)
         if arguments is None:
             return None
-        if not self.method.reduces:  # its numbers can be had now, so its objections too
-            try:
-                program = self.method.function(**arguments)
-            except ValueError as error:
-                if not self.faults:  # the first tensor stands for all
-                    self.faults.append(f"{name}: {error}")
-                return None
-            if program == COPY and base is None and len(merged) == 1:
-                return TensorOp.copy_of(name, [merged[0].source], dtypes, [merged[0].ref])
+        try:
+            program = planned_program(self.method, arguments, held[0].source.shape, len(merged))
+        except ValueError as error:
+            if not self.faults:  # the first tensor stands for all
+                self.faults.append(f"{name}: {error}")
+            return None
+        if program == COPY and base is None and len(merged) == 1:
+            return TensorOp.copy_of(name, [merged[0].source], dtypes, [merged[0].ref])
         return TensorOp(
             name,
             held[0].source.shape,
@@ -297,15 +313,39 @@ class _Planner:
     def _aligned(self, group: Group, held: list[_Held]) -> list[_Held]:
         """Tensors with a row for each token, in the output's order of tokens."""
         vocabulary = self.tokenizer.vocabulary
-        if vocabulary is None or not all(self._is_vocabulary(x.name, x) for x in held):
+        if vocabulary is None:
+            return held
+        if not all(self._is_vocabulary(x.name, x) for x in held):
+            if all(self._seems_vocabulary(x) for x in held):
+                warnings.warn(
+                    f"{group.name}: has as many entries as the embedding rows; they keep their own order",
+                    stacklevel=2,
+                )
             return held
         by_model = {x.ref: x.source for x in held}
-        base = group.part.base
-        return [replace(x, source=vocabulary.align(x.ref, group.name, by_model, base)) for x in held]
+        others = dict(self._vocabularies(group.name, held))
+        align = partial(vocabulary.align, name=group.name, sources=by_model, base=group.part.base, others=others)
+        return [replace(x, source=align(x.ref)) for x in held]
+
+    def _vocabularies(self, name: str, held: Sequence[_Held]) -> Iterator[tuple[ModelRef, TensorSource]]:
+        """The same tensor of the models that are not merged into this one: of other slices."""
+        refs, width = {x.ref for x in held}, held[0].source.shape[1:]
+        for ref, model in self.checkpoints.items():
+            source = model.tensors.get(name)
+            if ref in refs or source is None or source.shape[1:] != width:
+                continue
+            if is_vocabulary(name, source.shape, embedding_rows(model.tensors) or 0):
+                yield ref, source
 
     def _is_vocabulary(self, name: str, x: _Held) -> bool:
         """Whether a tensor of this name has a row for each of the model's tokens."""
         return is_vocabulary(name, x.source.shape, embedding_rows(self.checkpoints[x.ref].tensors) or 0)
+
+    def _seems_vocabulary(self, x: _Held) -> bool:
+        """Whether a tensor of another name may have an entry for each token: one vector, outside the layers."""
+        rows = embedding_rows(self.checkpoints[x.ref].tensors)
+        outside = place_of(x.name) is None and not comes_first(x.name)
+        return outside and x.source.shape[-1:] == (rows,) and math.prod(x.source.shape[:-1]) == 1
 
     def _same_shape(self, name: str, held: Sequence[_Held]) -> bool:
         first = held[0]
@@ -316,6 +356,8 @@ class _Planner:
         widths = {x.source.shape[1:] for x in held}
         if len(widths) == 1 and self._is_vocabulary(name, first):
             remedy = "their vocabularies differ: add tokenizer_source: union (or base, or a model)"
+        elif all(self._seems_vocabulary(x) for x in held):
+            remedy = "their vocabularies differ, and this cannot be put in another order; merge models of one"
         self.faults.append(
             f"{name}: shapes must match, but got {list(first.source.shape)} in {first.ref} and "
             f"{list(other.source.shape)} in {other.ref}; {remedy}"

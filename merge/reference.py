@@ -25,7 +25,7 @@ class ModelRef:
             if part is not None and (not part.strip() or "+" in part or "@" in part):
                 raise ValueError(
                     f"must be path, path@revision or path+adapter, with at most one '+' and one '@' each, "
-                    f"but got {str(self)!r}"
+                    f"but got {str(self)!r}; link a folder that has them in its path under another name"
                 )
         assert self.adapter is not None or self.adapter_revision is None
         for name in ("path", "adapter"):  # a folder is the same one with a slash at its end

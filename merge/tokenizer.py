@@ -30,7 +30,7 @@ _PREFIXES = ("tokenizer", "special_tokens", "added_tokens", "chat_template", "vo
 _NAMES = ("spiece.model", "tekken.json")
 _SUFFIXES = (".tiktoken", ".spm")
 _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-_MORE_TEMPLATES = "additional_chat_templates"
+MORE_TEMPLATES = "additional_chat_templates"
 # What stays right beside a tokenizer.json with more tokens; the others hold the vocabulary in older formats.
 _NO_VOCABULARY = (
     "tokenizer_config.json",
@@ -146,8 +146,8 @@ class OutputTokenizer:
                 files = []
         for path in files:
             shutil.copyfile(path, folder / path.name)
-        if (self.folder / _MORE_TEMPLATES).is_dir() and self.new_template is None:
-            shutil.copytree(self.folder / _MORE_TEMPLATES, folder / _MORE_TEMPLATES, dirs_exist_ok=True)
+        if (self.folder / MORE_TEMPLATES).is_dir() and self.new_template is None:
+            shutil.copytree(self.folder / MORE_TEMPLATES, folder / MORE_TEMPLATES, dirs_exist_ok=True)
         if self.new_template is not None:
             _replace_template(folder, self.new_template)
 
@@ -349,7 +349,7 @@ def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
 def _replace_template(folder: Path, template: str) -> None:
     """Make ``template`` the one chat template of a folder."""
     (folder / "chat_template.json").unlink(missing_ok=True)
-    shutil.rmtree(folder / _MORE_TEMPLATES, ignore_errors=True)
+    shutil.rmtree(folder / MORE_TEMPLATES, ignore_errors=True)
     path = folder / "tokenizer_config.json"
     if path.is_file():
         config = read_json(path)

@@ -76,6 +76,7 @@ class Vocabulary:
         name: str,
         sources: Mapping[ModelRef, TensorSource],
         base: ModelRef | None = None,
+        others: Mapping[ModelRef, TensorSource] | None = None,
     ) -> TensorSource:
         """A model's embedding, head or head bias with the rows in the order of the output.
 
@@ -84,6 +85,8 @@ class Vocabulary:
             name: The output tensor's name.
             sources: This tensor of every model that is merged, ``[rows, *]``; they fill each other's gaps.
             base: The base model of these sources; None for the recipe's.
+            others: This tensor of models that are not merged into it; they have the rows of tokens that are in
+                none of ``sources``.
 
         Raises:
             InputError: If widths differ, or a row that the recipe names is in a model that is not merged here.
@@ -103,6 +106,13 @@ class Vocabulary:
         at = models.index(ref)
         owned = np.stack([self.rows[model] for model in models])
         model_of, row_of = self._fill(models, owned, base or self.base)
+        every = list(sources.values())
+        if others and np.any(empty := model_of == _ZEROS):
+            more = np.where(empty, np.stack([self.rows[model] for model in others]), -1)
+            their_model, their_row = self._fill([*others], more, self.base)
+            model_of[empty] = np.where(their_model >= 0, their_model + len(models), their_model)[empty]
+            row_of[empty] = their_row[empty]
+            owned, every = np.concatenate([owned, more]), [*every, *others.values()]
         own = owned[at] >= 0
         for i, named in self.named.items():
             own[i] &= not named.force
@@ -118,7 +128,7 @@ class Vocabulary:
         model_of[own], row_of[own] = at, owned[at][own]
         if np.array_equal(row_of, np.arange(sources[ref].shape[0])) and np.all(model_of == at):
             return sources[ref]
-        return _AlignedTensor(name, list(sources.values()), model_of, row_of, owned, self.is_token)
+        return _AlignedTensor(name, every, model_of, row_of, owned, self.is_token)
 
     def _fill(
         self, models: list[ModelRef], owned: NDArray[np.int64], base: ModelRef | None

@@ -20,6 +20,7 @@ from heterosis.errors import InputError
 from heterosis.merge.output_file import OutputFile, Stream, WriteBehind
 from heterosis.merge.plan import TensorOp
 from heterosis.merge.safetensors_file import DTYPES
+from heterosis.merge.tokenizer import MORE_TEMPLATES
 
 DEFAULT_SHARD_SIZE = 5_000_000_000
 
@@ -146,12 +147,17 @@ def refuse_occupied(out: Path, overwrite: bool) -> None:
     """Refuse a folder that may not be written.
 
     Raises:
-        InputError: If it exists and may not be replaced, or is something else than a model folder.
+        InputError: If it exists and may not be replaced, or is something else than a model folder, or if there can
+            be none there.
     """
+    place = next(parent for parent in out.absolute().parents if parent.exists())
+    if not place.is_dir():
+        raise InputError(f"{out}: cannot be created: {place} is a file; choose another place")
     if not out.exists():
         return
-    if out.samefile("."):
-        raise InputError(f"{out}: is the current folder, which cannot be replaced; choose a folder inside it")
+    if out.resolve() in (here := Path.cwd().resolve(), *here.parents):
+        what = "is the current folder" if out.samefile(here) else "holds the current folder"
+        raise InputError(f"{out}: {what}, which cannot be replaced; choose a folder inside it")
     if out.is_mount():
         raise InputError(f"{out}: is where a disk is mounted, which cannot be replaced; choose a folder inside it")
     if out.is_dir() and not any(out.iterdir()):
@@ -163,6 +169,11 @@ def refuse_occupied(out: Path, overwrite: bool) -> None:
             raise InputError(f"{out}: is not a file, so it is not overwritten; choose another name")
     elif not out.is_dir() or not _is_merge(out):
         raise InputError(f"{out}: is not a model folder, so it is not overwritten; choose another")
+    elif others := sorted(path.name for path in out.iterdir() if path.is_dir() and path.name != MORE_TEMPLATES):
+        raise InputError(
+            f"{out}: holds other folders ({', '.join(others[:3])}), which would be lost, so it is not "
+            "overwritten; choose another"
+        )
 
 
 def _is_merge(folder: Path) -> bool:

@@ -215,6 +215,16 @@ def test_inputs_are_rounded_however_they_are_stored(method: str, tmp_path: Path)
     assert torch.equal(merged("bin"), expected)
 
 
+def test_an_output_that_holds_a_model_is_refused(family: list[Path], tmp_path: Path) -> None:
+    """As a trainer's folder holds its checkpoints, beside a config of its own."""
+    trained = tmp_path / "trained"
+    held = [Path(shutil.copytree(path, trained / path.name)) for path in family]
+    shutil.copy(family[0] / "config.json", trained)
+    with pytest.raises(InputError, match="trained: holds other folders"):
+        merge_models(recipe_of(held), trained, overwrite=True)
+    assert names(trained) == sorted([*(path.name for path in family), "config.json"])
+
+
 def test_an_output_inside_a_model_is_refused(family: list[Path], tmp_path: Path) -> None:
     base = Path(shutil.copytree(family[0], tmp_path / "base"))
     (tmp_path / "link").symlink_to(base)

@@ -464,6 +464,8 @@ def test_lists_with_an_entry_for_each_layer_follow_the_layers() -> None:
         "intermediate_size": [10, 11, 12, 13],
         "mlp_only_layers": [0, 2],
         "eos_token_id": [5, 6, 7, 8],
+        "suppress_tokens": [5, 6, 7, 8],
+        "attn_layer_indices": [1, 2],
         "time_step_limit": [0.0, 1.0],
         "rope_scaling": {"long_factor": [1, 2, 3, 4]},
         "max_window_layers": 4,
@@ -474,8 +476,9 @@ def test_lists_with_an_entry_for_each_layer_follow_the_layers() -> None:
     assert config["layer_types"] == list("abcyz")
     assert config["no_rope_layers"] == [1, 1, 1]  # the other's config says nothing of them
     assert config["mlp_only_layers"] == [0, 2, 4]
+    assert config["attn_layer_indices"] == [1, 2]  # the other's are none of the donor's, read as they are
     assert config["intermediate_size"] == [10, 11, 12]
-    unchanged = ("eos_token_id", "time_step_limit", "rope_scaling", "max_window_layers")
+    unchanged = ("eos_token_id", "suppress_tokens", "time_step_limit", "rope_scaling", "max_window_layers")
     assert {key: config[key] for key in unchanged} == {key: donor[key] for key in unchanged}
     assert donor["layer_types"] == list("abcd"), "the donor's own config must not be modified"
 
@@ -492,6 +495,21 @@ def test_layers_keep_their_kind_of_attention_where_the_config_gives_a_rule() -> 
         "sliding_window_pattern": 3,
     }
     assert of_slices(gemma3, (gemma3, 2, 5))["layer_types"] == [full, sliding, sliding]
+    llama4 = {  # as it was published
+        "model_type": "llama4_text",
+        "num_hidden_layers": 8,
+        "attention_chunk_size": 16,
+        "interleave_moe_layer_step": 2,
+        "no_rope_layers": [],
+    }
+    moved = of_slices(llama4, (llama4, 0, 2), (llama4, 3, 8))
+    chunked = "chunked_attention"
+    assert moved["layer_types"] == [chunked, chunked, full, chunked, chunked, chunked, full]
+    assert moved["no_rope_layers"] == [1, 1, 0, 1, 1, 1, 0]
+    assert moved["moe_layers"] == [1, 2, 4, 6]
+    bamba = {"model_type": "bamba", "num_hidden_layers": 4, "attn_layer_indices": [1, 3], "attn_layer_period": 2}
+    bamba["time_step_limit"] = [0.0, {"__float__": "Infinity"}]
+    assert of_slices(bamba, (bamba, 1, 4))["attn_layer_indices"] == [0, 2]
     mistral = {"model_type": "mistral", "num_hidden_layers": 4, "sliding_window": 8}
     assert "layer_types" not in of_slices(mistral, (mistral, 1, 3))
     unknown = {"model_type": "of its own", "num_hidden_layers": 4, "sliding_window": 8}

@@ -249,6 +249,22 @@ def test_a_slice_may_have_a_base_of_its_own() -> None:
     assert torch.equal(read(vocabulary.align(C, "embed", sources, B)), sources[B].values.double())
 
 
+def test_a_token_that_only_models_of_other_slices_have_gets_their_row() -> None:
+    ids = {"x": 0, "y": 1, "z": 2}
+    models = {A: simple({"x": 0}), B: simple({"x": 0, "y": 1}), C: simple({"y": 0, "z": 1})}
+    tables = {ref: source(model.rows, seed=i) for i, (ref, model) in enumerate(models.items())}
+    vocabulary = build_vocabulary(ids, 3, models, None, {})
+    alone = {ref: tables[ref] for ref in (A,)}
+    aligned = read(vocabulary.align(A, "embed", alone, others={B: tables[B], C: tables[C]}))
+    of = {ref: table.values.double() for ref, table in tables.items()}
+    assert torch.equal(aligned[0], of[A][0])
+    torch.testing.assert_close(aligned[1], (of[B][1] + of[C][0]) / 2, rtol=1e-6, atol=1e-6)
+    assert torch.equal(aligned[2], of[C][1])
+    # What is merged goes first: then others are not asked.
+    both = {A: tables[A], B: tables[B]}
+    assert torch.equal(read(vocabulary.align(A, "embed", both, others={C: tables[C]}))[1], of[B][1])
+
+
 def test_a_mean_over_many_rows_is_read_in_blocks() -> None:
     rows = 3000
     ids = {str(i): i if i < 1000 else i + 7 for i in range(rows)}  # with holes, which nobody has
@@ -341,6 +357,17 @@ def test_tensors_with_a_row_for_each_token_are_known(name: str) -> None:
     assert (embedding_name([name]) == name) == embeds
     assert is_head(name) == (not embeds and name.endswith("weight"))
     assert comes_first(name) == embeds
+
+
+@pytest.mark.parametrize(
+    "name",
+    "decoder.bias vocab_projector.weight generator_lm_head.bias output_projection.weight output.bias "
+    "lm_head.linear.weight transformer.output_layer.weight".split(),
+)
+def test_names_of_single_architectures_are_known_by_their_rows_too(name: str) -> None:
+    assert is_vocabulary(name, (7, 4), 7)
+    assert not is_vocabulary(name, (8, 4), 7)
+    assert not is_head(name)
 
 
 @pytest.mark.parametrize("name", OTHERS)

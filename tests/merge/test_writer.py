@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from heterosis.errors import InputError
 from heterosis.merge.plan import TensorOp
 from heterosis.merge.safetensors_file import DTYPES, SafetensorsFile
-from heterosis.merge.writer import SAFETENSORS_DTYPES, SafetensorsSink, published_folder
+from heterosis.merge.writer import SAFETENSORS_DTYPES, SafetensorsSink, published_folder, refuse_occupied
 
 
 def op_of(name: str, tensor: torch.Tensor) -> TensorOp:
@@ -227,6 +227,28 @@ def test_the_current_folder_is_not_replaced(tmp_path: Path, monkeypatch: pytest.
     for out in (Path(), tmp_path):
         with pytest.raises(InputError, match="is the current folder"), published_folder(out, overwrite=True):
             raise AssertionError
+
+
+def test_a_folder_that_holds_more_than_a_model_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    (out / "checkpoint-500").mkdir(parents=True)
+    (out / "additional_chat_templates").mkdir()
+    (out / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"out: holds other folders \(checkpoint-500\), which would be lost"):
+        refuse_occupied(out, overwrite=True)
+    (out / "checkpoint-500").rmdir()
+    refuse_occupied(out, overwrite=True)
+    monkeypatch.chdir(out / "additional_chat_templates")
+    with pytest.raises(InputError, match="out: holds the current folder, which cannot be replaced"):
+        refuse_occupied(out, overwrite=True)
+
+
+def test_a_place_below_a_file_is_refused_beforehand(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match=r"file/deep/out: cannot be created: .*/file is a file; choose another"):
+        refuse_occupied(tmp_path / "file" / "deep" / "out", overwrite=False)
 
 
 def test_where_a_disk_is_mounted_is_refused_beforehand() -> None:
