@@ -70,7 +70,7 @@ class Progress(Protocol):
 
     def begin(self, preflight: Preflight, budget: int, workers: int) -> None: ...
 
-    def stage(self, text: str) -> None: ...
+    def phase(self, text: str) -> None: ...
 
     def trial(self, trial: Trial, best: Trial | None, record: Record, seconds: float) -> None: ...
 
@@ -520,7 +520,7 @@ class _Driver:
         """Compare a shortlist on selection documents; report the champion on held-out ones."""
         self._state["spent"] = self._budget.spent
         finalists = self._budget.finalists()
-        self._stage(f"selection: {len(finalists)} finalists")
+        self._phase(f"selection: {len(finalists)} finalists")
         try:
             finals = self._races(pool).finals(finalists)
         except FinalsFailed as error:
@@ -535,7 +535,7 @@ class _Driver:
     def _score_on(self, pool: Pool, part: str, asks: Sequence[Ask], documents: DocumentIds | None = None) -> bool:
         """Score candidates on a part of the documents, or on some of it; False if the search is to stop."""
         if part == "holdout":
-            self._stage("held-out documents: champion, parents and uniform")
+            self._phase("held-out documents: champion, parents and uniform")
             if self._state.get("held_out_before") and any(self._record.scores(ask, part) is None for ask in asks):
                 self._state["holdout_reused"] = True
                 self._folder.save_state(self._state)  # later, all of them may be scored
@@ -544,8 +544,8 @@ class _Driver:
         self._scoring.work(pool, [Job(ask, part, own) for ask, own in left if own])
         return not self._stopping()
 
-    def _stage(self, text: str) -> None:
+    def _phase(self, text: str) -> None:
         log.info(text)
         self._pulse.phase(text)
         if self._progress:
-            self._progress.stage(text)
+            self._progress.phase(text)

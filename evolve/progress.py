@@ -255,7 +255,7 @@ class PlainProgress:
         for line in describe(preflight, budget, workers):
             self._print(line)
 
-    def stage(self, text: str) -> None:
+    def phase(self, text: str) -> None:
         self._print(text)
 
     def trial(self, trial: Trial, best: Trial | None, record: Record, seconds: float) -> None:
@@ -284,7 +284,7 @@ class LiveProgress:
             _print(self._console, line)
         self._live.start()
 
-    def stage(self, text: str) -> None:
+    def phase(self, text: str) -> None:
         pass
 
     def trial(self, trial: Trial, best: Trial | None, record: Record, seconds: float) -> None:

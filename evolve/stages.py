@@ -49,7 +49,7 @@ class Stages:
     ) -> None:
         self._config, self._checked, self._spaces = checked.config, checked, list(checked.spaces)
         section = checked.config.genome.layer_paths
-        self._stages = len(self._spaces) + (section is not None and section.after is not None)
+        self._count = len(self._spaces) + (section is not None and section.after is not None)
         self._objectives = len(checked.objective.names)
         self._points = {b.name: b.values for b in baselines if b.values is not None}
         self._record, self._referee, self._state, self._save = record, referee, state, save
@@ -57,8 +57,8 @@ class Stages:
     def ends(self, budget: int) -> list[int]:
         """The number of asks with which each stage ends: equal shares of what the baselines leave."""
         if "stage_ends" not in self._state:
-            first, stages = len(self._record.asks), self._stages
-            self._state["stage_ends"] = [first + (budget - first) * (k + 1) // stages for k in range(stages)]
+            first, count = len(self._record.asks), self._count
+            self._state["stage_ends"] = [first + (budget - first) * (k + 1) // count for k in range(count)]
             self._save(self._state)
         ends: list[int] = self._state["stage_ends"]
         return ends
