@@ -1,18 +1,19 @@
 """Optimizers behind one ask/tell interface; every file of this package is found and registered by itself.
 
-base.py      the contract and the registry
-auto.py      which optimizer suits a search
-cma_es.py    CMA-ES
-cmawm.py     CMA-ES with margin, for cubes with levels
-gp.py        Bayesian optimization with Gaussian processes
-surrogates   what the last is made of
-nsga2.py     NSGA-II, for several objectives
-nsga3.py     NSGA-III, for many objectives
-random.py    uniform random points, the control
-sampling.py  what those share that use samplers of Optuna
-sobol.py     Sobol points, an evener control
-startup.py   where a model of the loss begins, and what it makes of failures
-tpe.py       tree-structured Parzen estimator
+base.py         the contract and the registry
+auto.py         which optimizer suits a search
+cma_es.py       CMA-ES
+cmawm.py        CMA-ES with margin, for cubes with levels
+generations.py  collects results into generations for these two
+gp.py           Bayesian optimization with Gaussian processes
+nsga2.py        NSGA-II, for several objectives
+nsga3.py        NSGA-III, for many objectives
+random.py       uniform random points, the control
+sampling.py     asks and tells a sampler of Optuna, for gp.py, nsga2.py, nsga3.py and tpe.py
+sobol.py        Sobol points, a control that is more even
+startup.py      where a model of the loss begins, and what it makes of failures
+surrogates/     models of the loss, for gp.py
+tpe.py          tree-structured Parzen estimator
 """
 
 from functools import cache

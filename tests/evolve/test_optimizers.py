@@ -28,6 +28,7 @@ from heterosis.evolve.optimizers import (
     optimizer_names,
 )
 from heterosis.evolve.optimizers.base import at_levels
+from heterosis.evolve.optimizers.generations import Generations
 
 NAMES = optimizer_names()
 CONTROLS = {"random", "sobol"}  # these learn nothing
@@ -371,6 +372,55 @@ def test_cma_with_margin_is_moved_only_by_what_it_sampled_lately() -> None:
     for x in [*late, *np.random.default_rng(0).random((10, 3))]:
         subject.tell(x, [-1.0])
     np.testing.assert_array_equal(subject.mean(), before)
+
+
+class TestGenerations:
+    def test_are_whole_with_failures_behind_all_results_so_far(self) -> None:
+        subject = Generations((Axis(2), Axis()), np.array([0.25, 0.5]), popsize=2)
+        sample = np.array([0.3, 0.4])
+        x = subject.propose(sample, sample)
+        assert x.tolist() == [0.25, 0.4]
+        elsewhere = np.array([0.75, 0.1])
+        assert subject.tell(elsewhere, [2.0]) == []
+        (one, loss), (other, worse) = subject.tell(x, None)
+        np.testing.assert_array_equal([one, other], [elsewhere, sample])
+        assert loss == 2.0 < worse
+        np.testing.assert_array_equal(subject.centre, elsewhere)
+        assert subject.tell(x, None) == subject.tell(x, None) == [], "nothing ranks failures only"
+
+    def test_double_with_restarts_three_times(self) -> None:
+        subject = Generations((Axis(),) * 5, np.full(5, 0.5), popsize=None)
+        sizes = [subject.popsize]
+        for _ in range(5):
+            subject.restart()
+            sizes.append(subject.popsize)
+        assert sizes == [8, 16, 32, 64, 64, 64]
+
+    def test_leave_out_what_is_too_old(self) -> None:
+        subject = Generations((Axis(), Axis()), np.full(2, 0.5), popsize=1, max_age=2)
+        x, before, after = np.full(2, 0.7), np.full(2, 0.1), np.full(2, 0.2)
+        for _ in range(4):
+            subject.propose(x, x)
+        counted = [len(subject.tell(x, [1.0])) for _ in range(4)]
+        assert counted == [1, 1, 1, 0]
+        assert subject.tell(x, [1.0]) == [], "not sampled any more"
+        subject.propose(x, before)
+        subject.restart()
+        subject.propose(x, after)
+        subject.propose(x, after)
+        generations = [subject.tell(x, [1.0]) for _ in range(3)]
+        assert [len(own) for own in generations] == [0, 0, 2]
+        assert all(sample is after for sample, _ in generations[-1])
+
+    def test_pad_a_single_axis(self) -> None:
+        subject = Generations((Axis(4),), np.array([0.4]), popsize=1)
+        assert subject.axes == (Axis(4), Axis())
+        assert subject.centre.tolist() == [0.4, 0.5]
+        assert subject.propose(np.array([0.3, 0.9]), np.array([0.3, 0.9])).tolist() == [0.375]
+        ((sample, _),) = subject.tell(np.array([0.375]), [0.0])
+        assert sample.tolist() == [0.3, 0.9]
+        ((sample, _),) = subject.tell(np.array([0.625]), [0.0])
+        assert sample.tolist() == [0.625, 0.5]
 
 
 @pytest.mark.parametrize(
