@@ -6,10 +6,9 @@ cma_es.py       CMA-ES
 cmawm.py        CMA-ES with margin, for cubes with levels
 generations.py  collects results into generations for these two
 gp.py           Bayesian optimization with Gaussian processes
-nsga2.py        NSGA-II, for several objectives
-nsga3.py        NSGA-III, for many objectives
+nsga.py         NSGA-II and NSGA-III, for several and for many objectives
 random.py       uniform random points, the control
-sampling.py     asks and tells a sampler of Optuna, for gp.py, nsga2.py, nsga3.py and tpe.py
+sampling.py     asks and tells a sampler of Optuna, for gp.py, nsga.py and tpe.py
 sobol.py        Sobol points, a control that is more even
 startup.py      where a model of the loss begins, and what it makes of failures
 surrogates/     models of the loss, for gp.py

@@ -20,15 +20,6 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
 
 
-def generation_size(budget: int) -> int:
-    """How many points make a generation of a genetic algorithm: few, so that a small budget has several.
-
-    At 60-200 trials on smooth fronts in 3-12 dimensions, 8-12 points did better than 20-30, and all of them far
-    better than Optuna's 50, which is what a budget of 500 gets.
-    """
-    return min(max(budget // 10, 8), 50)
-
-
 class SamplerOptimizer:
     """Proposes what a sampler of Optuna suggests, and ``initial`` first.
 
