@@ -10,7 +10,7 @@ nsga.py         NSGA-II and NSGA-III, for several and for many objectives
 random.py       uniform random points, the control
 sampling.py     asks and tells a sampler of Optuna, for gp.py, nsga.py and tpe.py
 sobol.py        Sobol points, a control that is more even
-startup.py      where a model of the loss begins, and what it makes of failures
+startup.py      where a model of the loss begins, and what a failure counts as; for gp.py and sampling.py
 surrogates/     models of the loss, for gp.py
 tpe.py          tree-structured Parzen estimator
 """

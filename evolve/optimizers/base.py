@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 Vector: TypeAlias = NDArray[np.float64]
 
-SIGMA0 = 0.2  # of the first points, as a fraction of each range: from the middle, three of it reach the bounds
+SIGMA0 = 0.2  # of the first points, as a fraction of each range: from the middle, 2.5 of it reach the bounds
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the optimizers that use Optuna's samplers have in common: a study in memory that is asked and told.
+"""Optimizers that are samplers of Optuna: a study in memory that is asked and told.
 
 A sampler of Optuna sees a list of trials, finished, failed or running. This file keeps that list for one search
 and translates between its parameters and points of the unit cube. Everything else is the sampler's.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from heterosis.evolve.optimizers.base import Axis, Detail, Vector, at_levels, finite
-from heterosis.evolve.optimizers.startup import PENALTY, STARTUP
+from heterosis.evolve.optimizers.startup import STARTUP, losses_of_failure
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -82,8 +82,7 @@ class SamplerOptimizer:
         if np.all(np.isfinite(self._worst)):
             failed, self._failed = self._failed, []
             for number in failed:
-                penalty = PENALTY * np.where(self._worst > self._best, self._worst - self._best, 1.0)
-                self._study.tell(number, (self._worst + penalty).tolist())
+                self._study.tell(number, losses_of_failure(self._best, self._worst).tolist())
 
     def mean(self) -> Vector | None:
         return None

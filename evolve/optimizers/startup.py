@@ -1,4 +1,4 @@
-"""Where a model of the loss begins, and what it makes of failures."""
+"""What gp.py and sampling.py share: where a model of the loss begins, and what a failure counts as."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -12,6 +12,11 @@ PENALTY = 0.1  # a failed trial loses this part of the range of all losses more 
 # Results that a model needs. Until it has them, points are drawn around the first one: in twelve dimensions
 # ten points anywhere in the cube tell a model nothing of the neighbourhood that the search begins in.
 STARTUP = 10
+
+
+def losses_of_failure(best: Vector, worst: Vector) -> Vector:
+    """What a failed trial loses, ``[k]``, where all known losses lie between ``best`` and ``worst``, ``[k]``."""
+    return worst + PENALTY * np.where(worst > best, worst - best, 1.0)
 
 
 def spread_around(centre: Vector, axes: Sequence[Axis], sigma: float, seed: int) -> Iterator[Vector]:

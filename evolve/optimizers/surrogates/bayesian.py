@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 from scipy.stats import qmc
 
 from heterosis.evolve.optimizers.base import Axis, Detail, Vector, at_levels, finite
-from heterosis.evolve.optimizers.startup import PENALTY, STARTUP
+from heterosis.evolve.optimizers.startup import STARTUP, losses_of_failure
 from heterosis.evolve.optimizers.surrogates.gaussian_process import SumOfProcesses, fitted
 
 Gain: TypeAlias = Callable[[torch.Tensor], torch.Tensor]  # of points ``[m, d]``, ``[m]``
@@ -80,11 +80,10 @@ class BayesianOptimizer:
         terms = np.array(self._terms if len(lengths) == 1 else [[sum(own)] for own in self._terms])
         if terms.shape[1] > MOST_TERMS:
             terms = np.stack([part.sum(1) for part in np.array_split(terms, MOST_TERMS, axis=1)], axis=1)
-        spread = np.ptp(terms, 0)
-        worst = terms.max(0) + PENALTY * np.where(spread > 0, spread, 1.0)
+        failure = losses_of_failure(terms.min(0), terms.max(0))
         model = fitted(
             np.array([*self._points, *self._failed]),
-            np.vstack([terms, *(worst for _ in self._failed)]),
+            np.vstack([terms, *(failure for _ in self._failed)]),
             np.array([*self._shares, *(1.0 for _ in self._failed)]),
             np.array([not axis.ordered for axis in self._axes]),
             self._parameters,
