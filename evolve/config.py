@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import yaml
 from pydantic import (
@@ -33,6 +33,7 @@ from heterosis.evolve.config_values import (
     Share,
     Texts,
     list_faults,
+    named,
     not_bool,
     one_of,
     refuse,
@@ -42,9 +43,6 @@ from heterosis.evolve.genome import Genome, unknown_method
 from heterosis.evolve.optimizers import optimizer_names
 from heterosis.evolve.path_config import LayerPaths
 from heterosis.merge.yaml_file import parse_mapping, read_text
-
-if TYPE_CHECKING:
-    from heterosis.merge.methods import Method
 
 RESIDENT = "resident"
 MOST_FINALISTS = 5  # unless the config says more
@@ -89,11 +87,6 @@ class Task(Section):
     weight: Number = 1.0
     metric: str | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _from_name(cls, value: object) -> object:
-        return {"name": value} if isinstance(value, str) else value
-
 
 class Documents(Section):
     """How each task's documents are split; None takes what the others leave.
@@ -125,11 +118,6 @@ class OptimizerConfig(Section):
     name: str = "auto"
     sigma0: Share | None = None
     popsize: Annotated[int, BeforeValidator(not_bool), Field(ge=4)] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_name(cls, value: object) -> object:
-        return {"name": value} if isinstance(value, str) else value
 
     @field_validator("name")
     @classmethod
@@ -174,11 +162,6 @@ class Backend(Section):
 
     name: str = RESIDENT
     args: dict[str, JsonValue] = Field(default={})
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_name(cls, value: object) -> object:
-        return {"name": value} if isinstance(value, str) else value
 
     @field_validator("args")
     @classmethod
@@ -242,7 +225,7 @@ class EvolveConfig(Section):
     """
 
     genome: Genome
-    tasks: tuple[Task, ...]
+    tasks: tuple[Annotated[Task, BeforeValidator(named)], ...]
     objective: ObjectiveName = "weighted"
     constraints: dict[str, NotNegative] = Field(default={})
     limit: DocumentCount | None = None
@@ -253,10 +236,10 @@ class EvolveConfig(Section):
     fewshot_as_multiturn: bool = True
     documents: Documents = Field(default=Documents(), validate_default=True)
     include_path: Texts = ()
-    backend: Backend = Backend()
+    backend: Annotated[Backend, BeforeValidator(named)] = Backend()
     batch_size: BatchSize = 16
     max_length: Count | None = None
-    optimizer: OptimizerConfig = OptimizerConfig()
+    optimizer: Annotated[OptimizerConfig, BeforeValidator(named)] = OptimizerConfig()
     racing: Racing = Racing()
     ordered: Natural = 0
     warm_start: Texts = ()
@@ -273,32 +256,21 @@ class EvolveConfig(Section):
     log_to: Annotated[tuple[Tracker, ...], BeforeValidator(several)] = ()
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], methods: Mapping[str, "Method"] | None = None) -> "EvolveConfig":
+    def load(cls, path: str | os.PathLike[str]) -> "EvolveConfig":
         """Reads a config file.
-
-        Args:
-            path: Of the YAML file.
-            methods: The merge methods that there are; None for the registry.
 
         Raises:
             InputError: With a line for every fault.
         """
-        text = read_text(path, "config")
-        return cls.parse(text, os.fspath(path), methods)
+        return cls.parse(read_text(path, "config"), os.fspath(path))
 
     @classmethod
-    def parse(
-        cls, text: str, origin: str = "config.yaml", methods: Mapping[str, "Method"] | None = None
-    ) -> "EvolveConfig":
+    def parse(cls, text: str, origin: str = "config.yaml") -> "EvolveConfig":
         """Reads a config from YAML; ``origin`` is the name that error messages give it.
 
         Raises:
             InputError: With a line for every fault.
         """
-        if methods is None:
-            from heterosis.merge.methods import methods as registry
-
-            methods = registry()
         data = parse_mapping(text, origin)
         if "genome" not in data and "tasks" not in data and "merge_method" in data:
             raise InputError(f"{origin}: is a recipe, not a search config; run heterosis merge on it")
@@ -307,7 +279,7 @@ class EvolveConfig(Section):
                 f"{origin}: is a task of lm-eval, not a search config; name it under tasks in one, and its folder "
                 "under include_path"
             )
-        return cls._from_plain(data, origin, methods)
+        return cls._from_plain(data, origin)
 
     def updated(self, origin: str = "options", **changes: Any) -> "EvolveConfig":
         """A copy with other values for some top-level keys, checked like a file.
@@ -318,9 +290,10 @@ class EvolveConfig(Section):
         return self._from_plain({**self.model_dump(mode="json"), **changes}, origin)
 
     @classmethod
-    def _from_plain(
-        cls, data: dict[str, Any], origin: str, methods: Mapping[str, "Method"] | None = None
-    ) -> "EvolveConfig":
+    def _from_plain(cls, data: dict[str, Any], origin: str) -> "EvolveConfig":
+        from heterosis.merge.methods import methods as registry  # loads torch
+
+        methods = registry()
         if "task_search_path" in data:
             paths = [several(data.pop(key)) for key in ("include_path", "task_search_path") if key in data]
             data["include_path"] = [
@@ -342,9 +315,9 @@ class EvolveConfig(Section):
             try:
                 genome = Genome.model_validate(raw)  # sound in a faulty file: report on its method as well
             except ValidationError:
-                if methods is not None and isinstance(name, str) and name not in methods:
+                if isinstance(name, str) and name not in methods:
                     faults.append(unknown_method(name, methods))
-        if genome is not None and methods is not None:
+        if genome is not None:
             faults += genome.faults(methods)
         if faults:
             raise InputError(

@@ -59,6 +59,11 @@ def several(value: object) -> object:
     return [value] if isinstance(value, str) else [] if value is None else value
 
 
+def named(value: object) -> object:
+    """A name alone, as a section that has it."""
+    return {"name": value} if isinstance(value, str) else value
+
+
 def _model(value: object) -> str:
     return str(ModelRef.parse(value))
 
