@@ -1,7 +1,6 @@
 """The search for merge recipes, and its workers.
 
-config.py      a search's config file (mergekit-evolve's, and more); config_values.py, config_faults.py: its
-               kinds of values, and what is wrong with them in words
+config.py      a search's config file (mergekit-evolve's, and more); config_values.py: its kinds of values
 genome.py      its section on models, methods and depth; ranges.py: where each parameter is searched
 space.py       config -> named numbers and choices <-> recipes; dimensions.py: coordinates and the unit cube;
                genes.py: which parameters; depth.py: over which layers; inverse.py: recipes read back

@@ -19,7 +19,6 @@ from pydantic import (
 )
 
 from heterosis.errors import InputError, did_you_mean
-from heterosis.evolve.config_faults import faults_of
 from heterosis.evolve.config_values import (
     BatchSize,
     Count,
@@ -35,13 +34,13 @@ from heterosis.evolve.config_values import (
     list_faults,
     named,
     not_bool,
-    one_of,
-    refuse,
     several,
 )
 from heterosis.evolve.genome import Genome, unknown_method
 from heterosis.evolve.optimizers import optimizer_names
 from heterosis.evolve.path_config import LayerPaths
+from heterosis.merge.faults import dotted, fault_of, refuse
+from heterosis.merge.parameters import Place
 from heterosis.merge.yaml_file import parse_mapping, read_text
 
 RESIDENT = "resident"
@@ -64,14 +63,9 @@ _NOT_IN_FINGERPRINT = (
     *("timeout", "failures", "limit", "log_to"),
 )
 
-ObjectiveName: TypeAlias = Annotated[
-    Literal["weighted", "gain", "worst", "pareto"],
-    BeforeValidator(one_of("weighted", "gain", "worst", "pareto")),
-]
-Tracker: TypeAlias = Annotated[
-    Literal["tensorboard", "mlflow", "wandb"], BeforeValidator(one_of("tensorboard", "mlflow", "wandb"))
-]
-Order: TypeAlias = Annotated[Literal["random", "informative"], BeforeValidator(one_of("random", "informative"))]
+ObjectiveName: TypeAlias = Literal["weighted", "gain", "worst", "pareto"]
+Tracker: TypeAlias = Literal["tensorboard", "mlflow", "wandb"]
+Order: TypeAlias = Literal["random", "informative"]
 
 
 class Task(Section):
@@ -168,7 +162,7 @@ class Backend(Section):
     def _check_args(cls, args: dict[str, JsonValue], info: ValidationInfo) -> dict[str, JsonValue]:
         if args and info.data.get("name") == RESIDENT:
             raise ValueError("resident takes none; leave them out, or name a backend of lm-eval")
-        refuse(f".{name}: {_NOT_AN_ARGUMENT[name]}" for name in args if name in _NOT_AN_ARGUMENT)
+        refuse((((name,), _NOT_AN_ARGUMENT[name]) for name in args if name in _NOT_AN_ARGUMENT), args)
         return args
 
 
@@ -309,12 +303,13 @@ class EvolveConfig(Section):
             config = cls.model_validate(data)
             genome = config.genome
         except ValidationError as error:
-            faults += faults_of(error, _SECTIONS)
+            found = [fault_of(detail, _section_of) for detail in error.errors(include_url=False)]
+            faults += [f"{dotted(place)}: {text}" for place, text in found]
             raw = data.get("genome")
-            name = raw.get("merge_method") if isinstance(raw, dict) else None
             try:
                 genome = Genome.model_validate(raw)  # sound in a faulty file: report on its method as well
             except ValidationError:
+                name = raw.get("merge_method") if isinstance(raw, dict) else None
                 if isinstance(name, str) and name not in methods:
                     faults.append(unknown_method(name, methods))
         if genome is not None:
@@ -334,15 +329,15 @@ class EvolveConfig(Section):
     @classmethod
     def _check_tasks(cls, tasks: tuple[Task, ...]) -> tuple[Task, ...]:
         faults = list_faults([task.name for task in tasks])
+        limits = f"must be 0 or between {LEAST_WEIGHT:g} and {MOST_WEIGHT:g} in magnitude"
         faults += [
-            f"[{i}].weight: must be 0 or between {LEAST_WEIGHT:g} and {MOST_WEIGHT:g} in magnitude, but got "
-            f"{task.weight:g}"
+            ((i, "weight"), f"{limits}, but got {task.weight:g}")
             for i, task in enumerate(tasks)
             if task.weight != 0 and not LEAST_WEIGHT <= abs(task.weight) <= MOST_WEIGHT
         ]
         if tasks and all(task.weight == 0 for task in tasks):
-            faults.append(": at least one weight must differ from 0, else there is nothing to optimise")
-        refuse(faults)
+            faults.append(((), "at least one weight must differ from 0, else there is nothing to optimise"))
+        refuse(faults, tasks)
         return tasks
 
     @field_validator("optimizer")
@@ -363,7 +358,8 @@ class EvolveConfig(Section):
         if limit is None or documents.search == limit:
             return documents
         if documents.search is not None:
-            refuse([f".search: must agree with limit, but got {documents.search} and {limit}; drop one of them"])
+            fault = f"must agree with limit, but got {documents.search} and {limit}; drop one of them"
+            refuse([(("search",), fault)], documents)
         return documents.model_copy(update={"search": limit})
 
     def shortlisted(self, expected_trials: int) -> int:
@@ -419,6 +415,10 @@ _SECTIONS: dict[tuple[str, ...], type[BaseModel]] = {
     ("backend",): Backend,
     ("failures",): Failures,
 }
+
+
+def _section_of(place: Place) -> type[BaseModel] | None:
+    return _SECTIONS.get(tuple(key for key in place if isinstance(key, str)))
 
 
 def _flat(value: Any, key: str) -> Iterator[tuple[str, Any]]:

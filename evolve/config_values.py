@@ -1,13 +1,13 @@
-"""Kinds of values in a config, and how its validators refuse."""
+"""Kinds of values in a config."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from heterosis.errors import InputError, did_you_mean
-from heterosis.merge.recipe import DTYPE_NAMES, ModelRef
+from heterosis.merge.faults import Fault
+from heterosis.merge.reference import ModelRef
 
 
 class Section(BaseModel):
@@ -16,30 +16,12 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def refuse(faults: Iterable[str]) -> None:
-    """Raises the faults, if any, within a validator; each line goes on where the place of its value ends."""
-    faults = list(faults)
-    if faults:
-        raise InputError(*faults)
-
-
-def list_faults(names: Sequence[str]) -> list[str]:
+def list_faults(names: Sequence[str]) -> list[Fault]:
     """What is wrong with a list of names that must be there and differ."""
     if not names:  # pydantic's own check of the length counts sound entries only
-        return [": must list at least one entry, but is empty"]
+        return [((), "must list at least one entry, but is empty")]
     counts = Counter(names)
-    return [f": each may be listed once, but got {name!r} {n} times" for name, n in counts.items() if n > 1]
-
-
-def one_of(*names: str) -> Callable[[object], object]:
-    """A validator of a name."""
-
-    def check(value: object) -> object:
-        if value not in names:
-            raise ValueError(f"must be one of {', '.join(names)}, but got {value!r}")
-        return value
-
-    return check
+    return [((), f"each may be listed once, but got {name!r} {n} times") for name, n in counts.items() if n > 1]
 
 
 def not_bool(value: object) -> object:
@@ -68,13 +50,6 @@ def _model(value: object) -> str:
     return str(ModelRef.parse(value))
 
 
-def _dtype(value: object) -> object:
-    name = value.removeprefix("torch.") if isinstance(value, str) else value
-    if name is not None and name not in DTYPE_NAMES:
-        raise ValueError(f"unknown dtype {value!r}{did_you_mean(str(value), DTYPE_NAMES)}")
-    return name
-
-
 def _documents(value: object) -> object:
     if isinstance(value, float) and 0 < value < 1:
         raise ValueError(f"must be a number of documents, but got {value}; give a count instead of a fraction")
@@ -88,7 +63,6 @@ def _whole_above_one(value: float) -> float:
 
 
 Model: TypeAlias = Annotated[str, BeforeValidator(_model)]
-Dtype: TypeAlias = Annotated[str | None, BeforeValidator(_dtype)]
 Number: TypeAlias = Annotated[float, BeforeValidator(not_bool)]
 Positive: TypeAlias = Annotated[float, BeforeValidator(not_bool), Field(gt=0)]
 NotNegative: TypeAlias = Annotated[float, BeforeValidator(not_bool), Field(ge=0)]

@@ -15,9 +15,11 @@ from pydantic import (
 )
 
 from heterosis.errors import did_you_mean
-from heterosis.evolve.config_values import Count, Dtype, Model, Natural, Section, list_faults, refuse
+from heterosis.evolve.config_values import Count, Model, Natural, Section, list_faults
 from heterosis.evolve.path_config import CHAMPION, LayerPaths, section
 from heterosis.evolve.ranges import REST, Ranges, Span
+from heterosis.merge.faults import Fault, refuse
+from heterosis.merge.recipe import Dtype
 from heterosis.merge.reference import ModelRef, short_names
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ def _methods(value: object) -> str | tuple[str, ...] | None:
         return value
     if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
         raise ValueError(f"must be a text or a list of texts, but got {value!r}")
-    refuse(list_faults(value))
+    refuse(list_faults(value), value)
     return tuple(value) if len(value) > 1 else str(value[0])
 
 
@@ -134,8 +136,8 @@ class Genome(Section):
         if not faults:  # one folder has several spellings
             firsts: dict[str, str] = {}
             pairs = [(firsts.setdefault(os.path.normpath(model), model), model) for model in models]
-            faults = [f": each may be listed once, but {a!r} is {b!r}" for a, b in pairs if a != b]
-        refuse(faults)
+            faults = [((), f"each may be listed once, but {a!r} is {b!r}") for a, b in pairs if a != b]
+        refuse(faults, models)
         return models
 
     @field_validator("merge_method")
@@ -154,16 +156,15 @@ class Genome(Section):
     @field_validator("filters")
     @classmethod
     def _check_filters(cls, filters: tuple[str, ...]) -> tuple[str, ...]:
-        faults = []
+        faults: list[Fault] = []
         for i, text in enumerate(filters):
             covering = next((other for other in filters[:i] if other and other in text), None)
             if text in ("", "*"):
-                faults.append(
-                    f"[{i}]: must be part of a tensor name, but got {text!r}; the rest is a group by itself"
-                )
+                fault = f"must be part of a tensor name, but got {text!r}; the rest is a group by itself"
+                faults.append(((i,), fault))
             elif covering is not None:
-                faults.append(f"[{i}]: {text!r} would never apply after {covering!r}; put the longer one first")
-        refuse(faults)
+                faults.append(((i,), f"{text!r} would never apply after {covering!r}; put the longer one first"))
+        refuse(faults, filters)
         return filters
 
     @field_validator("subset")
@@ -186,17 +187,18 @@ class Genome(Section):
             for name in (short, model):
                 places[name] = short
                 places |= {f"{name}/{text}": f"{short}/{text}" for text in (*filters, REST) if filters}
-        faults, known = [], {}
+        faults: list[Fault] = []
+        known = {}
         for parameter, spans in ranges.items():
             known[parameter] = {places.get(key, key): span for key, span in spans.items()}
             faults += [
-                f".{parameter}.{key}: must be a model or a filter, or {REST!r}{did_you_mean(key, places)}"
+                ((parameter, key), f"must be a model or a filter, or {REST!r}{did_you_mean(key, places)}")
                 for key in spans
                 if key not in places
             ]
             if len(known[parameter]) < len(spans):
-                faults.append(f".{parameter}: a model is named twice, but gets one range")
-        refuse(faults)
+                faults.append(((parameter,), "a model is named twice, but gets one range"))
+        refuse(faults, ranges)
         return known
 
     @field_validator("layer_paths")
@@ -211,7 +213,8 @@ class Genome(Section):
             known[CHAMPION] = CHAMPION
         if paths.embeddings not in known:
             hint = did_you_mean(paths.embeddings, known)
-            refuse([f".embeddings: must be one of the models, but got {paths.embeddings!r}{hint}"])
+            fault = f"must be one of the models, but got {paths.embeddings!r}{hint}"
+            refuse([(("embeddings",), fault)], paths)
         return paths.model_copy(update={"embeddings": known[paths.embeddings]})
 
     def faults(self, methods: Mapping[str, "Method"]) -> Iterator[str]:

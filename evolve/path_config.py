@@ -4,14 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from heterosis.evolve.config_values import Count, Section, not_bool, one_of
+from heterosis.evolve.config_values import Count, Section, not_bool
 from heterosis.evolve.ranges import Span, SpanValue
 
 CHAMPION = "champion"  # what recipes of layer paths call the merge that was found before them
-
-
-def _after(value: object) -> object:
-    return None if value is None else one_of("parameters")(value)
 
 
 class LayerPaths(Section):
@@ -34,7 +30,7 @@ class LayerPaths(Section):
         repeats: How often indicators pass through all the models.
     """
 
-    after: Annotated[Literal["parameters"] | None, BeforeValidator(_after)] = None
+    after: Literal["parameters"] | None = None
     segments: Annotated[int, BeforeValidator(not_bool), Field(ge=1, le=64)] = 4
     reach: Count | None = None
     min_layers: Count | None = None

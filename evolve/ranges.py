@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import PlainSerializer, PlainValidator
 
 from heterosis.errors import did_you_mean
-from heterosis.evolve.config_values import refuse
+from heterosis.merge.faults import Fault, refuse
 
 REST = "*"  # the group of all tensors that no filter matches; in ranges, all that is not named
 
@@ -36,7 +36,7 @@ def _ranges(value: object) -> dict[str, dict[str, Span]]:
     """Each parameter's spans, by what they hold for: ``*``, or a model, a filter, or both."""
     if not isinstance(value, dict):
         raise ValueError(f"must be a mapping, but got {value!r}")
-    faults: list[str] = []
+    faults: list[Fault] = []
     ranges: dict[str, dict[str, Span]] = {}
     for name, entry in value.items():
         single = not isinstance(entry, dict) or entry.keys() & {"low", "high", "log"}
@@ -45,10 +45,10 @@ def _ranges(value: object) -> dict[str, dict[str, Span]]:
             try:
                 spans[str(key)] = _span(text)
             except ValueError as fault:
-                faults.append(f".{name}{'' if single else f'.{key}'}: {fault}")
+                faults.append(((str(name),) if single else (str(name), str(key)), str(fault)))
         if not single and not entry:
-            faults.append(f".{name}: must hold at least one range, but is empty")
-    refuse(faults)
+            faults.append(((str(name),), "must hold at least one range, but is empty"))
+    refuse(faults, value)
     return ranges
 
 

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -18,10 +18,12 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from heterosis.errors import InputError, did_you_mean
+from heterosis.words import brief
 
-from .faults import Fault, dotted, faults_of, validation_error
+from .faults import Fault, dotted, fault_of, refuse
 from .parameters import Place, Setting, setting_faults
 from .recipe_rules import check_range, document_faults, method_faults, other_kind, relation_faults
 from .reference import ModelRef
@@ -54,9 +56,7 @@ _OWN_KEYS = ("seed", "models", "search")
 
 
 def _check_setting(setting: object) -> object:
-    faults = list(setting_faults(setting))
-    if faults:
-        raise validation_error(faults, setting)
+    refuse(setting_faults(setting), setting)
     return setting
 
 
@@ -112,8 +112,7 @@ def _check_heterosis(value: object) -> object:
         _check_seed(value.get("seed", 0))
     except ValueError as error:
         faults.append((("seed",), str(error)))
-    if faults:
-        raise validation_error(faults, value)
+    refuse(faults, value)
     return value
 
 
@@ -239,9 +238,7 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _check_relations(self) -> "Recipe":
-        faults = list(relation_faults(self._plain()))
-        if faults:
-            raise validation_error(faults, None)
+        refuse(relation_faults(self._plain()), None)
         return self
 
     # ------------------------------------------------------------------ YAML
@@ -282,7 +279,7 @@ class Recipe(_Section):
             try:
                 recipes.append(cls.model_validate(data))
             except ValidationError as error:
-                found = faults_of(error, _section_of)
+                found = [_fault_of(detail) for detail in error.errors(include_url=False)]
                 # Pydantic leaves out the checks across keys as soon as one key is wrong; we report all at once.
                 found += [fault for fault in relation_faults(data) if fault not in found]
                 found += method_faults(data)
@@ -471,3 +468,30 @@ def _section_of(place: Place) -> type[BaseModel] | None:
             is_entry = isinstance(place[-1], int) or key == "tokenizer"
             return section if is_entry else None
     return None
+
+
+def _fault_of(detail: ErrorDetails) -> Fault:
+    """One of the errors that pydantic found in a recipe, with what a reader of recipes is helped by."""
+    place, text = fault_of(detail, _section_of, brief)
+    got = brief(detail["input"])
+    match detail["type"]:
+        case "extra_forbidden" if place[-1] == "residual_weight":
+            text = "has no effect in any method; remove it"
+        case "extra_forbidden" if place[-1] in ("model", "layer_range") and _section_of(place[:-1]) is Slice:
+            text = "unknown key; put it into an entry under 'sources'"
+        case "extra_forbidden" if "; valid" in text and "parameters" in _fields_of(place[:-1]):
+            text += " (settings of the method go under 'parameters')"
+        case "model_type" | "dict_type" if fields := _fields_of(place):
+            text = f"must be a mapping with {', '.join(map(repr, fields))}, but got {got}"
+        case "string_type" if place[-1] == "[key]":
+            place, text = place[:-2], f"keys must be texts, but got {got}; quote it"
+        case "string_type" if detail["input"] is None:
+            text = "must be given, but is empty"
+        case "string_type":
+            text += "; quote it"
+    return place, text
+
+
+def _fields_of(place: Place) -> Collection[str]:
+    section = _section_of(place)
+    return () if section is None else section.model_fields

@@ -264,6 +264,14 @@ def test_an_optimizer_may_be_just_a_name() -> None:
         ),
         (plain(genome={"filters": ["*"]}), "genome.filters[0]: must be part of a tensor name, but got '*'"),
         (plain(genome={"dtype": "bf16"}), "genome.dtype: unknown dtype 'bf16'; did you mean 'bfloat16'?"),
+        (
+            plain(genome={"dtype": "torch.bf16"}),
+            "genome.dtype: unknown dtype 'torch.bf16'; did you mean 'bfloat16'?",
+        ),
+        (
+            plain(genome={"models": ["a", "\ud800"], "ranges": {"weight": {"c": 1}}}),
+            "genome.ranges.weight.c: must be a model or a filter, or '*'; valid: *, a, \\ud800",
+        ),
         (plain(genome={"ranges": {"weight": [2, 1]}}), "genome.ranges.weight: `low <= high` must hold"),
         (
             plain(genome={"ranges": {"weight": "two"}}),
@@ -358,6 +366,7 @@ def test_an_optimizer_may_be_just_a_name() -> None:
             "genome.subset: 'slerp' merges exactly 2, but got at most 2 and the base",
         ),
         (plain(objective="best"), "objective: must be one of weighted, gain, worst, pareto, but got 'best'"),
+        (plain(log_to=["mlfow"]), "log_to[0]: must be one of tensorboard, mlflow, wandb, but got 'mlfow'"),
         (
             plain(tasks=["task", "other"], objective="pareto", optimizer="cma"),
             "optimizer: cma takes one objective, but pareto has one for each task; write auto, or one of gp, ",
@@ -548,4 +557,6 @@ def test_a_config_is_frozen_and_updates_are_checked() -> None:
         config.seed = 3  # type: ignore[misc]
     with pytest.raises(InputError, match=r"^--trials: trials: must be >= 1, but got 0$"):
         config.updated("--trials", trials=0)
+    with pytest.raises(InputError, match=r"^options: genome\.merge_method: unknown method 'tise'; did you mean"):
+        config.updated(genome={"models": ["a", "b"], "merge_method": "tise"})
     assert config.updated(include_path=["x"]).include_path == ("x",)
