@@ -33,7 +33,7 @@ selection.py         the k largest values, exactly, in few passes
 kernels/             compiled loops over blocks
 workspace.py         buffers that threads reuse
 reductions.py        what the candidates of a search have in common, shared by a machine's processes
-computation.py       the arithmetic of one operation: a program, merged blocks; input_rows.py: what it reads
+computation.py       the arithmetic of one operation: a program, merged blocks; input_blocks.py: what it reads
 finite.py            refusing merged values that cannot be used
 executor.py          plan -> blocks, within a memory budget, on several threads
 sinks.py, writer.py  where blocks go: a live model, or safetensors shards

@@ -7,8 +7,8 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from heterosis.merge.input_rows import InputRows
-from heterosis.merge.kernels import Inputs, Rounded, Row, map_loop, slice_of
+from heterosis.merge.input_blocks import InputBlocks
+from heterosis.merge.kernels import Inputs, Rounded, Values, map_loop, slice_of
 from heterosis.merge.methods import Bound, Program
 from heterosis.merge.plan import TensorOp
 from heterosis.merge.quantities import Segment, between, clipped, cuts_in, typed
@@ -48,8 +48,8 @@ class Computation:
 
     Args:
         op: What to compute; it has a method and at least one element.
-        workspace: Where rows are kept.
-        budget: Bytes for the rows of a whole tensor; without enough, blocks are read again by every reduction.
+        workspace: Where values are kept.
+        budget: Bytes for the values of a whole tensor; without enough, blocks are read again by every reduction.
         counts: Bytes for counts of values (see `Statistics`).
         reductions: Where to keep what does not depend on the recipe's numbers. Sources stay in memory then, for
             later recipes, whatever the budget is.
@@ -69,20 +69,20 @@ class Computation:
         self._workspace = workspace
         self._work = torch.float64 if op.compute == torch.float64 else torch.float32
         self._numpy = torch.empty(0, dtype=self._work).numpy().dtype
-        self._rows = InputRows(op, workspace, self._work, budget, resident=reductions is not None)
+        self._inputs = InputBlocks(op, workspace, self._work, budget, resident=reductions is not None)
         cache = None
         if reductions is not None:
             identities = tuple(source.identity for source in op.sources)
             cache = reductions.of(identities, op.base is not None, str(op.compute))
         self._statistics = Statistics(
-            self._rows.blocks,
+            self._inputs.blocks,
             self._numpy,
             len(op.inputs),
             op.shape,
             op.keys,
             workspace,
             counts,
-            self._rows.in_place,
+            self._inputs.in_place,
             cache,
         )
         self._program: Program | None = None
@@ -111,7 +111,7 @@ class Computation:
         Args:
             places: Where blocks may be computed at once. Those that are, rounded, are what is given.
         """
-        for start, stop in self._rows.ranges(self._row_length):
+        for start, stop in self._inputs.ranges(self._row_length):
             yield start, self._merged(start, stop, places and places(start, stop))
 
     def read(self, start: int, stop: int) -> torch.Tensor:
@@ -129,18 +129,18 @@ class Computation:
     def _merged(self, start: int, stop: int, place: torch.Tensor | None = None) -> torch.Tensor:
         each = self.program.each
         in_place = each is not None and each is self._statistics.applied
-        assert self._rows.kept or not in_place, "what the step has put into the rows is lost"
-        inputs = self._rows.inputs(start, stop)
-        rows, base = inputs
+        assert self._inputs.kept or not in_place, "what the step has put into the blocks is lost"
+        inputs = self._inputs.inputs(start, stop)
+        models, base = inputs
         if in_place:
             base = None
         elif each is not None and each.formula.per_row:
-            rows, base = self._after(each, start, inputs), None
+            models, base = self._after(each, start, inputs), None
         result, out = self._result(stop - start, place)
         for at, end, (loop, numbers) in clipped(self._segments, start, stop):
             part = at - start, end - start
-            of_rows, onto = tuple(slice_of(row, *part) for row in rows), slice_of(inputs.base, *part)
-            loop(of_rows, slice_of(base, *part), onto, at, *numbers, slice_of(out, *part))
+            own, onto = Inputs(models, base).part(*part), slice_of(inputs.base, *part)
+            loop(*own, onto, at, *numbers, slice_of(out, *part))
         return result
 
     @cached_property
@@ -164,15 +164,15 @@ class Computation:
             segments.append((start, stop, (loop, (length, steps, keys, scale, numbers))))
         return segments
 
-    def _after(self, each: Bound, start: int, inputs: Inputs) -> tuple[Row, ...]:
+    def _after(self, each: Bound, start: int, inputs: Inputs) -> tuple[Values, ...]:
         """What a step makes of a block of whole rows."""
-        size = len(inputs.rows[0])
-        rows = tuple(self._workspace.array("after a step", (len(inputs.rows), size), self._numpy))
-        for j, row in enumerate(rows):
-            self._statistics.step(each, j, start, inputs, row)
-        return rows
+        shape = len(inputs.models), inputs.size
+        models = tuple(self._workspace.array("after a step", shape, self._numpy))
+        for j, values in enumerate(models):
+            self._statistics.step(each, j, start, inputs, values)
+        return models
 
-    def _result(self, size: int, place: torch.Tensor | None) -> tuple[torch.Tensor, Row | Rounded]:
+    def _result(self, size: int, place: torch.Tensor | None) -> tuple[torch.Tensor, Values | Rounded]:
         """A block's tensor, in its place if it can be computed there, and the same as loops take it."""
         narrow = self._op.dtype == torch.bfloat16 and self._work == torch.float32
         to = torch.bfloat16 if narrow else self._work

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from heterosis.errors import InputError
-from heterosis.merge.input_rows import STREAMING_BLOCK
+from heterosis.merge.input_blocks import STREAMING_BLOCK
 from heterosis.merge.kernels import Inputs
 from heterosis.merge.layout import place_of
 from heterosis.merge.names import renamed
@@ -120,15 +120,15 @@ def _gram(sources: Sequence[TensorSource], workspace: Workspace) -> Matrix:
         assert (row_length, start) == (1, 0)  # as dot products ask
         for start in range(0, numel, STREAMING_BLOCK):
             stop = min(start + STREAMING_BLOCK, numel)
-            rows = [workspace.buffer(f"row {j}", stop - start, work) for j in range(len(sources))]
-            for j, (source, row) in enumerate(zip(sources, rows, strict=True)):
+            vectors = workspace.buffers("vectors", stop - start, (work,) * len(sources))
+            for j, (source, vector) in enumerate(zip(sources, vectors, strict=True)):
                 if j and source.identity == sources[0].identity:
-                    row.zero_()
+                    vector.zero_()
                     continue
-                source.read(start, stop, row)
+                source.read(start, stop, vector)
                 if j:
-                    row.sub_(rows[0])
-            yield start, Inputs(tuple(row.numpy() for row in rows))
+                    vector.sub_(vectors[0])
+            yield start, Inputs(tuple(vector.numpy() for vector in vectors))
 
     dtype = torch.empty(0, dtype=work).numpy().dtype
     return np.array(Statistics(blocks, dtype, len(sources), sources[0].shape, (), workspace).gram())

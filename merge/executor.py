@@ -65,7 +65,7 @@ def execute(
     threads = max(1, min(threads or available_cores(), memory_limit // THREAD_MINIMUM))
     share = (memory_limit - waiting) // threads
     counts = min(max(0, share - BLOCKS), MOST_COUNTS)
-    # Of whole tensors' rows, beside blocks and counts.
+    # Of whole tensors, beside blocks and counts.
     budget = max(0, share - 2 * THREAD_MINIMUM)
     workers = _Workers(sink, budget, counts, reductions)
     # The largest first, so that no thread is left alone with a large one.

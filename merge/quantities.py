@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
-from heterosis.merge.kernels import Inputs, Row, map_loop, slice_of, source_hash
+from heterosis.merge.kernels import Inputs, Values, map_loop, source_hash
 from heterosis.merge.methods.base import Bound, Cut, formula
 from heterosis.merge.workspace import Workspace
 
@@ -53,16 +53,14 @@ class Quantities:
         self._workspace = workspace
         self._segments: dict[int, tuple[Bound, list[Segment[tuple[object, ...]]]]] = {}
 
-    def values(self, quantity: Bound, start: int, inputs: Inputs) -> Row:
+    def values(self, quantity: Bound, start: int, inputs: Inputs) -> Values:
         """A quantity's values in a block; the next call overwrites them."""
         dtype = np.dtype(np.float64) if quantity.formula.wide else self.dtype
-        values = self._workspace.array("values", (len(inputs.rows[0]),), dtype)
-        rows = rows_of(quantity, inputs)
+        values = self._workspace.array("values", (inputs.size,), dtype)
         loop, length = map_loop(quantity.formula.function), quantity.row_length or self.numel
-        for at, stop, numbers in clipped(self.segments(quantity), start, start + len(values)):
-            first, last = at - start, stop - start
-            of_rows, base = tuple(row[first:last] for row in rows), slice_of(inputs.base, first, last)
-            loop(of_rows, base, None, at, length, None, None, None, numbers, values[first:last])
+        for at, stop, numbers in clipped(self.segments(quantity), start, start + inputs.size):
+            part, out = inputs.part(at - start, stop - start), values[at - start : stop - start]
+            loop(models_of(quantity, part), part.base, None, at, length, None, None, None, numbers, out)
         return values
 
     def segments(self, quantity: Bound) -> list[Segment[tuple[object, ...]]]:
@@ -80,9 +78,9 @@ class Quantities:
             yield from pieces(start, inputs, size)
 
 
-def rows_of(quantity: Bound, inputs: Inputs) -> tuple[Row, ...]:
-    """The rows of the models that a quantity is of."""
-    return inputs.rows if quantity.models is None else tuple(inputs.rows[j] for j in quantity.models)
+def models_of(quantity: Bound, inputs: Inputs) -> tuple[Values, ...]:
+    """The values of the models that a quantity is of."""
+    return inputs.models if quantity.models is None else tuple(inputs.models[j] for j in quantity.models)
 
 
 def key_of(quantity: Bound) -> tuple[object, ...]:
@@ -100,7 +98,7 @@ def origin_of(function: Callable[..., Any]) -> tuple[str, str, str]:
 
 def pieces(start: int, inputs: Inputs, size: int) -> Iterator[tuple[int, Inputs]]:
     """A block in pieces that end where multiples of ``size`` do, at the latest."""
-    stop = start + len(inputs.rows[0])
+    stop = start + inputs.size
     if start // size == (stop - 1) // size:
         yield start, inputs
         return

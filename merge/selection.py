@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from heterosis.merge.kernels import Inputs, Row, Unrounded, count_digits, count_magnitudes, find_equal
+from heterosis.merge.kernels import Inputs, Unrounded, Values, count_digits, count_magnitudes, find_equal
 from heterosis.merge.methods.base import Bound, Cut
 from heterosis.merge.quantities import Quantities, key_of, magnitude, pieces
 from heterosis.merge.reductions import Cache, Cached
@@ -140,23 +140,22 @@ class Selection:
 
     def _sorted(self, searches: Sequence[_Search]) -> list[Cut]:
         quantities = list({id(search.quantity): search.quantity for search in searches}.values())
-        rows = dict(zip(map(id, quantities), self._whole(quantities), strict=True))
-        orders = {key: np.argsort(-row, kind="stable") for key, row in rows.items()}
+        values_of = dict(zip(map(id, quantities), self._whole(quantities), strict=True))
+        orders = {key: np.argsort(-values, kind="stable") for key, values in values_of.items()}
         cuts = []
         for search in searches:
-            row, last = rows[id(search.quantity)], orders[id(search.quantity)][search.keep - 1]
-            whole = np.count_nonzero(row >= row[last]) == search.keep
-            cuts.append(Cut(float(row[last]), self._numel if whole else int(last)))
+            values, last = values_of[id(search.quantity)], orders[id(search.quantity)][search.keep - 1]
+            whole = np.count_nonzero(values >= values[last]) == search.keep
+            cuts.append(Cut(float(values[last]), self._numel if whole else int(last)))
         return cuts
 
-    def _whole(self, quantities: Sequence[Bound]) -> list[Row]:
+    def _whole(self, quantities: Sequence[Bound]) -> list[Values]:
         """All values of quantities of a small tensor."""
-        rows = [np.empty(self._numel, self._dtype) for _ in quantities]
+        whole = [np.empty(self._numel, self._dtype) for _ in quantities]
         for start, inputs in self._quantities.blocks():
-            for quantity, row in zip(quantities, rows, strict=True):
-                values = self._quantities.values(quantity, start, inputs)
-                row[start : start + len(values)] = values
-        return rows
+            for quantity, values in zip(quantities, whole, strict=True):
+                values[start : start + inputs.size] = self._quantities.values(quantity, start, inputs)
+        return whole
 
     def _searched(self, searches: Sequence[_Search]) -> list[float]:
         """The values searched for.
@@ -190,9 +189,9 @@ class Selection:
     def _find(self, quantity: Bound, value: float, count: int, start: int) -> int:
         """The position of the ``count``-th value equal to ``value``, from ``start`` on."""
         for at, inputs in self._quantities.blocks(start=start):
-            row = self._quantities.values(quantity, at, inputs)
+            values = self._quantities.values(quantity, at, inputs)
             skipped = max(start - at, 0)
-            position, seen = find_equal(row[skipped:], self._dtype.type(value), count)
+            position, seen = find_equal(values[skipped:], self._dtype.type(value), count)
             if position >= 0:
                 return at + skipped + int(position)
             count -= seen
@@ -260,7 +259,7 @@ class Selection:
         quantity = digits[0][0]
         if quantity.models is not None and _has_one_digit(quantity, inputs):
             before = int(counts[0][0]) + int(counts[0][1 << 15])
-            count_magnitudes(inputs.rows[quantity.models[0]], inputs.base, counts[0])
+            count_magnitudes(inputs.models[quantity.models[0]], inputs.base, counts[0])
             return [(False, int(counts[0][0]) + int(counts[0][1 << 15]) - before)]
         unsigned = np.dtype(f"u{self._dtype.itemsize}")
         found = [(False, 0)] * len(digits)
@@ -277,6 +276,6 @@ def _has_one_digit(quantity: Bound, inputs: Inputs) -> bool:
     """Whether a quantity is a magnitude of bfloat16."""
     if quantity.formula is not magnitude or quantity.models is None:
         return False
-    row, base = inputs.rows[quantity.models[0]], inputs.base
-    floats = isinstance(base, np.ndarray) and base.dtype != row.dtype
-    return bool(row.dtype == np.uint16) and not floats and not isinstance(base, Unrounded)
+    values, base = inputs.models[quantity.models[0]], inputs.base
+    floats = isinstance(base, np.ndarray) and base.dtype != values.dtype
+    return bool(values.dtype == np.uint16) and not floats and not isinstance(base, Unrounded)

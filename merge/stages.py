@@ -8,7 +8,7 @@ import torch
 
 from heterosis.merge.computation import Computation, read_copy
 from heterosis.merge.finite import check_finite
-from heterosis.merge.input_rows import STREAMING_BLOCK
+from heterosis.merge.input_blocks import STREAMING_BLOCK
 from heterosis.merge.plan import MergePlan, TensorOp
 from heterosis.merge.reference import ModelRef
 from heterosis.merge.sources import TensorSource

@@ -16,14 +16,13 @@ from heterosis.merge.kernels import (
     LANES,
     RUN,
     Inputs,
-    Row,
+    Values,
     add_columns,
     add_products,
     row_loop,
-    slice_of,
     step_loop,
     totals_loop,
-    widen_row,
+    widen,
 )
 from heterosis.merge.methods.base import Bound, Cut, formula, per_model
 from heterosis.merge.quantities import (
@@ -33,9 +32,9 @@ from heterosis.merge.quantities import (
     clipped,
     cuts_in,
     key_of,
+    models_of,
     origin_of,
     pieces,
-    rows_of,
     typed,
 )
 from heterosis.merge.reductions import Cache, Cached
@@ -129,9 +128,9 @@ class Statistics:
 
     def _add_products(self, inputs: Inputs, start: int, run: int, sums: Vector) -> None:
         """Add the products of each pair of models to its sums of runs (see `add_products`)."""
-        rows = self.floats(inputs)
+        floats = self.floats(inputs)
         for (a, b), own in zip(self._pairs, sums, strict=True):
-            add_products(rows[a], rows[b], start, run, own)
+            add_products(floats[a], floats[b], start, run, own)
 
     def _square(self, of_pairs: Vector) -> Vector:
         """From ``[pairs, *]`` to ``[m, m, *]``."""
@@ -160,12 +159,12 @@ class Statistics:
             return self._square(sums[:, LANES:])
         sums = np.zeros((len(self._pairs), length))
         for start, inputs in self._quantities.pieces(self._wide_piece):
-            rows = self.floats(inputs)
+            floats = self.floats(inputs)
             for (a, b), own in zip(self._pairs, sums, strict=True):
-                add_columns(rows[a], rows[b], start, own)
+                add_columns(floats[a], floats[b], start, own)
         return self._square(sums)
 
-    def of_grams(self, function: Callable[[Vector], Vector]) -> Row:
+    def of_grams(self, function: Callable[[Vector], Vector]) -> Values:
         """What a function makes of the dot products along each row, ``[rows, 1]``: a number for formulas.
 
         Args:
@@ -180,7 +179,7 @@ class Statistics:
         sums = np.empty((len(self._pairs), LANES + at_once))
         for start, inputs in self._blocks(self.width):
             for at, piece in pieces(start, inputs, at_once * self.width):
-                first, count = at // self.width, len(piece.rows[0]) // self.width
+                first, count = at // self.width, piece.size // self.width
                 for begin, part in pieces(at, piece, self._wide_piece):
                     self._add_products(part, begin - at, self.width, sums)
                 numbers[first : first + count] = function(self._square(sums[:, LANES : LANES + count]))
@@ -197,11 +196,11 @@ class Statistics:
         zeros = (self._dtype.type(0),) * len(quantity.models or range(self.models))
         count = len(quantity.formula(0, zeros, *segments[0][2]))
         loop, dtype = totals_loop(quantity.formula.function), np.float64 if quantity.formula.wide else self._dtype
-        values, partials = np.empty(count * LANES, dtype), self._partials(count)
+        scratch, partials = np.empty(count * LANES, dtype), self._partials(count)
         for start, inputs in self._blocks():
-            for at, stop, numbers in clipped(segments, start, start + len(inputs.rows[0])):
+            for at, stop, numbers in clipped(segments, start, start + inputs.size):
                 part = inputs.part(at - start, stop - start)
-                loop(rows_of(quantity, part), part.base, at, numbers, values, partials)
+                loop(models_of(quantity, part), part.base, at, numbers, scratch, partials)
         return np.array([_total(sums) for sums in partials])
 
     def row_length(self, dim: int = -1) -> int:
@@ -212,7 +211,7 @@ class Statistics:
         assert dim in (-1, 0)
         return dim == 0 and len(self.shape) > 1
 
-    def of_rows(self, quantity: Bound) -> Row:
+    def of_rows(self, quantity: Bound) -> Values:
         """A row quantity of all rows along the last dimension, ``[rows, 1]``: a number for formulas."""
         if quantity.numbers:
             numbers = self._of_rows(quantity)
@@ -225,8 +224,8 @@ class Statistics:
         scratch = tuple(self._workspace.array("wide rows", (self.models, self.width), np.float64))
         loop = row_loop(quantity.formula.function)
         for start, inputs in self._blocks(self.width):
-            first, count = start // self.width, len(inputs.rows[0]) // self.width
-            loop(inputs.rows, inputs.base, quantity.numbers, scratch, numbers[first : first + count])
+            first, count = start // self.width, inputs.size // self.width
+            loop(inputs.models, inputs.base, quantity.numbers, scratch, numbers[first : first + count])
         return numbers
 
     def absolute_sums(self, each: Bound) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -239,9 +238,9 @@ class Statistics:
         norms = None if self._cache is None else self.totals(magnitudes.bind())
         before = self._partials(self.models, "before") if norms is None else [_NO_SUMS] * self.models
         for start, inputs in self._blocks(each.row_length or 1):
-            for j, row in enumerate(inputs.rows):
-                out = row if self._in_place else self._workspace.array("after a step", (len(row),), self._dtype)
-                self.step(each, j, start, inputs, out, before[j], after[j])
+            apart = None if self._in_place else self._workspace.array("after a step", (inputs.size,), self._dtype)
+            for j, values in enumerate(inputs.models):
+                self.step(each, j, start, inputs, values if apart is None else apart, before[j], after[j])
         if self._in_place:
             self.applied = each
         return norms or tuple(map(_total, before)), tuple(map(_total, after))
@@ -252,29 +251,29 @@ class Statistics:
         model: int,
         start: int,
         inputs: Inputs,
-        out: Row,
+        out: Values,
         before: Vector = _NO_SUMS,
         after: Vector = _NO_SUMS,
     ) -> None:
         """Apply a step to one model's values in a block of whole rows; sum magnitudes before and after it."""
-        row, length = inputs.rows[model], each.row_length or 1
+        length = each.row_length or 1
         at_once = max(1, _STEPPED // length) * length
-        values = self._workspace.array("values", (at_once,), self._dtype)
+        scratch = self._workspace.array("values", (at_once,), self._dtype)
         u = self._workspace.array("random numbers", (at_once,), np.float32)
         loop = step_loop(each.formula.function, each.formula.per_row, each.formula.random)
         own = tuple(number[model] for number in each.numbers)
         key = self.keys[model] if each.formula.random else (0, 0)
-        for at, stop in between(start, start + len(row), cuts_in(own)):
-            first, last = at - start, stop - start
-            numbers, base = typed(own, self._dtype, at), slice_of(inputs.base, first, last)
-            loop(row[first:last], base, at, length, key, numbers, values, u, before, after, out[first:last])
+        for at, stop in between(start, start + inputs.size, cuts_in(own)):
+            part, to = inputs.part(at - start, stop - start), out[at - start : stop - start]
+            numbers = typed(own, self._dtype, at)
+            loop(part.models[model], part.base, at, length, key, numbers, scratch, u, before, after, to)
 
-    def floats(self, inputs: Inputs) -> list[Row]:
-        """What formulas get of a block's models, one row each, to be changed at will."""
-        rows = list(self._workspace.array("floats", (self.models, len(inputs.rows[0])), self._dtype))
-        for row, out in zip(inputs.rows, rows, strict=True):
-            widen_row(row, inputs.base, out)
-        return rows
+    def floats(self, inputs: Inputs) -> list[Values]:
+        """What formulas get of a block's models, to be changed at will."""
+        floats = list(self._workspace.array("floats", (self.models, inputs.size), self._dtype))
+        for values, out in zip(inputs.models, floats, strict=True):
+            widen(values, inputs.base, out)
+        return floats
 
     def cut(self, quantity: Bound, keep: int) -> Cut:
         """The cut that keeps the ``keep`` largest values of a quantity (see `cuts`)."""

@@ -70,9 +70,9 @@ def _shaped(part: torch.Tensor, shape: tuple[int, ...], dtype: npt.DTypeLike) ->
     return part.numpy().view(dtype).reshape(shape)
 
 
-def as_array(row: torch.Tensor) -> np.ndarray[Any, np.dtype[Any]]:
+def as_array(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[Any]]:
     """A tensor as loops take it: bfloat16 as bits."""
-    return (row.view(torch.uint16) if row.dtype == torch.bfloat16 else row).numpy()
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def pages(size: int) -> mmap.mmap:

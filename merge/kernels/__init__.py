@@ -8,7 +8,7 @@ depend on blocks, threads or order.
 LLVM vectorises a loop that runs from 0 over slices, but not one whose indices have an offset.
 
 compiling.py   numba, and machine code that outlives the process
-rows.py        what loops read and write: floats, or bits of bfloat16
+values.py      what loops read and write: floats, or bits of bfloat16
 loops.py       loops that call a formula
 sums.py        sums that do not depend on blocks
 counting.py    histograms of magnitudes
@@ -20,29 +20,29 @@ from heterosis.merge.kernels.arithmetic import fused
 from heterosis.merge.kernels.compiling import compiled, inlined, inlined_overload, source_hash
 from heterosis.merge.kernels.counting import count_digits, count_magnitudes, find_equal
 from heterosis.merge.kernels.loops import map_loop, row_loop, step_loop, totals_loop
-from heterosis.merge.kernels.rows import (
-    Inputs,
-    Rounded,
-    Row,
-    Subtracted,
-    Unrounded,
-    add_rounded,
-    narrow_row,
-    slice_of,
-    subtract_base,
-    widen_row,
-)
 from heterosis.merge.kernels.sums import LANES, RUN, add_columns, add_magnitudes, add_products
 from heterosis.merge.kernels.uniform import fill_uniform, uniform
+from heterosis.merge.kernels.values import (
+    Inputs,
+    Rounded,
+    Subtracted,
+    Unrounded,
+    Values,
+    add_rounded,
+    narrow,
+    slice_of,
+    subtract_base,
+    widen,
+)
 
 __all__ = [
     "LANES",
     "RUN",
     "Inputs",
     "Rounded",
-    "Row",
     "Subtracted",
     "Unrounded",
+    "Values",
     "add_columns",
     "add_magnitudes",
     "add_products",
@@ -56,7 +56,7 @@ __all__ = [
     "inlined",
     "inlined_overload",
     "map_loop",
-    "narrow_row",
+    "narrow",
     "row_loop",
     "slice_of",
     "source_hash",
@@ -64,5 +64,5 @@ __all__ = [
     "subtract_base",
     "totals_loop",
     "uniform",
-    "widen_row",
+    "widen",
 ]

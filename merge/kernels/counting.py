@@ -3,24 +3,24 @@
 import numpy as np
 
 from heterosis.merge.kernels.compiling import compiled, inlined
-from heterosis.merge.kernels.rows import magnitude_bits, slice_of
 from heterosis.merge.kernels.sums import LANES
+from heterosis.merge.kernels.values import magnitude_bits, slice_of
 
 
 @compiled
-def count_magnitudes(row, base, counts):  # type: ignore[no-untyped-def]
+def count_magnitudes(bits, base, counts):  # type: ignore[no-untyped-def]
     """Count the magnitudes of a model's bits, less the base's if there are such.
 
     Args:
-        row: Bits of bfloat16, ``[n]``.
+        bits: Those of bfloat16, ``[n]``.
         base: Likewise, or None.
         counts: ``[2 ** 16]``: a histogram in each half, taken in turn, so that equal neighbours wait less for
             each other.
     """
     sizes = np.empty(LANES, np.uint16)
-    for at in range(0, row.shape[0], LANES):
-        stop = min(at + LANES, row.shape[0])
-        part, onto, size = row[at:stop], slice_of(base, at, stop), sizes[: stop - at]
+    for at in range(0, bits.shape[0], LANES):
+        stop = min(at + LANES, bits.shape[0])
+        part, onto, size = bits[at:stop], slice_of(base, at, stop), sizes[: stop - at]
         for i in range(size.shape[0]):
             size[i] = magnitude_bits(part, onto, i)
         _count_in_turn(size, counts)
@@ -83,11 +83,11 @@ def _count_in_turn(sizes, counts):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def find_equal(row, value, count):  # type: ignore[no-untyped-def]
+def find_equal(values, value, count):  # type: ignore[no-untyped-def]
     """The position of the ``count``-th entry (from 1) equal to ``value`` or -1, and how many were seen."""
     seen = np.int64(0)
-    for at in range(0, row.shape[0], LANES):
-        part = row[at : at + LANES]
+    for at in range(0, values.shape[0], LANES):
+        part = values[at : at + LANES]
         equal = np.uint16(0)
         for i in range(part.shape[0]):
             equal += np.uint16(part[i] == value)

@@ -8,19 +8,19 @@ import numpy as np
 from numba import types
 
 from heterosis.merge.kernels.compiling import compiled, inlined, inlined_overload, written_out
-from heterosis.merge.kernels.rows import (
-    narrow_row,
+from heterosis.merge.kernels.sums import LANES, RUN, add_magnitudes
+from heterosis.merge.kernels.uniform import fill_uniform, uniform
+from heterosis.merge.kernels.values import (
+    narrow,
     onto_base,
     size_of,
     slice_each,
     slice_of,
     store,
     values_at,
-    widen_row,
-    widen_rows,
+    widen,
+    widen_each,
 )
-from heterosis.merge.kernels.sums import LANES, RUN, add_magnitudes
-from heterosis.merge.kernels.uniform import fill_uniform, uniform
 
 
 @cache
@@ -33,7 +33,7 @@ def map_loop(formula: Callable[..., Any], each: Callable[..., Any] | None = None
             element's random number, ``each(i, x_j, u_j, *steps[j])``.
 
     Returns:
-        ``loop(rows, base, onto, start, length, steps, keys, scales, numbers, out)``. ``length`` is that of a row
+        ``loop(models, base, onto, start, length, steps, keys, scales, numbers, out)``. ``length`` is that of a row
         of the tensor, for the arrays among ``numbers`` (see `Bound`); a block may begin and end inside of rows.
         Values, after their steps, are multiplied by ``scales[j]`` unless that is None; ``onto`` is added to what
         the formula gives, unless it is None; ``out`` takes floats, bits of bfloat16, or is `Rounded`. With keys,
@@ -41,7 +41,7 @@ def map_loop(formula: Callable[..., Any], each: Callable[..., Any] | None = None
     """
     jitable, step_each = inlined(formula), _step_each(each)
 
-    def loop(rows, base, onto, start, length, steps, keys, scales, numbers, out):  # type: ignore[no-untyped-def]
+    def loop(models, base, onto, start, length, steps, keys, scales, numbers, out):  # type: ignore[no-untyped-def]
         done, end = 0, size_of(out)
         while done < end:
             at = start + done
@@ -49,7 +49,7 @@ def map_loop(formula: Callable[..., Any], each: Callable[..., Any] | None = None
             size = min(length - column, end - done)
             stop = done + size
             own = _in_row(numbers, row, column, column + size)
-            part, of_base = slice_each(rows, done, stop), slice_of(base, done, stop)
+            part, of_base = slice_each(models, done, stop), slice_of(base, done, stop)
             below, to = slice_of(onto, done, stop), slice_of(out, done, stop)
             for k in range(np.int32(size)):
                 x = _scaled(step_each(at, k, values_at(part, of_base, k), keys, steps), scales)
@@ -133,25 +133,25 @@ def totals_loop(formula: Callable[..., Any]) -> Callable[..., None]:
         formula: ``formula(i, x, *numbers)``, which gives a tuple of q numbers.
 
     Returns:
-        ``loop(rows, base, start, numbers, values, sums)``. ``values`` is room for ``q * LANES`` numbers, and
+        ``loop(models, base, start, numbers, scratch, sums)``. ``scratch`` is room for ``q * LANES`` numbers, and
         ``sums`` is ``[q, LANES + runs]``, as of `add_magnitudes`.
     """
     jitable = inlined(formula)
 
-    def loop(rows, base, start, numbers, values, sums):  # type: ignore[no-untyped-def]
-        done, end = 0, rows[0].shape[0]
+    def loop(models, base, start, numbers, scratch, sums):  # type: ignore[no-untyped-def]
+        done, end = 0, models[0].shape[0]
         while done < end:
             index, within = divmod(start + done, RUN)
             lane = within % LANES
             stop = min(done + LANES - lane, end)
             at, size = start + done, stop - done
-            part, of_base = slice_each(rows, done, stop), slice_of(base, done, stop)
+            part, of_base = slice_each(models, done, stop), slice_of(base, done, stop)
             for k in range(np.int32(size)):
-                _spread(jitable(at + k, values_at(part, of_base, k), *numbers), values, k)
+                _spread(jitable(at + k, values_at(part, of_base, k), *numbers), scratch, k)
             for q in range(sums.shape[0]):
                 if within == 0:
                     sums[q, :LANES] = 0
-                given, lanes = values[q * LANES : q * LANES + size], sums[q, lane : lane + size]
+                given, lanes = scratch[q * LANES : q * LANES + size], sums[q, lane : lane + size]
                 for k in range(size):
                     lanes[k] += np.float64(given[k])
                 if stop == end or within + size == RUN:
@@ -179,15 +179,15 @@ def row_loop(formula: Callable[..., Any]) -> Callable[..., None]:
         formula: ``formula(rows, *numbers)``; it gets a row of float64 of each model, which it may overwrite.
 
     Returns:
-        ``loop(rows, base, numbers, scratch, out)``. ``scratch`` is room for a row of each model, a tuple.
+        ``loop(models, base, numbers, scratch, out)``. ``scratch`` is room for a row of each model, a tuple.
     """
     jitable = inlined(formula)
 
-    def loop(rows, base, numbers, scratch, out):  # type: ignore[no-untyped-def]
+    def loop(models, base, numbers, scratch, out):  # type: ignore[no-untyped-def]
         length = scratch[0].shape[0]
         for r in range(out.shape[0]):
             start, stop = r * length, (r + 1) * length
-            widen_rows(slice_each(rows, start, stop), slice_of(base, start, stop), scratch)
+            widen_each(slice_each(models, start, stop), slice_of(base, start, stop), scratch)
             out[r] = jitable(scratch, *numbers)
 
     return compiled(loop, formula, error_model="numpy")
@@ -204,18 +204,18 @@ def step_loop(formula: Callable[..., Any], per_row: bool, random: bool) -> Calla
         random: Whether it takes random numbers.
 
     Returns:
-        ``loop(row, base, start, length, key, numbers, values, u, before, after, out)``. ``length`` is that of a
-        row; ``values`` and ``u`` are room for some whole rows of floats, which are worked on at a time; ``before``
-        and ``after`` are sums (see `add_magnitudes`), or empty; ``out`` takes floats or bits of bfloat16, and may
-        be the row.
+        ``loop(values, base, start, length, key, numbers, scratch, u, before, after, out)``. ``length`` is that of
+        a row; ``scratch`` and ``u`` are room for some whole rows of floats, which are worked on at a time;
+        ``before`` and ``after`` are sums (see `add_magnitudes`), or empty; ``out`` takes floats or bits of
+        bfloat16, and may be ``values``.
     """
     jitable = inlined(formula)
 
-    def loop(row, base, start, length, key, numbers, values, u, before, after, out):  # type: ignore[no-untyped-def]
-        for first in range(0, row.shape[0], values.shape[0]):
-            stop = min(first + values.shape[0], row.shape[0])
-            at, x, of_x = start + first, values[: stop - first], u[: stop - first]
-            widen_row(row[first:stop], slice_of(base, first, stop), x)
+    def loop(values, base, start, length, key, numbers, scratch, u, before, after, out):  # type: ignore[no-untyped-def]
+        for first in range(0, values.shape[0], scratch.shape[0]):
+            stop = min(first + scratch.shape[0], values.shape[0])
+            at, x, of_x = start + first, scratch[: stop - first], u[: stop - first]
+            widen(values[first:stop], slice_of(base, first, stop), x)
             if before.shape[0]:
                 add_magnitudes(x, x, at, RUN, before)
             if random:
@@ -233,6 +233,6 @@ def step_loop(formula: Callable[..., Any], per_row: bool, random: bool) -> Calla
                     x[k] = jitable(at + k, x[k], *numbers)
             if after.shape[0]:
                 add_magnitudes(x, x, at, RUN, after)
-            narrow_row(x, out[first:stop])
+            narrow(x, out[first:stop])
 
     return compiled(loop, formula, error_model="numpy")

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from heterosis.errors import InputError
-from heterosis.merge import computation, executor, input_rows, selection
+from heterosis.merge import computation, executor, input_blocks, selection
 from heterosis.merge.api import merge_models
 from heterosis.merge.computation import Computation
 from heterosis.merge.executor import BLOCKS, THREAD_MINIMUM, MergeError, execute
@@ -212,7 +212,7 @@ def test_a_model_passed_through_keeps_its_bits(dtype: str, tmp_path: Path) -> No
 def test_a_tensor_that_failed_is_not_held(
     threads: int, family: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(input_rows, "STREAMING_BLOCK", 8)
+    monkeypatch.setattr(input_blocks, "STREAMING_BLOCK", 8)
     first, second = (recipe_of("passthrough", family, parameters={"scale": s}) for s in (1, 2))
     live = run(first)
     held = live.tensors[NORM].clone()
@@ -298,7 +298,7 @@ def test_a_step_in_place_changes_no_bit(
     assert all(tensor.isfinite().all() for tensor in again.values())
     monkeypatch.setattr(executor, "THREAD_MINIMUM", 1)  # else so little memory would mean a single thread
     for block in (1 << 19, 1000):
-        monkeypatch.setattr(input_rows, "STREAMING_BLOCK", block)
+        monkeypatch.setattr(input_blocks, "STREAMING_BLOCK", block)
         for threads, memory_limit in [(1, 1 << 29), (2, 1 << 29), (2, 300_000), (1, 1)]:
             live = run(recipe, threads=threads, memory_limit=memory_limit).tensors
             assert all(torch.equal(live[name], again[name]) for name in again), (block, threads, memory_limit)
@@ -426,7 +426,7 @@ def test_integers_must_agree(dtype: torch.dtype, family: list[Path], tmp_path: P
         run(recipe_of("linear", [family[0], a, c]))
 
 
-def test_rows_that_a_step_changed_are_not_read_again(family: list[Path]) -> None:
+def test_values_that_a_step_changed_are_not_read_again(family: list[Path]) -> None:
     base, *models = family
     recipe = Recipe(
         merge_method="dare_linear",

@@ -18,7 +18,7 @@ from heterosis.merge import build_plan, merge_models, open_checkpoint
 from heterosis.merge.checkpoint import Checkpoint
 from heterosis.merge.compatibility import Compatibility, compare
 from heterosis.merge.distances import task_vector_distances
-from heterosis.merge.input_rows import STREAMING_BLOCK
+from heterosis.merge.input_blocks import STREAMING_BLOCK
 from heterosis.merge.inspection import RecipeReport, inspect_recipe
 from heterosis.merge.recipe import Recipe
 from heterosis.merge.reference import ModelRef, short_names

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from heterosis.errors import InputError
-from heterosis.merge import executor, input_rows
+from heterosis.merge import executor, input_blocks
 from heterosis.merge.executor import execute
-from heterosis.merge.kernels import Inputs, Row, fill_uniform, map_loop, step_loop
+from heterosis.merge.kernels import Inputs, Values, fill_uniform, map_loop, step_loop
 from heterosis.merge.methods import Bound, Method, PerInput, Program, Uniform, get_method, merge_method, methods
 from heterosis.merge.methods.combine import combine
 from heterosis.merge.methods.random_mask import drop
@@ -119,14 +119,14 @@ def test_bits_depend_on_neither_blocks_nor_threads(
 ) -> None:
     recipe = make_recipe(get_method(name), family, dtype=dtype, out_dtype="float64")
     whole = bits(run(recipe, threads=1))
-    monkeypatch.setattr(input_rows, "STREAMING_BLOCK", 4096)
+    monkeypatch.setattr(input_blocks, "STREAMING_BLOCK", 4096)
     monkeypatch.setattr(executor, "THREAD_MINIMUM", 1)  # else so little memory would mean a single thread
     for threads, memory_limit in [(1, 1), (2, 2), (4, 4), (4, 512 << 20), (2, 500_000)]:
         assert bits(run(recipe, threads=threads, memory_limit=memory_limit)) == whole, (threads, memory_limit)
 
 
-def program_of(method: Method, rows: tuple[Any, ...]) -> Program:
-    m = len(rows)
+def program_of(method: Method, models: tuple[Any, ...]) -> Program:
+    m = len(models)
     arguments: dict[str, Any] = {}
     for p in method.parameters.values():
         if p.per_input:
@@ -135,41 +135,41 @@ def program_of(method: Method, rows: tuple[Any, ...]) -> Program:
             arguments[p.argument] = middle(method, p.name, 0.3) if p.required else p.default
     if not method.reduces:
         return method.function(**arguments)
-    shape = (20, len(rows[0]) // 20)
-    deltas = Statistics(lambda *_: [(0, Inputs(rows))], rows[0].dtype, m, shape, KEYS[:m])
+    shape = (20, len(models[0]) // 20)
+    deltas = Statistics(lambda *_: [(0, Inputs(models))], models[0].dtype, m, shape, KEYS[:m])
     return method.function(deltas, **arguments)
 
 
 compiled = cache(numba.njit)
 
 
-def stepped_plainly(each: Bound, model: int, row: Row, start: int) -> Row:
+def stepped_plainly(each: Bound, model: int, x: Values, start: int) -> Values:
     """What a step makes of one model's values, by calling its formula as plain Python; of rows, all at once."""
-    u = np.empty(len(row), np.float32)
+    u = np.empty(len(x), np.float32)
     fill_uniform(start, KEYS[model], u)
     own = tuple(number[model] for number in each.numbers)
     if each.formula.per_row:  # those have to be compiled
-        out, shape = row.copy(), (-1, each.row_length)
-        compiled(each.formula.function)(start, out.reshape(shape), u.reshape(shape), *typed(own, row.dtype))
+        out, shape = x.copy(), (-1, each.row_length)
+        compiled(each.formula.function)(start, out.reshape(shape), u.reshape(shape), *typed(own, x.dtype))
         return out
-    numbers = [typed(own, row.dtype, start + i) for i in range(len(row))]
-    drawn = [(u[i],) if each.formula.random else () for i in range(len(row))]
-    return np.array([each.formula(start + i, x, *drawn[i], *numbers[i]) for i, x in enumerate(row)], row.dtype)
+    numbers = [typed(own, x.dtype, start + i) for i in range(len(x))]
+    drawn = [(u[i],) if each.formula.random else () for i in range(len(x))]
+    return np.array([each.formula(start + i, value, *drawn[i], *numbers[i]) for i, value in enumerate(x)], x.dtype)
 
 
-def merged(program: Program, step: Bound | None, rows: tuple[Row, ...], start: int) -> Row:
+def merged(program: Program, step: Bound | None, models: tuple[Values, ...], start: int) -> Values:
     """What the compiled loop of a program makes of values, with or without a step before it."""
-    dtype, out = rows[0].dtype, np.empty_like(rows[0])
+    dtype, out = models[0].dtype, np.empty_like(models[0])
     loop = map_loop(program.map.formula.function, step and step.formula.function)
     scale = None if program.scale is None else typed(program.scale, dtype)
-    keys = KEYS[: len(rows)] if step and step.formula.random else None
+    keys = KEYS[: len(models)] if step and step.formula.random else None
     cuts = [*cuts_in(program.map.numbers), *cuts_in(step.numbers if step else ())]
     for at, stop in between(start, start + len(out), cuts, 1 << 32):
         part = slice(at - start, stop - start)
-        steps = step and tuple(typed(tuple(n[j] for n in step.numbers), dtype, at) for j in range(len(rows)))
+        steps = step and tuple(typed(tuple(n[j] for n in step.numbers), dtype, at) for j in range(len(models)))
         numbers = typed(program.map.numbers, dtype, at)
-        of_rows, length = tuple(row[part] for row in rows), program.map.row_length or start + len(out)
-        loop(of_rows, None, None, at, length, steps, keys, scale, numbers, out[part])
+        parts, length = tuple(values[part] for values in models), program.map.row_length or start + len(out)
+        loop(parts, None, None, at, length, steps, keys, scale, numbers, out[part])
     return out
 
 
@@ -187,9 +187,9 @@ def test_compiled_loops_equal_the_formulas_as_plain_python(name: str, dtype: typ
     expected, each = drawn.copy(), program.each
     if each is not None:
         statistics = Statistics(lambda *_: [], drawn.dtype, m, (start + 300,), KEYS[:m])
-        for j, row in enumerate(drawn):
-            expected[j] = stepped_plainly(each, j, row, start)
-            out = np.empty_like(row)
+        for j, values in enumerate(drawn):
+            expected[j] = stepped_plainly(each, j, values, start)
+            out = np.empty_like(values)
             statistics.step(each, j, start, Inputs(tuple(drawn)), out)
             assert out.tobytes() == expected[j].tobytes()
     scaled = expected if program.scale is None else expected * np.array(program.scale, dtype)[:, None]
@@ -201,8 +201,8 @@ def test_compiled_loops_equal_the_formulas_as_plain_python(name: str, dtype: typ
     plain = [program.map.formula(start + i, tuple(scaled[:, i]), *of_element[i]) for i in range(300)]
     fused = [None] if each is None or each.formula.per_row else [None, each]
     for step in fused:
-        rows = tuple(drawn if step else expected)
-        assert merged(program, step, rows, start).tobytes() == np.array(plain, dtype).tobytes()
+        models = tuple(drawn if step else expected)
+        assert merged(program, step, models, start).tobytes() == np.array(plain, dtype).tobytes()
 
 
 def test_a_loop_is_made_once() -> None:

@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from heterosis.errors import InputError
-from heterosis.merge import executor, input_rows, stages
+from heterosis.merge import executor, input_blocks, stages
 from heterosis.merge.api import merge_models
 from heterosis.merge.executor import MergeError
 from heterosis.merge.methods import get_method, methods
@@ -111,7 +111,7 @@ def test_stages_equal_merges_one_by_one(
     assert digest(out) == digest(expected)
     monkeypatch.setattr(executor, "THREAD_MINIMUM", 1)  # else so little memory would mean a single thread
     for block, threads, memory_limit in [(4096, 1, 2**24), (8192, 4, 500_000 * 2**6), (4096, 3, 2**24)]:
-        monkeypatch.setattr(input_rows, "STREAMING_BLOCK", block)
+        monkeypatch.setattr(input_blocks, "STREAMING_BLOCK", block)
         monkeypatch.setattr(stages, "STREAMING_BLOCK", block)
         again = merge_models(
             recipe, tmp_path / "again.safetensors", threads=threads, memory_limit=memory_limit, overwrite=True

@@ -33,11 +33,11 @@ from heterosis.merge.kernels import (
     fill_uniform,
     find_equal,
     map_loop,
-    narrow_row,
+    narrow,
     row_loop,
     step_loop,
     totals_loop,
-    widen_row,
+    widen,
 )
 from heterosis.merge.methods.base import ONE, ZERO, per_model
 from heterosis.merge.methods.elect import elect
@@ -136,10 +136,10 @@ def test_random_numbers_are_even() -> None:
 def test_every_pattern_of_bits_is_widened_and_narrowed() -> None:
     bits = np.arange(1 << 16).astype(np.uint16)
     wide = np.empty(1 << 16, np.float32)
-    widen_row(bits, None, wide)
+    widen(bits, None, wide)
     assert same(wide, floats_of(bits))
     back = np.zeros_like(bits)
-    narrow_row(wide, back)
+    narrow(wide, back)
     nan = np.isnan(wide)
     assert np.array_equal(back[~nan], bits[~nan])
     assert np.isnan(floats_of(back[nan])).all()
@@ -153,15 +153,15 @@ def test_floats_are_narrowed_to_nearest_and_ties_to_even() -> None:
     )
     wide = values.view(np.float32)
     bits = np.empty(len(wide), np.uint16)
-    narrow_row(wide, bits)
+    narrow(wide, bits)
     assert same(floats_of(bits), rounded(wide))
     kept = np.empty_like(wide)
-    narrow_row(wide, kept)
+    narrow(wide, kept)
     assert kept.tobytes() == wide.tobytes()
-    # Results of the step may be narrowed to a row of float64 too.
-    row, doubles = np.empty(len(wide)), np.where(np.isnan(wide), np.float32(0), wide).astype(np.float64)
-    narrow_row(doubles, row)
-    assert same(row, doubles)
+    # Results of the step may be narrowed to float64 too.
+    result, doubles = np.empty(len(wide)), np.where(np.isnan(wide), np.float32(0), wide).astype(np.float64)
+    narrow(doubles, result)
+    assert same(result, doubles)
 
 
 @pytest.mark.parametrize("base", [0x0000, 0x8000, 0x3F80, 0x7F80, 0xFF80, 0x7F81, 0x7FFF, 0xFFFF])
@@ -172,7 +172,7 @@ def test_what_is_no_number_is_none_less_the_base(base: int) -> None:
         exact = floats_of(bits) - floats_of(bases)
     out, wide = np.empty_like(bits), np.empty(len(bits), np.float32)
     kernels.subtract_base(bits, bases, out)
-    widen_row(bits, bases, wide)
+    widen(bits, bases, wide)
     assert same(floats_of(out), rounded(exact))
     assert same(wide, rounded(exact))
 
@@ -182,14 +182,14 @@ def test_task_vectors_are_rounded_unless_the_base_says_otherwise(n: int) -> None
     model, base = bits_of(drawn(n)), bits_of(drawn(n, 1)[::-1].copy())
     exact = floats_of(model) - floats_of(base)
     out = np.empty(n, np.float32)
-    widen_row(model, base, out)
+    widen(model, base, out)
     assert same(out, rounded(exact))
-    widen_row(model, Unrounded(base), out)
+    widen(model, Unrounded(base), out)
     assert same(out, exact)
-    widen_row(model, floats_of(base), out)
+    widen(model, floats_of(base), out)
     assert same(out, exact)
     floats = drawn(n, 2)
-    widen_row(floats, floats_of(base), out)  # a task vector already
+    widen(floats, floats_of(base), out)  # a task vector already
     assert same(out, floats)
 
 
@@ -240,12 +240,12 @@ def test_results_are_bits_or_take_values_of_bfloat16(base: str, stepped: bool) -
 # --- sums -------------------------------------------------------------------------------------------------------
 
 
-def summed(add: Callable[..., None], rows: tuple[Array, Array], edges: Iterable[int]) -> tuple[float, Array]:
+def summed(add: Callable[..., None], pair: tuple[Array, Array], edges: Iterable[int]) -> tuple[float, Array]:
     """The sum over blocks that end at ``edges``, and the sums of the runs."""
-    n = len(rows[0])
+    n = len(pair[0])
     sums = np.full(LANES + -(-n // RUN), np.nan)
     for start, stop in pairwise(sorted({0, n, *(edge for edge in edges if edge < n)})):
-        add(rows[0][start:stop], rows[1][start:stop], start, RUN, sums)
+        add(pair[0][start:stop], pair[1][start:stop], start, RUN, sums)
     return math.fsum(sums[LANES:]), sums[LANES:].copy()
 
 
@@ -309,20 +309,20 @@ def test_columns_are_those_of_positions(columns: int) -> None:
 @pytest.mark.parametrize("base", [False, True])
 def test_magnitudes_of_bits_are_counted(n: int, base: bool) -> None:
     rng = np.random.default_rng(n)
-    row, of_base = (rng.integers(0, 1 << 16, n).astype(np.uint16) for _ in range(2))
-    row[n // 2 :] = row[n // 2]  # mostly one value, as zeros are
+    bits, of_base = (rng.integers(0, 1 << 16, n).astype(np.uint16) for _ in range(2))
+    bits[n // 2 :] = bits[n // 2]  # mostly one value, as zeros are
     of_base[n // 2 :] = of_base[n // 2]
-    values = rounded(floats_of(row) - floats_of(of_base)) if base else floats_of(row)
+    values = rounded(floats_of(bits) - floats_of(of_base)) if base else floats_of(bits)
     nan = np.isnan(values)
     counts = np.zeros(1 << 16, np.uint32)
-    count_magnitudes(row, of_base if base else None, counts)
+    count_magnitudes(bits, of_base if base else None, counts)
     got = counts[: 1 << 15] + counts[1 << 15 :]
     expected = np.bincount((values.view(np.uint32) >> 16 & 0x7FFF)[~nan], minlength=1 << 15)
     infinity = 0x7F80
     assert np.array_equal(got[: infinity + 1], expected[: infinity + 1])
     assert got[infinity + 1 :].sum() == nan.sum()
     before = counts.copy()
-    count_magnitudes(row[:10], of_base[:10] if base else None, counts)
+    count_magnitudes(bits[:10], of_base[:10] if base else None, counts)
     assert (counts - before).sum() == min(n, 10)
 
 
@@ -355,18 +355,18 @@ def test_digits_are_counted_where_those_above_are_the_prefix(n: int, unsigned: t
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("n", [*LENGTHS, 3 * LANES + 5])
 def test_equal_entries_are_found_in_order(n: int, dtype: type) -> None:
-    row = np.random.default_rng(n).choice(np.array([0.5, 1.5, 1.0], dtype), n, p=[0.8, 0.1, 0.1])
+    values = np.random.default_rng(n).choice(np.array([0.5, 1.5, 1.0], dtype), n, p=[0.8, 0.1, 0.1])
     for value in np.array([0.5, 1.5, 7.0], dtype):
-        positions = np.flatnonzero(row == value).tolist()
+        positions = np.flatnonzero(values == value).tolist()
         for count, position in enumerate(positions, 1):
-            assert find_equal(row, value, count) == (position, count)
-        assert find_equal(row, value, len(positions) + 1) == (-1, len(positions))
+            assert find_equal(values, value, count) == (position, count)
+        assert find_equal(values, value, len(positions) + 1) == (-1, len(positions))
 
 
 def test_more_equal_entries_than_a_small_counter_holds_are_found() -> None:
-    row = np.ones(70000, np.float32)
-    assert find_equal(row, np.float32(1), 70000) == (69999, 70000)
-    assert find_equal(row, np.float32(1), 66000) == (65999, 66000)
+    values = np.ones(70000, np.float32)
+    assert find_equal(values, np.float32(1), 70000) == (69999, 70000)
+    assert find_equal(values, np.float32(1), 66000) == (65999, 66000)
 
 
 # --- steps ------------------------------------------------------------------------------------------------------
@@ -389,20 +389,20 @@ def reversed_rows(i: Any, rows: Any, u: Any, by: Any) -> Any:
 @pytest.mark.parametrize("per_row", [False, True])
 def test_a_step_sums_before_and_after_it(per_row: bool, start: int, at_once: int) -> None:
     n, length, by, key = 300, 5, np.float32(-2), (3, 4)
-    row = np.random.default_rng(1).normal(size=n).astype(np.float32)
+    values = np.random.default_rng(1).normal(size=n).astype(np.float32)
     u = np.array([uniform(i, *key) for i in range(start, start + n)], np.float32)
-    expected = (row.reshape(-1, length)[:, ::-1].reshape(-1) if per_row else row) + u * by
+    expected = (values.reshape(-1, length)[:, ::-1].reshape(-1) if per_row else values) + u * by
     loop = step_loop(reversed_rows if per_row else shifted, per_row, True)
     values, room = np.empty(at_once, np.float32), np.empty(at_once, np.float32)
     runs = (start + n) // RUN + 1 if start < RUN else 0  # else sums of all before would take much memory
     for place in ("apart", "in place", "as bits"):
-        given = row.copy()
-        out = {"apart": np.empty_like(row), "in place": given, "as bits": np.empty(n, np.uint16)}[place]
+        given = values.copy()
+        out = {"apart": np.empty_like(values), "in place": given, "as bits": np.empty(n, np.uint16)}[place]
         before, after = (np.zeros(LANES + runs if runs else 0) for _ in range(2))
         loop(given, None, start, length, key, (by,), values, room, before, after, out)
         assert same(floats_of(out), rounded(expected)) if place == "as bits" else same(out, expected)
-        assert place == "in place" or same(given, row)
-        for sums, of in ((before, row), (after, expected)) if runs else ():
+        assert place == "in place" or same(given, values)
+        for sums, of in ((before, values), (after, expected)) if runs else ():
             assert math.fsum(sums[LANES:]) == pytest.approx(math.fsum(abs(of).tolist()), rel=1e-12)
 
 
@@ -449,7 +449,7 @@ def test_models_may_be_more_than_numba_recurses_for() -> None:
     rng = np.random.default_rng(0)
     bits = [bits_of(rng.normal(size=n)) for _ in range(models)]
     base = bits_of(rng.normal(size=n))
-    deltas = [rounded(floats_of(row) - floats_of(base)) for row in bits]
+    deltas = [rounded(floats_of(model) - floats_of(base)) for model in bits]
 
     keys = tuple((j, 7 * j) for j in range(models))
     steps = tuple((np.float32(1 + j),) for j in range(models))
@@ -575,11 +575,11 @@ def not_kept(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.mark.parametrize("models", [2, 5, 8, 16])
 def test_loops_vectorise_for_many_models(models: int) -> None:
-    base, *rows = bits_of(np.linspace(-1, 1, 1000 * (models + 1))).reshape(models + 1, 1000)
+    base, *others = bits_of(np.linspace(-1, 1, 1000 * (models + 1))).reshape(models + 1, 1000)
     loop: Any = map_loop(not_kept(elect.function), not_kept(trim.function))
     weights, steps = (np.float32(0.4),) * models, ((np.float32(0.1),),) * models
     out = np.empty(1000, np.uint16)
-    loop(tuple(rows), base, base, 0, 1000, steps, None, None, (weights, True, np.float32(1)), out)
+    loop(tuple(others), base, base, 0, 1000, steps, None, None, (weights, True, np.float32(1)), out)
     (code,) = loop.inspect_llvm().values()
     assert re.search(r"fdiv <\d+ x float>", code)
     assert not re.search(r"(call|invoke) [^\n]*(elect|trim)", code.split("define")[1])

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heterosis.merge import selection
-from heterosis.merge.kernels import Inputs, Unrounded, widen_row
+from heterosis.merge.kernels import Inputs, Unrounded, widen
 from heterosis.merge.methods.base import Bound, Cut, formula
 from heterosis.merge.quantities import Quantities, magnitude
 from heterosis.merge.selection import SMALL, Histogram, Selection
@@ -53,7 +53,7 @@ class Counted(Selection):
     """
 
     def __init__(self, inputs: Inputs, ends: tuple[int, ...] = (), region: int | None = None) -> None:
-        n = len(inputs.rows[0])
+        n = inputs.size
         edges = sorted({0, n, *(end for end in ends if 0 < end < n)})
 
         def blocks(row_length: int = 1, start: int = 0) -> Iterator[tuple[int, Inputs]]:
@@ -61,7 +61,7 @@ class Counted(Selection):
                 if last > start:
                     yield first, inputs.part(first, last)
 
-        dtype = inputs.rows[0].dtype if inputs.rows[0].dtype.kind == "f" else np.dtype(np.float32)
+        dtype = inputs.models[0].dtype if inputs.models[0].dtype.kind == "f" else np.dtype(np.float32)
         super().__init__(Quantities(blocks, dtype, n, Workspace()), Workspace())
         self.region = region
         self.counted: list[int] = []
@@ -82,9 +82,9 @@ class Counted(Selection):
 
 def values_of(inputs: Inputs, model: int) -> Array:
     """What formulas get of one model."""
-    row = inputs.rows[model]
-    out = np.empty(len(row), row.dtype if row.dtype.kind == "f" else np.float32)
-    widen_row(row, inputs.base, out)
+    values = inputs.models[model]
+    out = np.empty(len(values), values.dtype if values.dtype.kind == "f" else np.float32)
+    widen(values, inputs.base, out)
     return out
 
 
@@ -173,9 +173,9 @@ def test_of_nothing_but_equal_values_the_first_are_kept() -> None:
     n = 2 * REGION + 5
     inputs = Inputs((np.full(n, -0.5, np.float32), bits_of(np.zeros(n, np.float32))))
     for keep in (1, REGION, REGION + 1, 2 * REGION + 1, n - 1):
-        deltas = Counted(Inputs(inputs.rows[:1]))
+        deltas = Counted(Inputs(inputs.models[:1]))
         assert deltas.cuts((A, keep)) == [Cut(0.5, keep - 1)]
-        bits = Counted(Inputs(inputs.rows[1:]))
+        bits = Counted(Inputs(inputs.models[1:]))
         assert bits.cuts((A, keep)) == [Cut(0.0, keep - 1)]
         assert bits.searched == deltas.searched == [(keep - 1) // REGION]
 

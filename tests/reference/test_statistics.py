@@ -3,20 +3,18 @@
 import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heterosis.merge.kernels import RUN, Inputs
+from heterosis.merge.kernels import RUN, Inputs, Values
 from heterosis.merge.methods.base import ONE, Bound, Cut, per_model, wide_formula
 from heterosis.merge.methods.random_mask import drop, mask_key
 from heterosis.merge.quantities import magnitude
 from heterosis.merge.statistics import Statistics
 
-Row = np.ndarray[tuple[int], np.dtype[Any]]
 # Few magnitudes, so that most are equal; and the extremes of the format.
 VALUES = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1.0000001, 0.5, -0.5, 1e-45, -1e-40, 3e38, -3e38])
 # Of a few models.
@@ -33,34 +31,34 @@ def squares(i, x):  # type: ignore[no-untyped-def]
     return square(x)
 
 
-def statistics(rows: Sequence[Row], ends: Sequence[int] = (), width: int = 1) -> Statistics:
-    """Of rows that are read in blocks which end at ``ends`` and which the next block overwrites."""
-    n = len(rows[0])
+def statistics(models: Sequence[Values], ends: Sequence[int] = (), width: int = 1) -> Statistics:
+    """Of models that are read in blocks which end at ``ends`` and which the next block overwrites."""
+    n = len(models[0])
 
     def blocks(row_length: int = 1, start: int = 0) -> Iterator[tuple[int, Inputs]]:
-        buffers = [np.empty_like(row) for row in rows]
+        buffers = [np.empty_like(values) for values in models]
         edges = sorted({0, n, *(end // row_length * row_length for end in ends if end < n)})
         for first, last in pairwise(edges):
             if last <= start:
                 continue
-            for buffer, row in zip(buffers, rows, strict=True):
+            for buffer, values in zip(buffers, models, strict=True):
                 buffer[:] = np.nan
-                buffer[: last - first] = row[first:last]
+                buffer[: last - first] = values[first:last]
             yield first, Inputs(tuple(buffer[: last - first] for buffer in buffers))
 
-    return Statistics(blocks, rows[0].dtype, len(rows), (n // width, width), KEYS[: len(rows)])
+    return Statistics(blocks, models[0].dtype, len(models), (n // width, width), KEYS[: len(models)])
 
 
-def stepped(step: Bound, model: int, row: Row, key: tuple[int, int] = (0, 0), start: int = 0) -> Row:
+def stepped(step: Bound, model: int, values: Values, key: tuple[int, int] = (0, 0), start: int = 0) -> Values:
     """What a step makes of one model's values, which begin at ``start``."""
-    out = np.empty_like(row)
-    one = Statistics(lambda *_: [], row.dtype, model + 1, (start + len(row),), (key,) * (model + 1))
-    one.step(step, model, start, Inputs((row,) * (model + 1)), out)
+    out = np.empty_like(values)
+    one = Statistics(lambda *_: [], values.dtype, model + 1, (start + len(values),), (key,) * (model + 1))
+    one.step(step, model, start, Inputs((values,) * (model + 1)), out)
     return out
 
 
-def kept(cut: Cut, row: Row) -> list[int]:
-    return [i for i, v in enumerate(abs(row)) if v > cut.value or (v == cut.value and i <= cut.last)]
+def kept(cut: Cut, values: Values) -> list[int]:
+    return [i for i, v in enumerate(abs(values)) if v > cut.value or (v == cut.value and i <= cut.last)]
 
 
 @settings(max_examples=150, deadline=None)
@@ -73,31 +71,31 @@ def kept(cut: Cut, row: Row) -> list[int]:
 def test_cut_keeps_what_a_stable_sort_keeps(
     values: list[float], density: float, ends: list[int], dtype: type
 ) -> None:
-    row = np.array(values, dtype=dtype)
-    count = 0 if density == 0 else max(1, math.floor(density * len(row)))
-    expected = sorted(np.argsort(-abs(row), kind="stable")[:count].tolist())
-    whole = statistics([row]).cut(magnitude.bind(models=(0,)), count)
-    assert kept(whole, row) == expected
-    assert statistics([row], ends).cut(magnitude.bind(models=(0,)), count) == whole
+    drawn = np.array(values, dtype=dtype)
+    count = 0 if density == 0 else max(1, math.floor(density * len(drawn)))
+    expected = sorted(np.argsort(-abs(drawn), kind="stable")[:count].tolist())
+    whole = statistics([drawn]).cut(magnitude.bind(models=(0,)), count)
+    assert kept(whole, drawn) == expected
+    assert statistics([drawn], ends).cut(magnitude.bind(models=(0,)), count) == whole
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("n", [1, 3, RUN, RUN + 1, 5 * RUN + 7])
 def test_sums_depend_on_no_blocks_and_are_right(dtype: type, n: int) -> None:
     rng = np.random.default_rng(n)
-    rows = [(rng.normal(size=n) * 10.0 ** rng.integers(-6, 6, n)).astype(dtype) for _ in range(3)]
-    whole = statistics(rows)
-    exact = [[math.fsum((a.astype(float) * b.astype(float)).tolist()) for b in rows] for a in rows]
+    models = [(rng.normal(size=n) * 10.0 ** rng.integers(-6, 6, n)).astype(dtype) for _ in range(3)]
+    whole = statistics(models)
+    exact = [[math.fsum((a.astype(float) * b.astype(float)).tolist()) for b in models] for a in models]
     np.testing.assert_allclose(whole.gram(), exact, rtol=1e-11, atol=1e-9 * np.max(exact))
     step = drop.bind((0.3, 0.6, 1.0))
     before, after = whole.absolute_sums(step)
-    np.testing.assert_allclose(before, [math.fsum(abs(r).tolist()) for r in rows], rtol=1e-6)
+    np.testing.assert_allclose(before, [math.fsum(abs(r).tolist()) for r in models], rtol=1e-6)
     assert after[2] == before[2]
     np.testing.assert_allclose(whole.totals(squares.bind()), np.diag(exact), rtol=1e-11)
     some = whole.totals(squares.bind(models=(2, 0)))
     assert some == tuple(whole.totals(squares.bind())[j] for j in (2, 0))
     for ends in ([RUN], [RUN, 2 * RUN], [3 * RUN], range(0, n, RUN), [1, 2, 7, RUN - 1, RUN + 6, 3 * RUN + 2]):
-        parts = statistics(rows, ends)
+        parts = statistics(models, ends)
         assert parts.gram() == whole.gram()
         assert parts.absolute_sums(step) == (before, after)
         assert parts.totals(squares.bind()) == whole.totals(squares.bind())
@@ -108,44 +106,45 @@ def test_sums_depend_on_no_blocks_and_are_right(dtype: type, n: int) -> None:
 def test_what_is_not_zero_is_counted(dtype: type, n: int) -> None:
     rng = np.random.default_rng(n)
     tiny = np.finfo(dtype).smallest_subnormal
-    row = rng.choice(np.array([0.0, -0.0, tiny, -tiny, 1.0, -1e30], dtype), n)
+    values = rng.choice(np.array([0.0, -0.0, tiny, -tiny, 1.0, -1e30], dtype), n)
     quantity = magnitude.bind(models=(0,))
-    deltas = statistics([row], [1, 7, RUN])
-    assert deltas.positive(quantity) == np.count_nonzero(row)
+    deltas = statistics([values], [1, 7, RUN])
+    assert deltas.positive(quantity) == np.count_nonzero(values)
     for keep in {1, n // 2 or 1, n}:  # what was counted serves the cut
-        assert deltas.cut(quantity, keep) == statistics([row]).cut(quantity, keep)
+        assert deltas.cut(quantity, keep) == statistics([values]).cut(quantity, keep)
 
 
-def test_sums_after_a_step_leave_rows_alone() -> None:
-    rows = [np.random.default_rng(j).normal(size=3 * RUN + 5).astype(np.float32) for j in range(2)]
-    copies = [row.copy() for row in rows]
-    deltas = Statistics(lambda *_: [(0, Inputs(tuple(rows)))], rows[0].dtype, 2, rows[0].shape, KEYS[:2])
+def test_sums_after_a_step_leave_inputs_alone() -> None:
+    models = [np.random.default_rng(j).normal(size=3 * RUN + 5).astype(np.float32) for j in range(2)]
+    copies = [values.copy() for values in models]
+    deltas = Statistics(lambda *_: [(0, Inputs(tuple(models)))], models[0].dtype, 2, models[0].shape, KEYS[:2])
     step = drop.bind((0.3, 0.6))
     before, after = deltas.absolute_sums(step)
     assert deltas.applied is None
-    assert all(np.array_equal(row, copy) for row, copy in zip(rows, copies, strict=True))
-    results = [stepped(step, j, row, KEYS[j]) for j, row in enumerate(rows)]
-    for sums, of_rows in ((before, rows), (after, results)):
-        np.testing.assert_allclose(sums, [math.fsum(abs(row).tolist()) for row in of_rows], rtol=1e-12)
+    assert all(np.array_equal(values, copy) for values, copy in zip(models, copies, strict=True))
+    results = [stepped(step, j, values, KEYS[j]) for j, values in enumerate(models)]
+    for sums, of_models in ((before, models), (after, results)):
+        np.testing.assert_allclose(sums, [math.fsum(abs(values).tolist()) for values in of_models], rtol=1e-12)
     assert all(0 < after[j] < before[j] for j in range(2))
 
 
-def test_a_step_in_place_leaves_its_results_in_the_rows() -> None:
-    rows = [np.random.default_rng(j).normal(size=3 * RUN + 5).astype(np.float32) for j in range(2)]
+def test_a_step_in_place_leaves_its_results_in_the_blocks() -> None:
+    models = [np.random.default_rng(j).normal(size=3 * RUN + 5).astype(np.float32) for j in range(2)]
     step = drop.bind((0.3, 0.6))
-    results = [stepped(step, j, row, KEYS[j]) for j, row in enumerate(rows)]
-    expected = statistics(rows).absolute_sums(step)
-    blocks = [(at, Inputs(tuple(row[at : at + RUN] for row in rows))) for at in range(0, len(rows[0]), RUN)]
-    deltas = Statistics(lambda *_: blocks, rows[0].dtype, 2, rows[0].shape, KEYS[:2], in_place=True)
+    results = [stepped(step, j, values, KEYS[j]) for j, values in enumerate(models)]
+    expected = statistics(models).absolute_sums(step)
+    whole = Inputs(tuple(models))
+    blocks = [(at, whole.part(at, at + RUN)) for at in range(0, whole.size, RUN)]
+    deltas = Statistics(lambda *_: blocks, models[0].dtype, 2, models[0].shape, KEYS[:2], in_place=True)
     assert deltas.absolute_sums(step) == expected
     assert deltas.applied is step
-    assert all(np.array_equal(row, result) for row, result in zip(rows, results, strict=True))
+    assert all(np.array_equal(values, result) for values, result in zip(models, results, strict=True))
 
 
 # --- random masks -----------------------------------------------------------------------------------------------
 
 
-def mask(density: float, key: tuple[int, int], n: int = 1 << 18, start: int = 0) -> Row:
+def mask(density: float, key: tuple[int, int], n: int = 1 << 18, start: int = 0) -> Values:
     return stepped(drop.bind((density,)), 0, np.full(n, ONE), key, start) != 0
 
 

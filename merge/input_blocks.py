@@ -1,4 +1,4 @@
-"""What a computation reads: its sources as rows of floats or of bits, filled as they are asked for."""
+"""What a computation reads: its sources as floats or bits, block after block."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,31 +12,31 @@ from heterosis.merge.plan import TensorOp
 from heterosis.merge.sources import TensorSource
 from heterosis.merge.workspace import Workspace, as_array
 
-# Elements of a block that is read once, and the bytes of its rows, which lowers it where there are many models.
+# Elements of a block that is read once, and its bytes, which lower that where there are many models.
 # (Smaller blocks stay in the L2 cache, but Python between the loops, and the system's calls, cost more than that.)
 STREAMING_BLOCK = 1 << 19
 BLOCK_BYTES = 8 * 1024**2
 
 
-class InputRows:
-    """The inputs of one operation, then its base, as rows.
+class InputBlocks:
+    """Blocks of the inputs of one operation, and of its base.
 
     Values are rounded to the compute dtype. Those that are of bfloat16 then are bits, which the loops widen; all
     else is made floats, and with a base task vectors, while it is read. These are rounded too, but for adapters of
     that base in float32 and float64: there they are the adapter's product. (Bits too are made task vectors, if
-    reductions read them again.) A tensor whose rows fit the budget is read once, and not even copied where rows
+    reductions read them again.) A tensor that fits the budget is read once, and not even copied where its values
     are as they lie in the file.
 
     Args:
-        op: What the rows are of; it has a method and at least one element.
-        workspace: Where rows are kept.
+        op: What the inputs are of; it has a method and at least one element.
+        workspace: Where values are kept.
         work: What floats are.
-        budget: Bytes for the rows of a whole tensor.
+        budget: Bytes for the values of a whole tensor.
         resident: Whether sources stay in memory for later recipes, whatever the budget is.
 
     Attributes:
         block: Elements worked on at a time.
-        in_place: Whether rows of the whole tensor are kept, in memory of their own that may be changed.
+        in_place: Whether all of the tensor is kept, in memory of its own that may be changed.
     """
 
     def __init__(
@@ -50,33 +50,31 @@ class InputRows:
         assert op.method is not None
         self._op, self._workspace, self._work = op, workspace, work
         self._sources = op.sources
-        self._dtypes = tuple(self._row_dtype(source) for source in self._sources)
+        self._dtypes = tuple(self._kept_dtype(source) for source in self._sources)
         # What several passes read is subtracted from once; where one pass is all, the loop does it in registers.
         views = [self._is_view(*pair) for pair in zip(self._sources, self._dtypes, strict=True)]
         bits = op.base is not None and set(self._dtypes) == {torch.bfloat16} == {op.compute}
         self._subtracts = bits and op.method.reduces and not (resident and any(views))
-        # Of the others, rows are the sources' own memory.
+        # Of the others, values stay in the sources' own memory.
         subtracted = range(len(op.inputs) if self._subtracts else 0)
         self._own = [not view or j in subtracted for j, view in enumerate(views)]
         self._missing = tuple(d for d, own in zip(self._dtypes, self._own, strict=True) if own)
-        row_bytes = op.numel * sum(dtype.itemsize for dtype in self._dtypes)
-        if self._missing:
-            self._fits = op.method.reduces and row_bytes <= budget
-        else:
-            self._fits = resident or row_bytes <= budget
-        fitting = BLOCK_BYTES // sum(dtype.itemsize for dtype in self._dtypes)
+        itemsize = sum(dtype.itemsize for dtype in self._dtypes)
+        fits = op.numel * itemsize <= budget
+        self._fits = (op.method.reduces and fits) if self._missing else (resident or fits)
+        fitting = BLOCK_BYTES // itemsize
         self.block = min(STREAMING_BLOCK, 1 << fitting.bit_length() - 1)
         # A step drops or keeps entries: of task vectors rounded to bfloat16, it makes bits of bfloat16 again.
         exact = op.base is None or op.compute == torch.bfloat16 or torch.bfloat16 not in self._dtypes
         self.in_place = self._fits and exact and all(self._own[: len(op.inputs)])
 
     def _is_view(self, source: TensorSource, dtype: torch.dtype) -> bool:
-        """Whether a source's values lie in memory just as rows of this dtype do."""
+        """Whether a source's values lie in memory just as they are kept, in this dtype."""
         exact = dtype in (torch.bfloat16, self._op.compute)  # floats for float16 are rounded as they are read
         as_they_are = source.dtype == dtype and exact and (dtype == torch.bfloat16 or self._op.base is None)
         return as_they_are and source.view(0, 1) is not None
 
-    def _row_dtype(self, source: TensorSource) -> torch.dtype:
+    def _kept_dtype(self, source: TensorSource) -> torch.dtype:
         """What a source is kept as: bits where its values, rounded to the compute dtype, are of bfloat16."""
         op = self._op
         if op.compute == torch.bfloat16:
@@ -97,112 +95,112 @@ class InputRows:
 
     @property
     def kept(self) -> bool:
-        """Whether the workspace still holds rows of the whole tensor."""
-        rows = self._workspace.content
-        return self._fits and isinstance(rows, _Rows) and rows.of is self
+        """Whether the workspace still holds the whole tensor."""
+        held = self._workspace.content
+        return self._fits and isinstance(held, _Held) and held.of is self
 
     def inputs(self, start: int, stop: int) -> Inputs:
-        """The values of a block. Rows of the whole tensor, where they fit, are filled as they are asked for."""
+        """The values of a block. Where the whole tensor fits, it is read as far as it was asked for."""
         first, last = (0, self._op.numel) if self._fits else (start, stop)
-        rows = self._workspace.content
-        if not isinstance(rows, _Rows) or (rows.of, rows.first, rows.last) != (self, first, last):
-            rows = self._workspace.content = self._rows(first, last)
-        while rows.filled < stop:
-            end = min(rows.filled + self.block, last)
-            part = slice(rows.filled - first, end - first)
-            self._read(rows.filled, [tensor[part] for tensor in rows.tensors])
-            rows.filled = end
-        return rows.inputs.part(start, stop) if self._fits else rows.inputs
+        held = self._workspace.content
+        if not isinstance(held, _Held) or (held.of, held.first, held.last) != (self, first, last):
+            held = self._workspace.content = self._hold(first, last)
+        while held.filled < stop:
+            end = min(held.filled + self.block, last)
+            part = slice(held.filled - first, end - first)
+            self._read(held.filled, [tensor[part] for tensor in held.tensors])
+            held.filled = end
+        return held.inputs.part(start, stop) if self._fits else held.inputs
 
-    def _rows(self, first: int, last: int) -> "_Rows":
-        """Rows of a range, still to be filled where they are not the sources' own memory."""
-        buffers = iter(self._workspace.buffers("rows", last - first, self._missing) if self._missing else ())
+    def _hold(self, first: int, last: int) -> "_Held":
+        """A range of elements, still to be read where they are not in the sources' own memory."""
+        buffers = iter(self._workspace.buffers("inputs", last - first, self._missing) if self._missing else ())
         pairs = zip(self._sources, self._own, strict=True)
         tensors = [next(buffers) if own else _viewed(source, first, last) for source, own in pairs]
-        return _Rows(self, first, last, tensors, self._as_inputs(tensors), first if self._missing else last)
+        return _Held(self, first, last, tensors, self._as_inputs(tensors), first if self._missing else last)
 
     def _as_inputs(self, tensors: list[torch.Tensor]) -> Inputs:
-        """Rows and base as loops take them."""
+        """Inputs and base as loops take them."""
         arrays = tuple(map(as_array, tensors))
         if self._op.base is None:
             return Inputs(arrays)
-        *rows, base = arrays
+        *models, base = arrays
         if self._subtracts:
-            return Inputs(tuple(rows), Subtracted(base))
+            return Inputs(tuple(models), Subtracted(base))
         unrounded = self._dtypes[-1] == torch.bfloat16 and self._op.compute != torch.bfloat16
-        return Inputs(tuple(rows), Unrounded(base) if unrounded else base)
+        return Inputs(tuple(models), Unrounded(base) if unrounded else base)
 
     def _read(self, start: int, tensors: list[torch.Tensor]) -> None:
         base = tensors[-1]
         all_of = list(zip(self._sources, tensors, self._own, strict=True))
-        for source, row, own in reversed(all_of):  # the base first
+        for source, out, own in reversed(all_of):  # the base first
             if not own:
                 continue
-            if self._op.base is None or row is base:
-                self._read_rounded(source, start, row)
-            elif row.dtype != torch.bfloat16:
-                self._read_task_vector(source, start, base, row)
+            if self._op.base is None or out is base:
+                self._read_rounded(source, start, out)
+            elif out.dtype != torch.bfloat16:
+                self._read_task_vector(source, start, base, out)
             elif self._subtracts:
-                subtract_base(as_array(self._bits(source, start, base, row)), as_array(base), as_array(row))
+                subtract_base(as_array(self._bits(source, start, base, out)), as_array(base), as_array(out))
             else:
-                self._read_bits(source, start, base, row)
+                self._read_bits(source, start, base, out)
 
-    def _bits(self, source: TensorSource, start: int, base: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+    def _bits(self, source: TensorSource, start: int, base: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """A source's values as bits, in a buffer that stays in the cache."""
-        bits = self._workspace.buffer("bits", row.numel(), torch.bfloat16)
+        bits = self._workspace.buffer("bits", out.numel(), torch.bfloat16)
         self._read_bits(source, start, base, bits)
         return bits
 
-    def _read_bits(self, source: TensorSource, start: int, base: torch.Tensor, row: torch.Tensor) -> None:
+    def _read_bits(self, source: TensorSource, start: int, base: torch.Tensor, out: torch.Tensor) -> None:
         """Read a source's values as bits."""
         assert self._op.base is not None
         if isinstance(source, LoraTensor) and source.base.identity == self._op.base.identity:
-            source.read_onto(start, base, row)
+            source.read_onto(start, base, out)
         else:
-            self._read_rounded(source, start, row)
+            self._read_rounded(source, start, out)
 
-    def _read_task_vector(self, source: TensorSource, start: int, base: torch.Tensor, row: torch.Tensor) -> None:
+    def _read_task_vector(self, source: TensorSource, start: int, base: torch.Tensor, out: torch.Tensor) -> None:
         """Read a source as floats, less the base."""
         assert self._op.base is not None
         if source.identity == self._op.base.identity:
-            row.numpy().fill(0)  # torch would wake threads of its own for a block
+            out.numpy().fill(0)  # torch would wake threads of its own for a block
         elif self._is_adapted(source, self._op.base):
-            row.numpy().fill(0)
-            source.add_delta(start, row)
+            out.numpy().fill(0)
+            source.add_delta(start, out)
         else:
-            self._read_rounded(source, start, row)
-            row.sub_(base)
+            self._read_rounded(source, start, out)
+            out.sub_(base)
             if self._op.compute not in (torch.float32, torch.float64):
-                row.copy_(row.to(self._op.compute))
+                out.copy_(out.to(self._op.compute))
 
     def _is_adapted(self, source: TensorSource, base: TensorSource) -> TypeGuard[LoraTensor]:
         """Whether the adapter's product is the task vector itself, which needs no reading and no rounding."""
         exact = self._op.compute in (torch.float32, torch.float64)
         return isinstance(source, LoraTensor) and source.base.identity == base.identity and exact
 
-    def _read_rounded(self, source: TensorSource, start: int, row: torch.Tensor) -> None:
+    def _read_rounded(self, source: TensorSource, start: int, out: torch.Tensor) -> None:
         """Read a source's values, rounded to the compute dtype."""
-        source.read(start, start + row.numel(), row)
+        source.read(start, start + out.numel(), out)
         compute = self._op.compute
-        is_rounded = row.dtype == compute or (source.dtype == compute and source.exact)
+        is_rounded = out.dtype == compute or (source.dtype == compute and source.exact)
         if not is_rounded and compute not in (torch.float32, torch.float64):
-            row.copy_(row.to(compute))
+            out.copy_(out.to(compute))
 
 
 @dataclass(eq=False)
-class _Rows:
-    """Rows of a range of elements, which a thread's workspace keeps until others take their place.
+class _Held:
+    """A range of elements, which a thread's workspace keeps until another takes its place.
 
     Attributes:
-        of: Whose.
+        of: What they are inputs of.
         first: Where the range begins.
         last: Where it ends.
         tensors: The values.
         inputs: The same as loops take them.
-        filled: How far they are there.
+        filled: Up to where they have been read.
     """
 
-    of: InputRows
+    of: InputBlocks
     first: int
     last: int
     tensors: list[torch.Tensor]

@@ -1,8 +1,7 @@
-"""What loops read and write: rows of floats, or of the bits of bfloat16 as 16-bit integers.
+"""What loops read and write: values as floats, or as the bits of bfloat16 in 16-bit integers.
 
-Bits are widened in registers. With a base, rows of bits are models, and formulas get task vectors, rounded to
-bfloat16 if the base is bits too; rows of floats are task vectors already, and so are rows of bits if the base is
-`Subtracted`.
+Bits are widened in registers. With a base, bits are a model's, and formulas get task vectors, rounded to bfloat16
+if the base is bits too; floats are task vectors already, and so are bits if the base is `Subtracted`.
 """
 
 from typing import Any, NamedTuple
@@ -12,36 +11,42 @@ from numba import types
 
 from heterosis.merge.kernels.compiling import compiled, inlined, inlined_overload, written_out
 
-Row = np.ndarray[tuple[int], np.dtype[Any]]
+# Those of one model, or a result's.
+Values = np.ndarray[tuple[int], np.dtype[Any]]
 
 
 class Rounded(NamedTuple):
     """A result of floats that takes values of bfloat16, as a live model in float32 does."""
 
-    row: Row
+    values: Values
 
 
 class Unrounded(NamedTuple):
     """A base of bits from which task vectors are not rounded."""
 
-    row: Row
+    values: Values
 
 
 class Subtracted(NamedTuple):
-    """A base of bits that has been subtracted from the rows already."""
+    """A base of bits that has been subtracted from the models already."""
 
-    row: Row
+    values: Values
 
 
 class Inputs(NamedTuple):
-    """The values of all models in a block, and the base's where it is still to be subtracted."""
+    """The values of all models in a block, and of the base."""
 
-    rows: tuple[Row, ...]
-    base: Row | Unrounded | Subtracted | None = None
+    models: tuple[Values, ...]
+    base: Values | Unrounded | Subtracted | None = None
+
+    @property
+    def size(self) -> int:
+        """How many elements the block has."""
+        return len(self.models[0])
 
     def part(self, start: int, stop: int) -> "Inputs":
         """Elements ``[start, stop)``."""
-        return Inputs(tuple(row[start:stop] for row in self.rows), slice_of(self.base, start, stop))
+        return Inputs(tuple(values[start:stop] for values in self.models), slice_of(self.base, start, stop))
 
 
 @inlined
@@ -59,7 +64,7 @@ def _rounded_difference(x):  # type: ignore[no-untyped-def]
 
 
 def _wide(value: Any) -> Any:
-    """A row's entry as a float."""
+    """An entry as a float."""
 
 
 @inlined_overload(_wide)
@@ -69,65 +74,65 @@ def _wide_overload(value):  # type: ignore[no-untyped-def]
     return lambda value: value
 
 
-def _entry(row: Any, base: Any, i: Any) -> Any:
+def _entry(values: Any, base: Any, i: Any) -> Any:
     """What formulas get of element ``i`` of one model."""
 
 
 @inlined_overload(_entry)
-def _entry_overload(row, base, i):  # type: ignore[no-untyped-def]
-    if isinstance(base, types.NoneType) or not isinstance(row.dtype, types.Integer):
-        return lambda row, base, i: _wide(row[i])
+def _entry_overload(values, base, i):  # type: ignore[no-untyped-def]
+    if isinstance(base, types.NoneType) or not isinstance(values.dtype, types.Integer):
+        return lambda values, base, i: _wide(values[i])
     if isinstance(base, types.BaseTuple):
         if base.instance_class is Subtracted:
-            return lambda row, base, i: _wide(row[i])
-        return lambda row, base, i: _wide(row[i]) - _wide(base.row[i])
+            return lambda values, base, i: _wide(values[i])
+        return lambda values, base, i: _wide(values[i]) - _wide(base.values[i])
     if isinstance(base.dtype, types.Integer):
-        return lambda row, base, i: np.uint32(
-            np.uint32(_rounded_difference(_wide(row[i]) - _wide(base[i]))) & np.uint32(0xFFFF0000)
+        return lambda values, base, i: np.uint32(
+            np.uint32(_rounded_difference(_wide(values[i]) - _wide(base[i]))) & np.uint32(0xFFFF0000)
         ).view(np.float32)
-    return lambda row, base, i: _wide(row[i]) - base[i]
+    return lambda values, base, i: _wide(values[i]) - base[i]
 
 
 @inlined
-def magnitude_bits(row, base, i):  # type: ignore[no-untyped-def]
+def magnitude_bits(values, base, i):  # type: ignore[no-untyped-def]
     """The bits of the magnitude of what formulas get of element ``i``, a value of bfloat16."""
-    bits = np.uint32(np.float32(_entry(row, base, i)).view(np.uint32) >> np.uint32(16))
+    bits = np.uint32(np.float32(_entry(values, base, i)).view(np.uint32) >> np.uint32(16))
     return np.uint16(bits & np.uint32(0x7FFF))
 
 
-def values_at(rows: Any, base: Any, i: Any) -> Any:
+def values_at(models: Any, base: Any, i: Any) -> Any:
     """What formulas get of element ``i``: a tuple with one value per model."""
 
 
 @inlined_overload(values_at)
-def _values_at_overload(rows, base, i):  # type: ignore[no-untyped-def]
-    return written_out("entry(rows[j], base, i)", len(rows), "rows, base, i", entry=_entry)
+def _values_at_overload(models, base, i):  # type: ignore[no-untyped-def]
+    return written_out("entry(models[j], base, i)", len(models), "models, base, i", entry=_entry)
 
 
-def slice_of(row: Any, start: Any, stop: Any) -> Any:
-    """A slice of what loops take: of a row, of one that is marked, or of None. Compiled code may call it too."""
-    if isinstance(row, Rounded | Unrounded | Subtracted):
-        return type(row)(row.row[start:stop])
-    return None if row is None else row[start:stop]
+def slice_of(values: Any, start: Any, stop: Any) -> Any:
+    """A slice of what loops take: of values, of marked ones, or of None. Compiled code may call it too."""
+    if isinstance(values, Rounded | Unrounded | Subtracted):
+        return type(values)(values.values[start:stop])
+    return None if values is None else values[start:stop]
 
 
 @inlined_overload(slice_of)
-def _slice_of_overload(row, start, stop):  # type: ignore[no-untyped-def]
-    if isinstance(row, types.NoneType):
-        return lambda row, start, stop: None
-    if isinstance(row, types.BaseTuple):
-        kind = row.instance_class
-        return lambda row, start, stop: kind(row.row[start:stop])
-    return lambda row, start, stop: row[start:stop]
+def _slice_of_overload(values, start, stop):  # type: ignore[no-untyped-def]
+    if isinstance(values, types.NoneType):
+        return lambda values, start, stop: None
+    if isinstance(values, types.BaseTuple):
+        kind = values.instance_class
+        return lambda values, start, stop: kind(values.values[start:stop])
+    return lambda values, start, stop: values[start:stop]
 
 
-def slice_each(rows: Any, start: Any, stop: Any) -> Any:
-    """A slice of every row."""
+def slice_each(models: Any, start: Any, stop: Any) -> Any:
+    """A slice of every model's values."""
 
 
 @inlined_overload(slice_each)
-def _slice_each_overload(rows, start, stop):  # type: ignore[no-untyped-def]
-    return written_out("rows[j][start:stop]", len(rows), "rows, start, stop")
+def _slice_each_overload(models, start, stop):  # type: ignore[no-untyped-def]
+    return written_out("models[j][start:stop]", len(models), "models, start, stop")
 
 
 def onto_base(value: Any, base: Any, i: Any) -> Any:
@@ -139,7 +144,7 @@ def _onto_base_overload(value, base, i):  # type: ignore[no-untyped-def]
     if isinstance(base, types.NoneType):
         return lambda value, base, i: value
     if isinstance(base, types.BaseTuple):
-        return lambda value, base, i: value + _wide(base.row[i])
+        return lambda value, base, i: value + _wide(base.values[i])
     return lambda value, base, i: value + _wide(base[i])
 
 
@@ -152,7 +157,7 @@ def _store_overload(value, out, i):  # type: ignore[no-untyped-def]
     if isinstance(out, types.BaseTuple):
 
         def rounded(value, out, i):  # type: ignore[no-untyped-def]
-            out.row[i] = np.uint32(_rounded_bits(value) & np.uint32(0xFFFF0000)).view(np.float32)
+            out.values[i] = np.uint32(_rounded_bits(value) & np.uint32(0xFFFF0000)).view(np.float32)
 
         return rounded
     if isinstance(out.dtype, types.Integer):
@@ -175,29 +180,29 @@ def size_of(out: Any) -> Any:
 @inlined_overload(size_of)
 def _size_of_overload(out):  # type: ignore[no-untyped-def]
     if isinstance(out, types.BaseTuple):
-        return lambda out: out.row.shape[0]
+        return lambda out: out.values.shape[0]
     return lambda out: out.shape[0]
 
 
 @compiled
-def widen_row(row, base, out):  # type: ignore[no-untyped-def]
+def widen(values, base, out):  # type: ignore[no-untyped-def]
     """What formulas get of one model, as floats."""
     for i in range(out.shape[0]):
-        out[i] = _entry(row, base, i)
+        out[i] = _entry(values, base, i)
 
 
-def widen_rows(rows: Any, base: Any, out: Any) -> None:
+def widen_each(models: Any, base: Any, out: Any) -> None:
     """What formulas get of each model, as floats."""
 
 
-@inlined_overload(widen_rows)
-def _widen_rows_overload(rows, base, out):  # type: ignore[no-untyped-def]
-    return written_out("widen(rows[j], base, out[j])", len(rows), "rows, base, out", widen=widen_row)
+@inlined_overload(widen_each)
+def _widen_each_overload(models, base, out):  # type: ignore[no-untyped-def]
+    return written_out("widen(models[j], base, out[j])", len(models), "models, base, out", widen=widen)
 
 
 @compiled
-def narrow_row(values, out):  # type: ignore[no-untyped-def]
-    """Put floats into a row: as they are, or as bits of bfloat16."""
+def narrow(values, out):  # type: ignore[no-untyped-def]
+    """Put floats into a result: as they are, or as bits of bfloat16."""
     for i in range(values.shape[0]):
         store(values[i], out, i)
 
