@@ -102,17 +102,19 @@ class Computation:
 
     # ------------------------------------------------------------------ merging
 
-    def blocks(self, places: Places | None = None) -> Iterator[tuple[int, torch.Tensor]]:
-        """The merged tensor, block after block: the start, and values, which the next block overwrites.
+    def blocks(self, places: Places | None = None) -> Iterator[tuple[int, torch.Tensor, bool]]:
+        """The merged tensor, block after block: the start, the values, and whether they are in their place.
 
-        They are of the output dtype if that is bfloat16 and the arithmetic float32, else floats still to be
-        rounded.
+        Elsewhere the next block overwrites them, and they are floats still to be rounded unless the output is of
+        bfloat16 and the arithmetic of float32.
 
         Args:
-            places: Where blocks may be computed at once. Those that are, rounded, are what is given.
+            places: Where blocks may be computed at once.
         """
         for start, stop in self._inputs.ranges(self._row_length):
-            yield start, self._merged(start, stop, places and places(start, stop))
+            place = places and places(start, stop)
+            merged = self._merged(start, stop, place)
+            yield start, merged, merged is place
 
     def read(self, start: int, stop: int) -> torch.Tensor:
         """Merged elements ``[start, stop)``, as of `blocks`; the next call overwrites them."""

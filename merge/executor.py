@@ -97,32 +97,28 @@ class _Workers:
             if op.method is None or op.numel == 0:  # there is nothing to ask statistics of
                 self._copy(op)
             else:
-                place = partial(self._sink.place, op)
-                computation = Computation(
-                    op, self._workspace, self._budget, self._counts, reductions=self._reductions
-                )
-                for start, block in computation.blocks(place):
-                    self._write(op, start, block)
+                computation = Computation(op, self._workspace, self._budget, self._counts, self._reductions)
+                for start, block, placed in computation.blocks(partial(self._sink.place, op)):
+                    self._write(op, start, block, placed)
             self._sink.done(op)
         except (ValueError, ArithmeticError) as error:
             raise MergeError(f"{op.name}: {error}") from error
         finally:
-            self._workspace.content = None  # the sources' own memory may be among it
+            self._workspace.release()  # the sources' own memory may be among it
 
     def _copy(self, op: TensorOp) -> None:
         """Copy the one input, at once to its place if it has the same dtype."""
         for start in range(0, op.numel, COPIED_BLOCK):
             stop = min(start + COPIED_BLOCK, op.numel)
-            block = self._sink.place(op, start, stop)
+            block = place = self._sink.place(op, start, stop)
             if block is None or not block.dtype == op.compute == op.dtype:
                 block = self._workspace.buffer("copied", stop - start, op.compute)
             read_copy(op, start, block)
-            self._write(op, start, block)
+            self._write(op, start, block, block is place)
 
-    def _write(self, op: TensorOp, start: int, block: torch.Tensor) -> None:
+    def _write(self, op: TensorOp, start: int, block: torch.Tensor, placed: bool) -> None:
         check_finite(block)
-        place = self._sink.place(op, start, start + block.numel())
-        if place is not None and place.data_ptr() == block.data_ptr():
+        if placed:
             return
         if block.dtype != op.dtype:
             block = self._workspace.buffer("narrow", block.numel(), op.dtype).copy_(block)

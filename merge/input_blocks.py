@@ -95,16 +95,13 @@ class InputBlocks:
 
     @property
     def kept(self) -> bool:
-        """Whether the workspace still holds the whole tensor."""
-        held = self._workspace.content
-        return self._fits and isinstance(held, _Held) and held.of is self
+        """Whether the workspace still holds all of the tensor."""
+        return self._fits and self._workspace.holds((self, 0, self._op.numel))
 
     def inputs(self, start: int, stop: int) -> Inputs:
-        """The values of a block. Where the whole tensor fits, it is read as far as it was asked for."""
+        """The values of a block. Where all of the tensor fits, it is read as far as it was asked for."""
         first, last = (0, self._op.numel) if self._fits else (start, stop)
-        held = self._workspace.content
-        if not isinstance(held, _Held) or (held.of, held.first, held.last) != (self, first, last):
-            held = self._workspace.content = self._hold(first, last)
+        held = self._workspace.held((self, first, last), lambda: self._unread(first, last))
         while held.filled < stop:
             end = min(held.filled + self.block, last)
             part = slice(held.filled - first, end - first)
@@ -112,12 +109,12 @@ class InputBlocks:
             held.filled = end
         return held.inputs.part(start, stop) if self._fits else held.inputs
 
-    def _hold(self, first: int, last: int) -> "_Held":
+    def _unread(self, first: int, last: int) -> "_Range":
         """A range of elements, still to be read where they are not in the sources' own memory."""
         buffers = iter(self._workspace.buffers("inputs", last - first, self._missing) if self._missing else ())
         pairs = zip(self._sources, self._own, strict=True)
         tensors = [next(buffers) if own else _viewed(source, first, last) for source, own in pairs]
-        return _Held(self, first, last, tensors, self._as_inputs(tensors), first if self._missing else last)
+        return _Range(tensors, self._as_inputs(tensors), first if self._missing else last)
 
     def _as_inputs(self, tensors: list[torch.Tensor]) -> Inputs:
         """Inputs and base as loops take them."""
@@ -188,21 +185,15 @@ class InputBlocks:
 
 
 @dataclass(eq=False)
-class _Held:
+class _Range:
     """A range of elements, which a thread's workspace keeps until another takes its place.
 
     Attributes:
-        of: What they are inputs of.
-        first: Where the range begins.
-        last: Where it ends.
-        tensors: The values.
+        tensors: The values, of the inputs and then the base.
         inputs: The same as loops take them.
         filled: Up to where they have been read.
     """
 
-    of: InputBlocks
-    first: int
-    last: int
     tensors: list[torch.Tensor]
     inputs: Inputs
     filled: int

@@ -18,14 +18,10 @@ MOST_VIEWS = 64  # of a buffer; more are forgotten
 
 
 class Workspace(threading.local):
-    """Buffers by name, of each thread its own; they live as long as the thread.
-
-    Attributes:
-        content: What a user of the buffers left in them, for it to recognise.
-    """
+    """Buffers by name, of each thread its own; they live as long as the thread."""
 
     def __init__(self) -> None:
-        self.content: object = None
+        self._held: tuple[object, Any] = None, None
         self._buffers: dict[str, torch.Tensor] = {}
         self._views: dict[str, dict[tuple[object, ...], Any]] = {}
 
@@ -50,6 +46,21 @@ class Workspace(threading.local):
         """The same as an array of numpy."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         return self._view(name, size, (shape, dtype), lambda whole: _shaped(whole[:size], shape, dtype))
+
+    def held(self, key: object, make: Callable[[], T]) -> T:
+        """What was made of buffers for a key; it is held until another key is asked for."""
+        if not self.holds(key):
+            self._held = key, make()
+        made: T = self._held[1]
+        return made
+
+    def holds(self, key: object) -> bool:
+        """Whether what was made for a key is still held."""
+        return self._held[0] == key
+
+    def release(self) -> None:
+        """Hold nothing any more; the buffers stay."""
+        self._held = None, None
 
     def _view(self, name: str, size: int, key: tuple[object, ...], make: Callable[[torch.Tensor], T]) -> T:
         """What is made of a buffer of at least so many bytes, made once."""

@@ -439,6 +439,6 @@ def test_values_that_a_step_changed_are_not_read_again(family: list[Path]) -> No
     workspace = Workspace()
     subject = Computation(op, workspace, budget=1 << 24)
     assert subject.program.each is not None
-    workspace.content = None
+    workspace.release()
     with pytest.raises(AssertionError, match="is lost"):
         next(subject.blocks())
