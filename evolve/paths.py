@@ -26,8 +26,7 @@ from heterosis.evolve.path_config import CHAMPION, LayerPaths
 from heterosis.evolve.path_encodings import Encoding, Indicators, Path, Run, Segments, joined, limits, whole
 from heterosis.evolve.ranges import Span
 from heterosis.merge import ModelRef, Recipe, build_plan, open_checkpoint
-from heterosis.merge.layout import embedding_name, main_stack, place_of
-from heterosis.merge.planner import OBSOLETE
+from heterosis.merge.layout import OBSOLETE, embedding_name, main_stack, place_of
 from heterosis.merge.sources import Model
 
 # What the projections into the residual stream are called, attention's and the MLP's: together all that is added.

@@ -15,7 +15,7 @@ from heterosis.evolve.machine import this_machine
 from heterosis.evolve.preflight import Preflight
 from heterosis.evolve.rehearsal import Rehearsal
 from heterosis.evolve.worker import SILENCE, Setup, known_batch_size
-from heterosis.merge.executor import available_cores
+from heterosis.merge.machine import available_cores
 from heterosis.words import size
 
 LIVE = 4  # bytes of a parameter in the live model, which computes in float32

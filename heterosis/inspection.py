@@ -95,8 +95,8 @@ def inspect_targets(
     from heterosis.merge.checkpoint import WEIGHT_FILES, open_checkpoint
     from heterosis.merge.compatibility import compare
     from heterosis.merge.distances import task_vector_distances
-    from heterosis.merge.executor import available_cores
     from heterosis.merge.inspection import inspect_recipe
+    from heterosis.merge.machine import available_cores
     from heterosis.merge.recipe import Recipe
     from heterosis.merge.reference import ModelRef, short_names
     from heterosis.merge.yaml_file import parse_documents, read_text

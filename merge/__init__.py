@@ -11,7 +11,7 @@ checkpoint.py        a model from a folder, a file or the Hub, or with an adapte
 weights.py           the weight files of a folder
 fetching.py          models from the Hub
 hub.py               recipes pinned to its commits, publishing
-files.py             what of a model folder may be opened, and how much of it is read
+files.py             what of a model folder may be opened, and how much is read; texts written in one step
 safetensors_file.py  safetensors headers and reads, defensively
 pickle_file.py       PyTorch's files, of which only tensors are unpickled
 lora.py              adapters applied tensor by tensor while reading
@@ -35,7 +35,7 @@ workspace.py         buffers that threads reuse
 reductions.py        what the candidates of a search have in common, shared by a machine's processes
 computation.py       the arithmetic of one operation: a program, merged blocks; input_blocks.py: what it reads
 finite.py            refusing merged values that cannot be used
-executor.py          plan -> blocks, within a memory budget, on several threads
+executor.py          plan -> blocks, within a memory budget, on several threads; machine.py: its cores
 sinks.py, writer.py  where blocks go: a live model, or safetensors shards
 output_file.py       files written behind the merge, past the page cache
 companions.py        config, tokenizer

@@ -9,6 +9,7 @@ from heterosis.errors import InputError
 from heterosis.merge.checkpoint import OpenModels
 from heterosis.merge.companions import write_companions
 from heterosis.merge.executor import DEFAULT_MEMORY_LIMIT, THREAD_MINIMUM, execute
+from heterosis.merge.files import nearest_existing
 from heterosis.merge.hub import pin
 from heterosis.merge.plan import MergePlan
 from heterosis.merge.planner import Names, build_plan
@@ -118,7 +119,7 @@ def merge_models(
 
 
 def _check_disk(plan: MergePlan, out: Path) -> None:
-    parent = next(p for p in (out.absolute().parent, *out.absolute().parents) if p.exists())
+    parent = nearest_existing(out.parent)
     disk = shutil.disk_usage(parent)
     if not disk.total or not os.access(parent, os.W_OK):  # /proc and its like have no bytes
         raise InputError(f"{out}: cannot be written: {parent} takes no new files; choose another place")

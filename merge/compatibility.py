@@ -8,9 +8,17 @@ from typing import Literal, TypeAlias
 
 from heterosis.errors import InputError
 from heterosis.merge.inspection import recorded_warnings
-from heterosis.merge.layout import embedding_name, embedding_rows, is_head, is_vocabulary, place_of, stack_sizes
+from heterosis.merge.layout import (
+    OBSOLETE,
+    embedding_name,
+    embedding_rows,
+    is_head,
+    is_vocabulary,
+    place_of,
+    stack_sizes,
+)
 from heterosis.merge.names import renamed
-from heterosis.merge.planner import OBSOLETE, build_plan
+from heterosis.merge.planner import build_plan
 from heterosis.merge.recipe import Recipe
 from heterosis.merge.reference import short_names
 from heterosis.merge.sources import Model

@@ -113,7 +113,7 @@ def _idle_entries(name: str, setting: Setting) -> Iterator[str]:
 
 
 def _all_settings(recipe: Recipe) -> Iterator[tuple[str, Settings, ModelRef | None]]:
-    """Every section of parameters, where it is, and the input whose own it is."""
+    """Every section of parameters, where it is, and the input that it belongs to, if to one."""
     yield "parameters", recipe.parameters, None
     for module, part in recipe.parts():
         prefix = "" if module is None else f"modules.{module}."

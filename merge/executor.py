@@ -1,6 +1,5 @@
 """Run a plan: read blocks, compute, hand them to a sink, within a memory budget and on several threads."""
 
-import os
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from functools import partial
 
@@ -8,6 +7,7 @@ import torch
 
 from heterosis.merge.computation import Computation, read_copy
 from heterosis.merge.finite import check_finite
+from heterosis.merge.machine import available_cores
 from heterosis.merge.plan import MergePlan, TensorOp
 from heterosis.merge.reductions import Reductions
 from heterosis.merge.selection import MOST_COUNTS
@@ -23,12 +23,6 @@ COPIED_BLOCK = 1 << 18
 # reader's buffer, together `BLOCKS`; and counts of one digit of the values.
 THREAD_MINIMUM = 16 * 1024**2
 BLOCKS = 14 * 1024**2
-
-
-def available_cores() -> int:
-    """Cores that this process may use, which in a container or job can be fewer than the machine has."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 class MergeError(RuntimeError):

@@ -1,8 +1,9 @@
-"""Files of model folders, which may be anyone's: only ordinary ones are read, and links out are refused."""
+"""Files: those of model folders, which may be anyone's, are read with care, and texts written in one step."""
 
 import json
 import os
 import stat
+import tempfile
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,27 @@ def _is_deep(content: object) -> bool:
         inner = [entry for entry in level if isinstance(entry, dict | list)]
         level = [value for entry in inner for value in (entry.values() if isinstance(entry, dict) else entry)]
     return bool(level)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, replacing another in one step, so that readers never see half of it."""
+    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(descriptor)
+        Path(partial).chmod(0o644)
+        Path(partial).replace(path)
+    except BaseException:
+        Path(partial).unlink()
+        raise
+
+
+def nearest_existing(path: Path) -> Path:
+    """A path if it exists, else the nearest folder above it that does."""
+    there = path.expanduser().absolute()
+    return next(found for found in (there, *there.parents) if found.exists())
 
 
 def refuse_links_out(folder: Path) -> None:

@@ -30,7 +30,7 @@ class InputBlocks:
     Args:
         op: What the inputs are of; it has a method and at least one element.
         workspace: Where values are kept.
-        work: What floats are.
+        work: The dtype of what is made floats.
         budget: Bytes for the values of a whole tensor.
         resident: Whether sources stay in memory for later recipes, whatever the budget is.
 

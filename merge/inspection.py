@@ -10,6 +10,7 @@ from typing import Any
 
 from heterosis.merge.checkpoint import OpenModels
 from heterosis.merge.executor import DEFAULT_MEMORY_LIMIT
+from heterosis.merge.files import nearest_existing
 from heterosis.merge.layout import comes_first, place_of
 from heterosis.merge.names import RenamedModel
 from heterosis.merge.plan import MergePlan, TensorOp
@@ -117,14 +118,12 @@ def inspect_recipe(
         models = list(recipe.original_models())
         names = dict(zip(models, short_names(models), strict=True))
         plans = tuple(_summary(each, names, full) for each in _with_stages(plan))
-    there = place.expanduser().absolute()
-    existing = next(folder for folder in (there, *there.parents) if folder.is_dir())
     return RecipeReport(
         models={name: str(ref) for ref, name in names.items()},
         plans=plans,
         buffer_bytes=memory_limit,
         disk_bytes=plan.bytes_written,
-        free_bytes=shutil.disk_usage(existing).free,
+        free_bytes=shutil.disk_usage(nearest_existing(place)).free,
         place=str(place),
         warnings=tuple(noted),
     )

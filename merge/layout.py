@@ -50,6 +50,12 @@ _FIRST = re.compile(
     r"|\bproject_in\b|relative_attention_bias"
 )
 _LAST = re.compile(r"\bembedding_norm\b")  # LFM2's final norm
+# Buffers that old checkpoints hold and that no current model reads; dropped where not all inputs have them.
+MASKED = (".attn.masked_bias", ".attention.masked_bias")  # always: in float16 they are minus infinity
+OBSOLETE = (
+    *("rotary_emb.inv_freq", ".attn.bias", ".attention.bias", *MASKED),
+    "embeddings.position_ids",
+)
 # What the first layer holds for all layers of its stack: T5's relative positions.
 _OF_THE_STACK = "relative_attention_bias.weight"
 

@@ -29,7 +29,7 @@ class TensorOp:
         base: The base tensor where the method works on task vectors.
         arguments: The method's parameters, per-input ones as tuples.
         keys: Addresses of random masks, one for each input.
-        models: Whose the inputs are, the base's at the end.
+        models: Those that the inputs come from, and at the end the one that the base comes from.
     """
 
     name: str

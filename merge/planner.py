@@ -18,6 +18,8 @@ from heterosis.merge.checkpoint import open_checkpoint
 from heterosis.merge.contract import input_faults, parameter_faults, unmatched_filters
 from heterosis.merge.grouping import Group, Grouping, Input, Settings, Slice
 from heterosis.merge.layout import (
+    MASKED,
+    OBSOLETE,
     comes_first,
     embedding_name,
     embedding_rows,
@@ -45,13 +47,6 @@ from heterosis.merge.unread import planned_program
 Names: TypeAlias = Literal["same", "union", "intersection"]
 
 _MOST_FAULTS = 4  # that are told: where models do not fit, all tensors say the same
-
-# Buffers that old checkpoints hold and that no current model reads; dropped where not all inputs have them.
-_MASKED = (".attn.masked_bias", ".attention.masked_bias")  # always: in float16 they are minus infinity
-OBSOLETE = (
-    *("rotary_emb.inv_freq", ".attn.bias", ".attention.bias", *_MASKED),
-    "embeddings.position_ids",
-)
 
 
 def build_plan(
@@ -116,7 +111,7 @@ class _Held:
     """One input's tensor for a tensor of the output.
 
     Attributes:
-        input: Whose it is.
+        input: The model's part in the slice that it is from.
         name: What the input calls it.
         source: Where it is.
     """
@@ -289,7 +284,7 @@ class _Planner:
         obsolete = group.name.endswith(OBSOLETE) and bool(self.checkpoints[self.recipe.donor].config)
         if missing and (self.names == "intersection" or obsolete):
             return None
-        if obsolete and group.name.endswith(_MASKED):
+        if obsolete and group.name.endswith(MASKED):
             return None
         if not held or (missing and self.names == "same"):
             x, name = missing[0]

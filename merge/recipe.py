@@ -1,7 +1,6 @@
 """Recipe: mergekit's YAML language, strict, with every fault of a file reported at once."""
 
 import os
-import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -24,6 +23,7 @@ from heterosis.errors import InputError, did_you_mean
 from heterosis.words import brief
 
 from .faults import Fault, dotted, fault_of, refuse
+from .files import write_whole
 from .parameters import Place, Setting, setting_faults
 from .recipe_rules import check_range, document_faults, method_faults, other_kind, relation_faults
 from .reference import ModelRef
@@ -205,7 +205,7 @@ class TokenRow(_Section):
 
 
 class Tokenizer(_Section):
-    """Whose tokenizer the output gets: ``union``, ``base`` or a model, and rows for single tokens."""
+    """Which tokenizer the output gets: ``union``, ``base`` or a model, and rows for single tokens."""
 
     source: Annotated[str, BeforeValidator(_check_tokenizer_source)] = "union"
     tokens: Annotated[dict[str, TokenRow], BeforeValidator(_empty)] = {}
@@ -337,20 +337,8 @@ class Recipe(_Section):
 
     def dump(self, path: str | os.PathLike[str], header_comment: str = "") -> None:
         """Write the recipe, replacing the file in one step, so that readers never see half of it."""
-        target = Path(path)
         comment = "".join(f"# {line}".rstrip() + "\n" for line in header_comment.splitlines())
-        text = comment + self.to_yaml()
-        descriptor, partial = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(descriptor)
-            Path(partial).chmod(0o644)
-            Path(partial).replace(target)
-        except BaseException:
-            Path(partial).unlink()
-            raise
+        write_whole(Path(path), comment + self.to_yaml())
 
     # ------------------------------------------------------------- questions
 

@@ -64,7 +64,7 @@ class OutputTokenizer:
     """A tokenizer to be written: that of a folder, with tokens added and perhaps another chat template.
 
     Attributes:
-        folder: Whose files to start from; None without a tokenizer.
+        folder: Where the files to start from are; None without a tokenizer.
         added: Tokens to add, with ids of their own or of a token that is there.
         new_template: A chat template in place of the folder's.
         vocabulary: Where the rows of its tokens are in the recipe's models; None where no tokenizer was asked for,

@@ -133,7 +133,7 @@ class Vocabulary:
     def _fill(
         self, models: list[ModelRef], owned: NDArray[np.int64], base: ModelRef | None
     ) -> tuple[NDArray[np.int64], Rows]:
-        """Whose row a model without one gets, and which: two arrays ``[size]``."""
+        """Of which model, and which, is the row that a model without one gets: two arrays ``[size]``."""
         has = owned >= 0
         owners = has.sum(axis=0)
         model_of = np.where(owners == 1, has.argmax(axis=0), _OWNERS_MEAN)
