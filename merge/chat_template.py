@@ -10,8 +10,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from heterosis.errors import InputError
-
-from .files import read_json, read_ordinary
+from heterosis.merge.files import read_json, read_ordinary
 
 # Where transformers 5 keeps the template; before, it was a key of tokenizer_config.json.
 CHAT_TEMPLATE_FILE = "chat_template.jinja"

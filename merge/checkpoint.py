@@ -10,15 +10,14 @@ from types import TracebackType
 from typing import Any
 
 from heterosis.errors import InputError
-
-from . import lora
-from .fetching import HUB_ID, fetch
-from .files import read_json, refuse_links_out
-from .quantised import refuse_config, refuse_gguf, refuse_tensors
-from .reference import ModelRef
-from .sources import TensorSource
-from .tokenizer import OutputTokenizer
-from .weights import Weights, open_weights
+from heterosis.merge import lora
+from heterosis.merge.fetching import HUB_ID, fetch
+from heterosis.merge.files import read_json, refuse_links_out
+from heterosis.merge.quantised import refuse_config, refuse_gguf, refuse_tensors
+from heterosis.merge.reference import ModelRef
+from heterosis.merge.sources import TensorSource
+from heterosis.merge.tokenizer import OutputTokenizer
+from heterosis.merge.weights import Weights, open_weights
 
 # What a file of weights without a model folder may be called.
 WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")

@@ -9,11 +9,10 @@ from pathlib import Path
 import yaml
 
 from heterosis.errors import InputError
-
-from .checkpoint import Checkpoint, open_checkpoint
-from .fetching import ASK_SECONDS, HUB_ID, reason
-from .recipe import Recipe
-from .yaml_file import with_texts
+from heterosis.merge.checkpoint import Checkpoint, open_checkpoint
+from heterosis.merge.fetching import ASK_SECONDS, HUB_ID, reason
+from heterosis.merge.recipe import Recipe
+from heterosis.merge.yaml_file import with_texts
 
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "model*.index.json", "pytorch_model*.index.json")
 _HALF_WRITTEN = ("*.tmp", "*.part", "*.partial", "*.incomplete", "*.lock")

@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from heterosis.errors import InputError
+from heterosis.merge.kernels import add_rounded, compiled, inlined
+from heterosis.merge.sources import TensorSource
+from heterosis.merge.weights import Weights
+from heterosis.merge.workspace import Workspace, as_array
 from heterosis.words import brief
-
-from .kernels import add_rounded, compiled, inlined
-from .sources import TensorSource
-from .weights import Weights
-from .workspace import Workspace, as_array
 
 Matrix = np.ndarray[tuple[int, int], np.dtype[Any]]
 

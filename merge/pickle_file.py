@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from heterosis.errors import InputError
+from heterosis.merge.files import open_ordinary
+from heterosis.merge.safetensors_file import DTYPES
+from heterosis.merge.sources import TensorSource
 from heterosis.words import brief
-
-from .files import open_ordinary
-from .safetensors_file import DTYPES
-from .sources import TensorSource
 
 # Where training frameworks put the weights among other things that they save.
 _STATE_DICTS = ("state_dict", "model_state_dict", "model", "module")

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from heterosis.errors import InputError
-
-from .sources import TensorSource
+from heterosis.merge.sources import TensorSource
 
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)  # others are refused wherever they are read
 _CONFIGS = ("quantization_config", "compression_config")  # the second is an early compressed-tensors

@@ -20,14 +20,13 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from heterosis.errors import InputError, did_you_mean
+from heterosis.merge.faults import Fault, dotted, fault_of, refuse
+from heterosis.merge.files import write_whole
+from heterosis.merge.parameters import Place, Setting, setting_faults
+from heterosis.merge.recipe_rules import check_range, document_faults, method_faults, other_kind, relation_faults
+from heterosis.merge.reference import ModelRef
+from heterosis.merge.yaml_file import parse_documents, read_text
 from heterosis.words import brief
-
-from .faults import Fault, dotted, fault_of, refuse
-from .files import write_whole
-from .parameters import Place, Setting, setting_faults
-from .recipe_rules import check_range, document_faults, method_faults, other_kind, relation_faults
-from .reference import ModelRef
-from .yaml_file import parse_documents, read_text
 
 __all__ = [
     "CHAT_TEMPLATES",

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from heterosis.errors import InputError
+from heterosis.merge.files import open_ordinary
 from heterosis.words import brief
-
-from .files import open_ordinary
 
 DTYPES = {
     "F64": torch.float64,

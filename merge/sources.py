@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from .reference import ModelRef
+from heterosis.merge.reference import ModelRef
 
 if TYPE_CHECKING:
-    from .tokenizer import OutputTokenizer  # which reads models
+    from heterosis.merge.tokenizer import OutputTokenizer  # which reads models
 
 
 class TensorSource(Protocol):

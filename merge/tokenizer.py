@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from heterosis.errors import InputError
-
-from .chat_template import CHAT_TEMPLATE_FILE, chosen_template, folder_template
-from .files import read_json
-from .layout import embedding_rows
-from .recipe import Recipe, Tokenizer
-from .reference import ModelRef
-from .sources import Model
-from .vocabulary import ModelTokens, Vocabulary, build_vocabulary
+from heterosis.merge.chat_template import CHAT_TEMPLATE_FILE, chosen_template, folder_template
+from heterosis.merge.files import read_json
+from heterosis.merge.layout import embedding_rows
+from heterosis.merge.recipe import Recipe, Tokenizer
+from heterosis.merge.reference import ModelRef
+from heterosis.merge.sources import Model
+from heterosis.merge.vocabulary import ModelTokens, Vocabulary, build_vocabulary
 
 _PREFIXES = ("tokenizer", "special_tokens", "added_tokens", "chat_template", "vocab.", "merges.", "sentencepiece.")
 _NAMES = ("spiece.model", "tekken.json")

@@ -19,10 +19,9 @@ import torch
 from numpy.typing import NDArray
 
 from heterosis.errors import InputError, did_you_mean
-
-from .recipe import ModelToken, TokenRow, ZeroRow
-from .reference import ModelRef
-from .sources import TensorSource
+from heterosis.merge.recipe import ModelToken, TokenRow, ZeroRow
+from heterosis.merge.reference import ModelRef
+from heterosis.merge.sources import TensorSource
 
 Rows = NDArray[np.int64]
 

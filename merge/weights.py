@@ -4,13 +4,12 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from heterosis.errors import InputError
+from heterosis.merge.files import read_json
+from heterosis.merge.pickle_file import PickleFile
+from heterosis.merge.quantised import refuse_gguf
+from heterosis.merge.safetensors_file import SafetensorsFile
+from heterosis.merge.sources import TensorSource
 from heterosis.words import brief
-
-from .files import read_json
-from .pickle_file import PickleFile
-from .quantised import refuse_gguf
-from .safetensors_file import SafetensorsFile
-from .sources import TensorSource
 
 _MAX_FAULTS = 20  # of an index: after so many, the rest are the same
 
