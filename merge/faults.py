@@ -6,8 +6,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from heterosis.errors import did_you_mean
-
-from .parameters import Place
+from heterosis.merge.parameters import Place
 
 Fault = tuple[Place, str]
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from heterosis.errors import InputError
 from heterosis.merge.kernels import add_rounded, compiled, inlined
+from heterosis.merge.layout import is_head
 from heterosis.merge.sources import TensorSource
 from heterosis.merge.weights import Weights
 from heterosis.merge.workspace import Workspace, as_array
@@ -47,6 +48,7 @@ _REASONS = {
 }
 _REMEDY = "merge it with peft's merge_and_unload first"
 _RESIZED = f"adapters that resize the vocabulary are not supported; {_REMEDY}"
+_TIED = "its head is tied to the embedding; merge the adapter into it with PEFT first"
 # The others (pissa, olora, corda, loftq, lora_ga) also change the base's weights when they are loaded.
 _PLAIN_INITS = (True, False, "gaussian", "eva", "orthogonal")
 
@@ -295,7 +297,11 @@ class Adapter:
                 faults.append(f"{path}: {error}")
         if unplaced:
             shown = ", ".join(unplaced[:5]) + (f" and {len(unplaced) - 5} more" if len(unplaced) > 5 else "")
-            faults.append(f"the base model has no such tensors: {shown}; is the adapter for another model?")
+            tied = all(is_head(path) for path in unplaced)
+            remedy = (
+                "it ties its head to the embedding: merge the adapter with PEFT first" if tied else _OTHER_MODEL
+            )
+            faults.append(f"the base model has no such tensors: {shown}; {remedy}")
         if faults:
             raise InputError(*(f"{self.folder}: {fault}" for fault in faults))
         return changed

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heterosis.errors import InputError, did_you_mean
-
-from .faults import Fault
-from .parameters import Place
-from .reference import ModelRef
+from heterosis.merge.faults import Fault
+from heterosis.merge.parameters import Place
+from heterosis.merge.reference import ModelRef
 
 if TYPE_CHECKING:
-    from .recipe import Recipe
+    from heterosis.merge.recipe import Recipe
 
 
 def check_range(value: object) -> tuple[int, int]:
@@ -61,7 +60,7 @@ def other_kind(data: Mapping[str, Any]) -> str | None:
 
 def method_faults(data: Mapping[str, Any]) -> list[Fault]:
     """The unknown method of a recipe that has other faults; planning tells that of a sound one."""
-    from .methods import get_method  # loads torch
+    from heterosis.merge.methods import get_method  # loads torch
 
     try:
         if isinstance(name := data.get("merge_method"), str):

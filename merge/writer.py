@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from heterosis.errors import InputError
+from heterosis.merge.files import nearest_existing
 from heterosis.merge.output_file import OutputFile, Stream, WriteBehind
 from heterosis.merge.plan import TensorOp
 from heterosis.merge.safetensors_file import DTYPES
@@ -150,7 +151,7 @@ def refuse_occupied(out: Path, overwrite: bool) -> None:
         InputError: If it exists and may not be replaced, or is something else than a model folder, or if there can
             be none there.
     """
-    place = next(parent for parent in out.absolute().parents if parent.exists())
+    place = nearest_existing(out.absolute().parent)
     if not place.is_dir():
         raise InputError(f"{out}: cannot be created: {place} is a file; choose another place")
     if not out.exists():

@@ -341,6 +341,10 @@ FACTORS = {"A": (2, 16), "B": (16, 2)}
             "the base model has no such tensors: x.y; is the adapter for another model?",
         ),
         (
+            {"base_model.model.lm_head.weight": torch.ones(64, 16)},
+            "the base model has no such tensors: lm_head.weight; its head is tied to the embedding",
+        ),
+        (
             {"base_model.model.model.embed_tokens.weight": torch.ones(70, 16)},
             "the adapter replaces [64, 16] by [70, 16]: adapters that resize the vocabulary",
         ),
