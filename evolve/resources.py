@@ -15,6 +15,7 @@ from heterosis.evolve.machine import this_machine
 from heterosis.evolve.preflight import Preflight
 from heterosis.evolve.rehearsal import Rehearsal
 from heterosis.evolve.worker import SILENCE, Setup, known_batch_size
+from heterosis.merge.files import nearest_existing
 from heterosis.merge.machine import available_cores
 from heterosis.words import size
 
@@ -199,8 +200,6 @@ def resources(
     free, total = memory_of_machine()
     numbers = max(len(space.dimensions) for space in checked.spaces)
     trial = 2 * len(plan.recipe.to_yaml().encode()) + TRIAL + NUMBER * numbers
-    there = place.expanduser().absolute()
-    existing = next(folder for folder in (there, *there.parents) if folder.is_dir())
     candidate = rehearsal.candidate(documents) if rehearsal else None
     seconds = None
     if rehearsal is not None and candidate is not None:
@@ -215,7 +214,7 @@ def resources(
         memory_total=total,
         disk=round(config.trials * trial + most * documents * DOCUMENT),
         disk_merged=plan.bytes_written,
-        disk_free=shutil.disk_usage(existing).free,
+        disk_free=shutil.disk_usage(nearest_existing(place)).free,
         place=str(place),
         documents=documents,
         finals=finals,

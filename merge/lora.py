@@ -297,10 +297,8 @@ class Adapter:
                 faults.append(f"{path}: {error}")
         if unplaced:
             shown = ", ".join(unplaced[:5]) + (f" and {len(unplaced) - 5} more" if len(unplaced) > 5 else "")
-            tied = all(is_head(path) for path in unplaced)
-            remedy = (
-                "it ties its head to the embedding: merge the adapter with PEFT first" if tied else _OTHER_MODEL
-            )
+            tied = all(is_head(f"{path.removesuffix('.weight')}.weight") for path in unplaced)
+            remedy = _TIED if tied else "is the adapter for another model?"
             faults.append(f"the base model has no such tensors: {shown}; {remedy}")
         if faults:
             raise InputError(*(f"{self.folder}: {fault}" for fault in faults))

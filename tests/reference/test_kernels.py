@@ -393,13 +393,13 @@ def test_a_step_sums_before_and_after_it(per_row: bool, start: int, at_once: int
     u = np.array([uniform(i, *key) for i in range(start, start + n)], np.float32)
     expected = (values.reshape(-1, length)[:, ::-1].reshape(-1) if per_row else values) + u * by
     loop = step_loop(reversed_rows if per_row else shifted, per_row, True)
-    values, room = np.empty(at_once, np.float32), np.empty(at_once, np.float32)
+    scratch, room = np.empty(at_once, np.float32), np.empty(at_once, np.float32)
     runs = (start + n) // RUN + 1 if start < RUN else 0  # else sums of all before would take much memory
     for place in ("apart", "in place", "as bits"):
         given = values.copy()
         out = {"apart": np.empty_like(values), "in place": given, "as bits": np.empty(n, np.uint16)}[place]
         before, after = (np.zeros(LANES + runs if runs else 0) for _ in range(2))
-        loop(given, None, start, length, key, (by,), values, room, before, after, out)
+        loop(given, None, start, length, key, (by,), scratch, room, before, after, out)
         assert same(floats_of(out), rounded(expected)) if place == "as bits" else same(out, expected)
         assert place == "in place" or same(given, values)
         for sums, of in ((before, values), (after, expected)) if runs else ():
