@@ -11,7 +11,7 @@ from heterosis.merge.layout import embedding_name, is_head, layer_count_key
 from heterosis.merge.plan import TensorOp
 
 # Lists of the indices of layers.
-_LISTS_OF_LAYERS = ("mlp_only_layers", "moe_layers", "full_attn_idxs", "hybrid_layer_ids")
+_LISTS_OF_LAYERS: tuple[str, ...] = ("mlp_only_layers", "moe_layers", "full_attn_idxs", "hybrid_layer_ids")
 _LISTS_OF_LAYERS += ("attn_layer_indices", "cross_attention_layers")
 # Lists that may happen to be as long as the model is deep, but have no entry for each layer.
 _NOT_BY_LAYER = re.compile("token|architectures|limit|multipliers|image_size|patch_size")
