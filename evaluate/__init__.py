@@ -1,14 +1,16 @@
 """Score models with lm-eval tasks, document by document.
 
-    scores.py     what is asked and what was scored: TaskSpec, Metric, Scores (plain data)
-    answers.py    what a model answered, for people to read
-    splits.py     which documents are for searching, selecting and the final report
-    harness.py    TaskSet: lm-eval tasks built once, scored often (the only file that imports lm_eval)
-    resident.py   ResidentModel: a live model whose parameters a merge overwrites in place
-    candidates.py CandidateLoader: recipe after recipe in one live model
-    backends.py   BackendLoader: recipe after recipe in a folder, from which a model class of lm-eval loads it
-    room.py       this machine's memory, and folders that go with the process that holds them
-    api.py        evaluate_model
+    scores.py       what is asked and what was scored: TaskSpec, Metric, Scores (plain data)
+    answers.py      what a model answered, for people to read
+    splits.py       which documents are for searching, selecting and the final report
+    documents.py    the documents of a task: what they are known by, and what they ask
+    task_faults.py  what may be wrong with a task
+    harness.py      TaskSet: lm-eval tasks built once, scored often (the only file that imports lm_eval)
+    resident.py     ResidentModel: a live model whose parameters a merge overwrites in place
+    candidates.py   CandidateLoader: recipe after recipe in one live model
+    backends.py     BackendLoader: recipe after recipe in a folder, from which a model class of lm-eval loads it
+    room.py         this machine's memory, and folders that go with the process that holds them
+    api.py          evaluate_model
 
 Names that need torch or lm-eval are imported when first used, so importing this package loads neither.
 """
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
     from heterosis.evaluate.api import evaluate_model
     from heterosis.evaluate.backends import BackendLoader, BackendModel
     from heterosis.evaluate.candidates import CandidateLoader
-    from heterosis.evaluate.harness import Documents, TaskSet, make_lm
+    from heterosis.evaluate.documents import Documents
+    from heterosis.evaluate.harness import TaskSet, make_lm
     from heterosis.evaluate.resident import ModelMismatch, ResidentModel
 
 _LAZY = {
@@ -34,7 +37,7 @@ _LAZY = {
     "BackendModel": "backends",
     "CandidateLoader": "candidates",
     "evaluate_model": "api",
-    "Documents": "harness",
+    "Documents": "documents",
     "TaskSet": "harness",
     "make_lm": "harness",
     "ModelMismatch": "resident",

@@ -8,25 +8,20 @@ requests, its model class, its filters and metrics. Nothing is cached between ca
 
 import copy
 import inspect
-import json
 import logging
 import math
 import random
-import re
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from difflib import get_close_matches
-from hashlib import blake2b
+from dataclasses import dataclass, field, replace
 from importlib.metadata import metadata
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import yaml
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import get_model, model_registry
@@ -36,66 +31,29 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from heterosis.errors import InputError, did_you_mean
+from heterosis.evaluate.answers import Answer, chosen
+from heterosis.evaluate.documents import (
+    Documents,
+    DocumentText,
+    Source,
+    definition_of,
+    describe,
+    digest,
+    source_of,
+    text_of,
+)
+from heterosis.evaluate.scores import Metric, NonFiniteScore, Scores, TaskSpec
+from heterosis.evaluate.splits import Split
+from heterosis.evaluate.task_faults import (
+    check_answers,
+    check_examples,
+    chosen_metric,
+    near_tasks,
+    one_line,
+    unreadable,
+)
 
-from .answers import Answer, chosen
-from .scores import Metric, NonFiniteScore, Scores, TaskSpec
-from .splits import Split
-
-LOOKED_AT = 20  # documents, to see whether their answers are right at all
-# Keys of a task's definition that neither decide how documents are asked nor how they are scored.
-_WHERE = ("task", "task_alias", "tag", "group", "dataset_path", "dataset_name", "dataset_kwargs", "metadata")
 _LENGTHS = ("max_length", "max_model_len")  # what model classes of lm-eval call the longest prompt
-
-
-@dataclass(frozen=True)
-class Documents:
-    """The documents of a task.
-
-    Attributes:
-        groups: For each document, the name of its group (see `heterosis.evaluate.splits`).
-        hashes: For each document, a hash of its content.
-        fingerprint: A hash of all of them, in order.
-    """
-
-    groups: list[str]
-    hashes: list[str]
-    fingerprint: str
-
-    @property
-    def count(self) -> int:
-        return len(self.groups)
-
-
-@dataclass(frozen=True)
-class DocumentText:
-    """What a document asks, for people to read.
-
-    Attributes:
-        question: Without few-shot examples and chat template.
-        choices: The answers to choose from; none where text is generated.
-        answer: The right answer; empty where the task has none.
-    """
-
-    question: str
-    choices: tuple[str, ...] = ()
-    answer: str = ""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a task's documents come from.
-
-    Attributes:
-        dataset: Name or path of the data set; empty for data that the task makes itself.
-        kind: Which of the task's splits lm-eval takes: ``test``, or ``validation`` where there is no test split.
-        split: What the data set calls it.
-        others: The task's other splits that have documents: ``validation``, ``training``.
-    """
-
-    dataset: str
-    kind: str
-    split: str
-    others: tuple[str, ...]
 
 
 def make_lm(model: Any, tokenizer: Any, batch_size: int | str, max_length: int | None = None) -> HFLM:
@@ -121,10 +79,10 @@ def check_backend(name: str, batch_size: int | str, max_length: int | None) -> N
     except ImportError as error:
         extra = f"lm-eval[{name}]" if name in _extras() else error.name or name
         raise InputError(
-            f"backend: {name} needs a package that is not installed ({_one_line(error)}); pip install '{extra}'"
+            f"backend: {name} needs a package that is not installed ({one_line(error)}); pip install '{extra}'"
         ) from error
     except Exception as error:  # of a package that finds no device, or is broken
-        raise InputError(f"backend: {name} cannot be imported: {_one_line(error)}") from error
+        raise InputError(f"backend: {name} cannot be imported: {one_line(error)}") from error
     if "pretrained" not in parameters:
         raise InputError(
             f"backend: {name} does not load models from a folder, which is how it would get them; write resident, "
@@ -181,6 +139,33 @@ def _extras() -> list[str]:
     return metadata("lm-eval").get_all("Provides-Extra") or []
 
 
+@dataclass
+class _Loaded:
+    """A task and its data.
+
+    Attributes:
+        spec: What the user asked of it, with the full key of its metric.
+        task: lm-eval's.
+        data: Its documents, as the task has them.
+        documents: What they are known by.
+        metrics: Those that can be used, by key.
+        requests: Of the documents that were built.
+    """
+
+    spec: TaskSpec
+    task: Any
+    data: list[Any]
+    documents: Documents
+    metrics: dict[str, Metric]
+    requests: dict[int, list[Instance]] = field(default_factory=dict)
+
+    @property
+    def metric(self) -> Metric:
+        """The metric that was asked for."""
+        assert self.spec.metric is not None
+        return self.metrics[self.spec.metric]
+
+
 class TaskSet:
     """Tasks with their documents and requests, ready to score any number of models.
 
@@ -192,8 +177,6 @@ class TaskSet:
         tasks.score(lm, split.search).mean("arc_easy", "acc_norm,none")
 
     Attributes:
-        specs: For each task (groups and tags are taken apart), what the user asked of it, with its own name,
-            its share of the weight and the full key of its metric.
         members: For each name that was asked for, and for each task, the tasks that it stands for.
     """
 
@@ -219,14 +202,9 @@ class TaskSet:
         Raises:
             InputError: If a task or metric is unknown, or cannot be used; all faults at once.
         """
-        self.specs: dict[str, TaskSpec] = {}
         self.members: dict[str, tuple[str, ...]] = {}
         self._seed = seed
-        self._tasks: dict[str, Any] = {}
-        self._data: dict[str, list[Any]] = {}
-        self._documents: dict[str, Documents] = {}
-        self._metrics: dict[str, dict[str, Metric]] = {}
-        self._requests: dict[str, dict[int, list[Instance]]] = {}
+        self._tasks: dict[str, _Loaded] = {}
 
         specs = list(specs)
         faults: list[str] = []
@@ -243,78 +221,64 @@ class TaskSet:
     def _add(self, spec: TaskSpec, manager: Any, num_fewshot: int | None, allow_code: bool) -> None:
         leaves = _load(spec.name, manager, allow_code)
         for name, task in leaves.items():
-            if name in self.specs:
+            if name in self._tasks:
                 raise InputError(f"task '{name}': named twice (again by '{spec.name}'); name each task once")
             usable, unusable = _metrics_of(task)
-            metric = _resolve(name, spec.metric, usable, unusable)
+            metric = chosen_metric(name, spec.metric, usable, unusable)
             data = [document for _, document in task.doc_iterator()]
-            _check_answers(name, task, data[:LOOKED_AT])
+            check_answers(name, task, data)
             group_by = spec.group_by or (task.config.metadata or {}).get("group_by")
-
-            self._documents[name] = _describe(name, data, group_by)
-            self.specs[name] = replace(
-                spec, name=name, weight=spec.weight / len(leaves), metric=metric, group_by=group_by
-            )
-            self._tasks[name], self._data[name], self._metrics[name] = task, data, usable
+            own = replace(spec, name=name, weight=spec.weight / len(leaves), metric=metric, group_by=group_by)
+            self._tasks[name] = _Loaded(own, task, data, describe(name, data, group_by), usable)
             if spec.num_fewshot is not None:
                 task.set_config("num_fewshot", spec.num_fewshot)
             elif num_fewshot is not None and task.config.num_fewshot != 0:
                 task.set_config("num_fewshot", num_fewshot)
-            _check_examples(name, task)
+            check_examples(name, task)
             self.members[name] = (name,)
         self.members[spec.name] = tuple(leaves)
 
+    @property
+    def specs(self) -> dict[str, TaskSpec]:
+        """For each task (groups and tags are taken apart), what the user asked of it.
+
+        With its own name, its share of the weight and the full key of its metric.
+        """
+        return {name: loaded.spec for name, loaded in self._tasks.items()}
+
     def metrics(self, task: str) -> dict[str, Metric]:
         """The metrics of a task that can be used, by key."""
-        return self._metrics[task]
+        return self._tasks[task].metrics
 
     def metric(self, task: str) -> Metric:
         """The metric that was asked for."""
-        key = self.specs[task].metric
-        assert key is not None
-        return self._metrics[task][key]
+        return self._tasks[task].metric
 
     def documents(self, task: str) -> Documents:
-        return self._documents[task]
+        return self._tasks[task].documents
 
     def text(self, task: str, document: int) -> DocumentText:
         """What a document asks, in the task's words."""
-        loaded, data = self._tasks[task], copy.copy(self._data[task][document])
-        choices: tuple[str, ...] = ()
-        if getattr(loaded.config, "doc_to_choice", None) is not None:
-            choices = tuple(map(str, loaded.doc_to_choice(data)))
-        question, answer = loaded.doc_to_text(data), loaded.doc_to_target(data)
-        if isinstance(question, int):  # the beginnings of a sentence to choose from, and its one end
-            return DocumentText(f"… {answer}", choices, choices[question])
-        answers = answer if isinstance(answer, list | tuple) else [answer]
-        named = [choices[a] if isinstance(a, int) and choices else str(a) for a in answers]
-        return DocumentText(str(question), choices, " / ".join(named))
+        loaded = self._tasks[task]
+        return text_of(loaded.task, loaded.data[document])
 
     def source(self, task: str) -> Source:
         """Where a task's documents come from."""
-        loaded = self._tasks[task]
-        has = {
-            "test": loaded.has_test_docs(),
-            "validation": loaded.has_validation_docs(),
-            "training": loaded.has_training_docs(),
-        }
-        kind, *others = (name for name, there in has.items() if there)
-        split = getattr(loaded.config, f"{kind}_split", None) or kind
-        return Source(str(loaded.config.dataset_path or ""), kind, split, tuple(others))
+        return source_of(self._tasks[task].task)
 
     def generates(self, task: str) -> bool:
         """Whether a task has the model write, rather than choose or rate a text."""
-        return str(self._tasks[task].config.output_type) == "generate_until"
+        return str(self._tasks[task].task.config.output_type) == "generate_until"
 
     def groups(self) -> dict[str, list[str]]:
         """Every document's group, as `split_documents` takes it."""
-        return {task: documents.groups for task, documents in self._documents.items()}
+        return {name: loaded.documents.groups for name, loaded in self._tasks.items()}
 
     def fingerprints(self) -> dict[str, dict[str, str]]:
         """Hashes of each task's documents and definition, as `Split.check` takes them."""
         return {
-            task: {"documents": documents.fingerprint, **_definition(self._tasks[task])}
-            for task, documents in self._documents.items()
+            name: {"documents": loaded.documents.fingerprint, **definition_of(loaded.task)}
+            for name, loaded in self._tasks.items()
         }
 
     def build(
@@ -338,16 +302,17 @@ class TaskSet:
         assert lm is not None or not apply_chat_template, "a chat template needs its model"
         chat_template = lm.apply_chat_template if lm is not None and apply_chat_template else None
         chosen = documents.documents() if isinstance(documents, Split) else documents
-        self._requests = {}
+        for loaded in self._tasks.values():
+            loaded.requests = {}
         with _quiet(), _seeded(self._seed):
             for name, indices in chosen.items():
-                task, described = self._tasks[name], self._documents[name]
-                built = self._requests[name] = {}
+                loaded = self._tasks[name]
+                task = loaded.task
                 for index in sorted(indices):
-                    document = self._data[name][index]
+                    document = loaded.data[index]
                     # Not lm-eval's stream of random numbers: neither the few-shot examples nor what a task
                     # draws itself may depend on the documents that were built before.
-                    seed = int.from_bytes(_digest(f"{self._seed}\0{described.hashes[index]}")[:4], "big")
+                    seed = int.from_bytes(digest(f"{self._seed}\0{loaded.documents.hashes[index]}")[:4], "big")
                     random.seed(seed)
                     np.random.seed(seed)
                     task.set_fewshot_seed(seed)
@@ -367,7 +332,7 @@ class TaskSet:
                         apply_chat_template=apply_chat_template,
                         chat_template=chat_template,
                     )
-                    built[index] = requests if isinstance(requests, list) else [requests]
+                    loaded.requests[index] = requests if isinstance(requests, list) else [requests]
 
     def longest(self, lm: LM) -> int:
         """Tokens of the longest request that was built, with what the model may write, as the model takes them."""
@@ -377,7 +342,7 @@ class TaskSet:
             writes = request.args[1] if request.request_type == "generate_until" else {"max_gen_toks": 0}
             return len(lm.tok_encode(text)) + int(writes.get("max_gen_toks", lm.max_gen_toks))
 
-        built = (r for documents in self._requests.values() for requests in documents.values() for r in requests)
+        built = (r for loaded in self._tasks.values() for requests in loaded.requests.values() for r in requests)
         return min(int(lm.max_length), max(map(tokens, built)))
 
     def score(
@@ -398,7 +363,7 @@ class TaskSet:
                 Generated text cannot show that: see `ResidentModel.logits_finite`.
         """
         asked = {
-            name: {index: [_fresh(request) for request in self._requests[name][index]] for index in indices}
+            name: {index: [_fresh(request) for request in self._tasks[name].requests[index]] for index in indices}
             for name, indices in documents.items()
         }
         seconds = _run(lm, [r for built in asked.values() for requests in built.values() for r in requests])
@@ -413,7 +378,8 @@ class TaskSet:
 
     def _process(self, name: str, asked: dict[int, list[Instance]]) -> dict[int, dict[str, float]]:
         """Filter the answers and compute every usable metric of each document."""
-        task = self._tasks[name]
+        loaded = self._tasks[name]
+        task = loaded.task
         answers = [request for requests in asked.values() for request in requests]
         scored: dict[int, dict[str, float]] = {index: {} for index in asked}
         for pipeline in _filters_of(task) if answers else ():
@@ -421,19 +387,20 @@ class TaskSet:
             for index, requests in asked.items():
                 results = [r.filtered_resps[pipeline.name] for r in sorted(requests, key=lambda r: r.idx)]
                 # A shallow copy, as lm-eval reads the document anew each time and tasks may add to it.
-                for metric, value in task.process_results(copy.copy(self._data[name][index]), results).items():
+                for metric, value in task.process_results(copy.copy(loaded.data[index]), results).items():
                     key = f"{metric},{pipeline.name}"
-                    if key not in self._metrics[name]:
+                    if key not in loaded.metrics:
                         continue
                     if math.isfinite(value):
                         scored[index][key] = float(value)
-                    elif key == self.specs[name].metric:
+                    elif key == loaded.metric.key:
                         raise NonFiniteScore(name, index, float(value))
         return scored
 
     def _answers(self, name: str, asked: Mapping[int, list[Instance]]) -> dict[int, Answer]:
         """What the model wrote or chose, as the task's metric takes it; after `_process`."""
-        task, metric = self._tasks[name], self.metric(name)
+        loaded = self._tasks[name]
+        task, metric = loaded.task, loaded.metric
         chooses = str(task.config.output_type) == "multiple_choice"
         answers = {}
         for index, requests in asked.items():
@@ -442,7 +409,7 @@ class TaskSet:
                 answers[index] = Answer.of(str(first.resps[0]), first.filtered_resps[metric.filter])
             elif chooses:
                 try:
-                    choices = list(map(str, task.doc_to_choice(copy.copy(self._data[name][index]))))
+                    choices = list(map(str, task.doc_to_choice(copy.copy(loaded.data[index]))))
                     choice = chosen(choices, [r.resps[0][0] for r in requests], metric.name)
                 except Exception:  # a task's functions may do anything, and the scores do not need this
                     continue
@@ -491,43 +458,15 @@ def _task_manager(specs: Sequence[TaskSpec], include_path: Sequence[Path | str])
         missing = [spec.name for spec in specs if spec.name not in manager.all_subtasks]
         if not missing:
             return manager
-        if faults := _unreadable(missing, folders):
+        if faults := unreadable(missing, folders):
             raise InputError(*faults)
     return TaskManager(include_path=folders)
-
-
-def _unreadable(names: Sequence[str], folders: Sequence[str]) -> list[str]:
-    """What keeps lm-eval, which is silent about it, from reading the files that seem to define some tasks."""
-    faults = []
-    for path in sorted(path for folder in folders for path in Path(folder).rglob("*.yaml")):
-        text = path.read_text(encoding="utf-8", errors="replace")
-        if not any(
-            re.search(rf"^(task|group):\s*['\"]?{re.escape(name)}\b", text, re.MULTILINE) for name in names
-        ):
-            continue
-        try:
-            for _ in yaml.parse(text):  # without making anything of it: !function is a tag of lm-eval's
-                pass
-        except yaml.MarkedYAMLError as error:
-            line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-            faults.append(f"{path}: {line}is not valid YAML: {error.problem}")
-        except yaml.YAMLError as error:
-            faults.append(f"{path}: is not valid YAML: {_one_line(error)}")
-    return faults
-
-
-def _near_tasks(name: str, manager: Any) -> list[str]:
-    """Tasks of nearly that name, of the user's folders before lm-eval's; not all 14,000 when none is near."""
-    folders = tuple(str(Path(folder).resolve()) for folder in manager.include_path or ())
-    paths = {task: manager.task_index[task].yaml_path for task in manager.all_tasks}
-    own = [task for task, path in paths.items() if path and str(Path(path).resolve()).startswith(folders)]
-    return get_close_matches(name, own, n=1) or get_close_matches(name, paths, n=3)
 
 
 def _load(name: str, manager: Any, allow_code: bool) -> dict[str, Any]:
     """The tasks that a name stands for."""
     if name not in manager.all_tasks:
-        near = _near_tasks(name, manager)
+        near = near_tasks(name, manager)
         elsewhere = "" if manager.include_path else ", or name the folder of your own (include_path)"
         hint = did_you_mean(name, near) if near else f"; list them with `lm-eval ls tasks`{elsewhere}"
         where = f" in lm-eval or {', '.join(manager.include_path)}" if manager.include_path else " in lm-eval"
@@ -540,7 +479,7 @@ def _load(name: str, manager: Any, allow_code: bool) -> dict[str, Any]:
     try:
         tasks: dict[str, Any] = manager.load([name])["tasks"]
     except Exception as error:  # a task is the user's YAML and Python, and data from anywhere
-        reason = _one_line(error)
+        reason = one_line(error)
         # What lm-eval says of answers to choose from that are no texts.
         remedy = "; choices must be texts, not numbers" if "'int' object is not subscriptable" in reason else ""
         raise InputError(f"task '{name}': cannot be loaded: {reason}{remedy}") from error
@@ -576,25 +515,6 @@ def _metrics_of(task: Task) -> tuple[dict[str, Metric], list[str]]:
     return usable, unusable
 
 
-def _resolve(task: str, wanted: str | None, usable: Mapping[str, Metric], unusable: Sequence[str]) -> str:
-    """The key of the metric that the user means."""
-    valid = f"valid: {', '.join(usable)}" if usable else "the task has no metric that can be used"
-    not_valid = f"; not usable: {', '.join(unusable)}" if unusable else ""
-    if not usable:
-        raise InputError(f"task '{task}': {valid}{not_valid}")
-    if wanted is None:
-        return next(iter(usable))
-    if wanted in usable:
-        return wanted
-    keys = [key for key, metric in usable.items() if metric.name == wanted]
-    if len(keys) == 1:
-        return keys[0]
-    near = get_close_matches(wanted, {metric.name for metric in usable.values()}, n=1)
-    meant = f"; did you mean '{near[0]}'?" if near else ";"
-    what = f"metric '{wanted}' is ambiguous;" if keys else f"unknown metric '{wanted}'{meant}"
-    raise InputError(f"task '{task}': {what} {valid}{not_valid}")
-
-
 def _filters_of(task: Task) -> list[Any]:
     """The task's filter pipelines, each with a name, by which a metric's key ends."""
     declared = task.config.filter_list or [{"name": "none", "filter": [{"function": "take_first"}]}]
@@ -606,70 +526,6 @@ def _filters_of(task: Task) -> list[Any]:
         ]
         pipelines.append(build_filter_ensemble(pipeline["name"], steps))
     return pipelines
-
-
-def _check_examples(name: str, task: Any) -> None:
-    """Refuse more examples in a prompt than there are."""
-    wanted = task.config.num_fewshot or 0
-    if not wanted or not hasattr(task, "sampler"):
-        return
-    # Where examples are the documents that are asked, none is an example of itself; lm-eval asks the same.
-    there = len(task.sampler.df) - (task.fewshot_cfg.split == task.config.test_split)
-    if wanted > there:
-        raise InputError(f"task '{name}': num_fewshot: must be at most {there}, its examples, but got {wanted}")
-
-
-def _check_answers(name: str, task: Any, data: Sequence[Any]) -> None:
-    """Refuse a task none of whose answers is among the choices: every model would score nothing.
-
-    lm-eval only logs it, as a document here and there may have no answer.
-    """
-    if str(task.config.output_type) != "multiple_choice" or getattr(task, "multiple_input", False):
-        return
-    answer = None
-    for document in map(copy.copy, data):
-        choices, answer = task.doc_to_choice(document), task.doc_to_target(document)
-        answers = answer if isinstance(answer, list | tuple) else [answer]
-        if any(a < len(choices) if isinstance(a, int) else a in choices for a in answers):
-            return
-    if data:
-        raise InputError(
-            f"task '{name}': doc_to_target: must give a choice or its number, but gives {answer!r}, which is no "
-            "choice of any document; check its spelling"
-        )
-
-
-def _describe(task: str, data: Sequence[Any], group_by: str | None) -> Documents:
-    """Hash the documents and name their groups; documents with the same content are always one group."""
-    hashes = [_digest(json.dumps(document, sort_keys=True, default=str)).hex() for document in data]
-    if group_by is None:
-        groups = [f"content={content}" for content in hashes]
-    else:
-        for index, document in enumerate(data):
-            if group_by not in document:
-                fields = did_you_mean(group_by, document)
-                raise InputError(f"task '{task}': group_by: document {index} has no field '{group_by}'{fields}")
-        groups = [f"{group_by}={document[group_by]}" for document in data]
-    return Documents(groups, hashes, _digest("".join(hashes)).hex())
-
-
-def _definition(task: Any) -> dict[str, str]:
-    """A hash of each key of a task's definition that decides how documents are asked and scored.
-
-    Functions are their sources; where they lie in memory does not count.
-    """
-    dumped = task.dump_config().items()
-    texts = {key: json.dumps(value, sort_keys=True, default=str) for key, value in dumped if key not in _WHERE}
-    return {key: _digest(re.sub(r" at 0x[0-9a-f]+", "", text)).hex()[:12] for key, text in texts.items()}
-
-
-def _digest(text: str) -> bytes:
-    return blake2b(text.encode(), digest_size=16).digest()
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 
 @contextmanager

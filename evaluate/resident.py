@@ -167,7 +167,7 @@ class ResidentModel:
 
     def lm(self, batch_size: int | str, max_length: int | None = None) -> Any:
         """The model as lm-eval sees it, made once for each batch size."""
-        from .harness import make_lm  # lm-eval takes seconds to import
+        from heterosis.evaluate.harness import make_lm  # lm-eval takes seconds to import
 
         key = (batch_size, max_length)
         if key not in self._lms:

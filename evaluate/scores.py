@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from .answers import Answer
+from heterosis.evaluate.answers import Answer
 
 PerDocument = dict[str, dict[int, dict[str, float]]]
 

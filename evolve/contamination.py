@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from heterosis.evaluate.harness import Source
+    from heterosis.evaluate.documents import Source
 
 # Parts of the names of tasks and data sets; what is short must stand alone.
 _BENCHMARK = re.compile(

@@ -25,7 +25,7 @@ _MOST_CHOICES = 30
 
 @dataclass(frozen=True)
 class Text:
-    """What a document asks: `heterosis.evaluate.harness.DocumentText`, shortened."""
+    """What a document asks: `heterosis.evaluate.documents.DocumentText`, shortened."""
 
     question: str
     choices: tuple[str, ...]

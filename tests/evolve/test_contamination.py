@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from heterosis.evaluate.harness import Source
+from heterosis.evaluate.documents import Source
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.contamination import benchmark_of, task_warnings
 from heterosis.evolve.driver import search

@@ -1,0 +1,119 @@
+"""The documents of a task: what they are known by, and what they ask."""
+
+import copy
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+from heterosis.errors import InputError, did_you_mean
+
+# Keys of a task's definition that neither decide how documents are asked nor how they are scored.
+_WHERE = ("task", "task_alias", "tag", "group", "dataset_path", "dataset_name", "dataset_kwargs", "metadata")
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The documents of a task.
+
+    Attributes:
+        groups: For each document, the name of its group (see `heterosis.evaluate.splits`).
+        hashes: For each document, a hash of its content.
+        fingerprint: A hash of all of them, in order.
+    """
+
+    groups: list[str]
+    hashes: list[str]
+    fingerprint: str
+
+    @property
+    def count(self) -> int:
+        return len(self.groups)
+
+
+@dataclass(frozen=True)
+class DocumentText:
+    """What a document asks, for people to read.
+
+    Attributes:
+        question: Without few-shot examples and chat template.
+        choices: The answers to choose from; none where text is generated.
+        answer: The right answer; empty where the task has none.
+    """
+
+    question: str
+    choices: tuple[str, ...] = ()
+    answer: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a task's documents come from.
+
+    Attributes:
+        dataset: Name or path of the data set; empty for data that the task makes itself.
+        kind: Which of the task's splits lm-eval takes: ``test``, or ``validation`` where there is no test split.
+        split: What the data set calls it.
+        others: The task's other splits that have documents: ``validation``, ``training``.
+    """
+
+    dataset: str
+    kind: str
+    split: str
+    others: tuple[str, ...]
+
+
+def describe(task: str, data: Sequence[Any], group_by: str | None) -> Documents:
+    """Hash the documents and name their groups; documents with the same content are always one group."""
+    hashes = [digest(json.dumps(document, sort_keys=True, default=str)).hex() for document in data]
+    if group_by is None:
+        groups = [f"content={content}" for content in hashes]
+    else:
+        for index, document in enumerate(data):
+            if group_by not in document:
+                fields = did_you_mean(group_by, document)
+                raise InputError(f"task '{task}': group_by: document {index} has no field '{group_by}'{fields}")
+        groups = [f"{group_by}={document[group_by]}" for document in data]
+    return Documents(groups, hashes, digest("".join(hashes)).hex())
+
+
+def text_of(task: Any, document: Any) -> DocumentText:
+    """What a document asks, in the words of its lm-eval task."""
+    data = copy.copy(document)
+    choices: tuple[str, ...] = ()
+    if getattr(task.config, "doc_to_choice", None) is not None:
+        choices = tuple(map(str, task.doc_to_choice(data)))
+    question, answer = task.doc_to_text(data), task.doc_to_target(data)
+    if isinstance(question, int):  # the beginnings of a sentence to choose from, and its one end
+        return DocumentText(f"… {answer}", choices, choices[question])
+    answers = answer if isinstance(answer, list | tuple) else [answer]
+    named = [choices[a] if isinstance(a, int) and choices else str(a) for a in answers]
+    return DocumentText(str(question), choices, " / ".join(named))
+
+
+def source_of(task: Any) -> Source:
+    """Where the documents of an lm-eval task come from."""
+    has = {
+        "test": task.has_test_docs(),
+        "validation": task.has_validation_docs(),
+        "training": task.has_training_docs(),
+    }
+    kind, *others = (name for name, there in has.items() if there)
+    split = getattr(task.config, f"{kind}_split", None) or kind
+    return Source(str(task.config.dataset_path or ""), kind, split, tuple(others))
+
+
+def definition_of(task: Any) -> dict[str, str]:
+    """A hash of each key of a task's definition that decides how documents are asked and scored.
+
+    Functions are their sources; where they lie in memory does not count.
+    """
+    dumped = task.dump_config().items()
+    texts = {key: json.dumps(value, sort_keys=True, default=str) for key, value in dumped if key not in _WHERE}
+    return {key: digest(re.sub(r" at 0x[0-9a-f]+", "", text)).hex()[:12] for key, text in texts.items()}
+
+
+def digest(text: str) -> bytes:
+    return blake2b(text.encode(), digest_size=16).digest()
