@@ -3,7 +3,7 @@
 import json
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from heterosis.evaluate.resident import ModelMismatch, ResidentModel
 from heterosis.evaluate.room import held_folder, room_for, sweep
@@ -20,6 +20,22 @@ from heterosis.merge import (
     open_checkpoint,
 )
 from heterosis.merge.names import aligned
+
+
+class _Make(NamedTuple):
+    """What a live model is made of. Recipes that are alike in this go into the same one."""
+
+    config: dict[str, Any]
+    folder: Path
+    tokenizer: Hashable
+    tensors: set[str]
+
+    @classmethod
+    def of(cls, plan: MergePlan) -> "_Make":
+        return cls(plan.config, plan.donor.folder, plan.tokenizer.identity, {op.name for op in plan.ops})
+
+    def shares_tokenizer(self, other: "_Make") -> bool:
+        return (self.folder, self.tokenizer) == (other.folder, other.tokenizer)
 
 
 class CandidateLoader:
@@ -40,8 +56,8 @@ class CandidateLoader:
         self._checkpoints: dict[ModelRef, Checkpoint] = {}
         self._resident: ResidentModel | None = None
         self._sink: ModelSink | None = None
-        self._made_of: tuple[dict[str, Any], Path, Hashable, set[str]] | None = None
-        self._folders_for: object = None  # what such a model is made of
+        self._make: _Make | None = None  # the live model's
+        self._through_folders: _Make | None = None  # of models that no live one takes
 
     def open(self, ref: ModelRef) -> Checkpoint:
         """A checkpoint, opened once."""
@@ -58,12 +74,12 @@ class CandidateLoader:
             MemoryError: If a model that has to go through a folder has no room for it.
         """
         plan = build_plan(recipe, self.open, origin=origin)
-        made_of = (plan.config, plan.donor.folder, plan.tokenizer.identity, {op.name for op in plan.ops})
-        if made_of == self._folders_for:
+        make = _Make.of(plan)
+        if make == self._through_folders:
             return self._load_from_folder(plan)
-        if self._resident is None or self._made_of != made_of:
+        if self._resident is None or self._make != make:
             # Layers come and go along a path; the tokenizer, whose loading takes as long as all the rest, stays.
-            stays = self._resident is not None and self._made_of is not None and self._made_of[1:3] == made_of[1:3]
+            stays = self._make is not None and self._make.shares_tokenizer(make)
             tokenizer = self._resident.tokenizer if self._resident and stays else plan.tokenizer.load()
             self._resident = self._sink = None
             self._resident = ResidentModel(
@@ -73,13 +89,13 @@ class CandidateLoader:
                 device=self._device,
                 threads=self._threads,
             )
-            self._made_of = made_of
+            self._make = make
         live = aligned((op.name for op in plan.ops), self._resident.parameters)
         try:
             self._resident.check_names({live[op.name]: op.shape for op in plan.ops})
         except ModelMismatch:
             self._resident = self._sink = None
-            self._folders_for = made_of
+            self._through_folders = make
             sweep()
             return self._load_from_folder(plan)
         if self._sink is None:
