@@ -199,8 +199,10 @@ class Record:
         self._told: dict[int, Trial] = {}
         for trial in _results(folder, self.asks):
             if self.met(trial.ask, "search") < trial.documents:
-                lacking = f"lacks scores of candidate {trial.ask.number}, which {RESULTS} has"
-                raise InputError(f"{folder / SCORES}: {lacking}; {RESTORE}")
+                number = trial.ask.number
+                raise InputError(
+                    f"{folder / SCORES}: lacks scores of candidate {number}, which {RESULTS} has; {RESTORE}"
+                )
             self._take(trial)
         if self.study.written > len(self.trials):
             raise InputError(

@@ -48,7 +48,7 @@ def test_an_example_of_a_space_has_the_dimensions_that_it_says(block: Block) -> 
     config = EvolveConfig.parse(block.text)
     if config.genome.layer_paths is None:
         *_, last = stages_of(config, 32, methods(), control_points_of(config, 32, methods()))
-        assert block.text.startswith(f"# {len(last)} dimensions\n")
+        assert block.text.startswith(f"# {len(last.dimensions)} dimensions\n")
 
 
 @pytest.mark.parametrize("block", YAML, ids=str)
