@@ -10,6 +10,7 @@ from heterosis.evaluate.harness import TaskSet
 from heterosis.evaluate.scores import Metric, Scores, TaskSpec
 from heterosis.evaluate.splits import Sizes, split_documents
 from heterosis.merge import Recipe
+from heterosis.merge.machine import check_device
 
 
 def evaluate_model(
@@ -44,6 +45,7 @@ def evaluate_model(
         InputError: If a model, recipe, task or metric cannot be used.
         MergeError: If the merge has NaN or infinity.
     """
+    check_device(device)
     recipe, origin = _recipe(model)
     several = [tasks] if isinstance(tasks, str | TaskSpec) else tasks
     specs = [t if isinstance(t, TaskSpec) else TaskSpec(t) for t in several]
@@ -59,6 +61,8 @@ def evaluate_model(
             for task, n in sizes.items()
         }
     resident = CandidateLoader(device).load(recipe, origin)
+    if apply_chat_template and not resident.tokenizer.chat_template:
+        raise InputError(f"--apply-chat-template: the tokenizer of {model} has no chat template; leave it out")
     lm = resident.lm(batch_size)
     task_set.build(documents, lm, apply_chat_template=apply_chat_template)
     return task_set.score(lm, documents), {task: task_set.metric(task) for task in groups}

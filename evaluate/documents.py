@@ -65,18 +65,47 @@ class Source:
     others: tuple[str, ...]
 
 
-def describe(task: str, data: Sequence[Any], group_by: str | None) -> Documents:
-    """Hash the documents and name their groups; documents with the same content are always one group."""
-    hashes = [digest(json.dumps(document, sort_keys=True, default=str)).hex() for document in data]
+def describe(task: Any, data: Sequence[Any], hashes: Sequence[str], group_by: str | None) -> Documents:
+    """Name the groups of a task's documents.
+
+    Without a field to tell them by, documents that ask the same are one group, and have the name of the first:
+    ids, shuffled choices and other fields that no model sees make no difference.
+
+    Args:
+        task: lm-eval's.
+        data: Its documents.
+        hashes: Of their content, as of `hash_of`.
+        group_by: The field whose value is a document's group.
+    """
     if group_by is None:
-        groups = [f"content={content}" for content in hashes]
+        first: dict[tuple[str, str], str] = {}
+        asked = (_asked(task, document) or (content, "") for document, content in zip(data, hashes, strict=True))
+        groups = [first.setdefault(key, f"content={content}") for key, content in zip(asked, hashes, strict=True)]
     else:
-        for index, document in enumerate(data):
-            if group_by not in document:
-                fields = did_you_mean(group_by, document)
-                raise InputError(f"task '{task}': group_by: document {index} has no field '{group_by}'{fields}")
         groups = [f"{group_by}={document[group_by]}" for document in data]
-    return Documents(groups, hashes, digest("".join(hashes)).hex())
+    return Documents(groups, list(hashes), digest("".join(hashes)).hex())
+
+
+def check_groups(name: str, data: Sequence[Any], group_by: str) -> None:
+    """Refuse a field to group by that a document lacks."""
+    for index, document in enumerate(data):
+        if group_by not in document:
+            fields = did_you_mean(group_by, document)
+            raise InputError(f"task '{name}': group_by: document {index} has no field '{group_by}'{fields}")
+
+
+def hash_of(document: Any) -> str:
+    """A hash of a document's content."""
+    return digest(json.dumps(document, sort_keys=True, default=str)).hex()
+
+
+def _asked(task: Any, document: Any) -> tuple[str, str] | None:
+    """What a document asks, and its answer; None where the task does not say, or not without a model."""
+    try:
+        text = text_of(task, document)
+    except Exception:  # a task's functions may do anything
+        return None
+    return (text.question, text.answer) if text.question.strip() else None
 
 
 def text_of(task: Any, document: Any) -> DocumentText:

@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib.metadata import metadata
 from pathlib import Path
 from types import MappingProxyType
@@ -36,9 +37,11 @@ from heterosis.evaluate.documents import (
     Documents,
     DocumentText,
     Source,
+    check_groups,
     definition_of,
     describe,
     digest,
+    hash_of,
     source_of,
     text_of,
 )
@@ -147,7 +150,7 @@ class _Loaded:
         spec: What the user asked of it, with the full key of its metric.
         task: lm-eval's.
         data: Its documents, as the task has them.
-        documents: What they are known by.
+        hashes: Of their content.
         metrics: Those that can be used, by key.
         requests: Of the documents that were built.
     """
@@ -155,9 +158,14 @@ class _Loaded:
     spec: TaskSpec
     task: Any
     data: list[Any]
-    documents: Documents
+    hashes: list[str]
     metrics: dict[str, Metric]
     requests: dict[int, list[Instance]] = field(default_factory=dict)
+
+    @cached_property
+    def documents(self) -> Documents:
+        """What they are known by; not needed to score them."""
+        return describe(self.task, self.data, self.hashes, self.spec.group_by)
 
     @property
     def metric(self) -> Metric:
@@ -229,7 +237,9 @@ class TaskSet:
             check_answers(name, task, data)
             group_by = spec.group_by or (task.config.metadata or {}).get("group_by")
             own = replace(spec, name=name, weight=spec.weight / len(leaves), metric=metric, group_by=group_by)
-            self._tasks[name] = _Loaded(own, task, data, describe(name, data, group_by), usable)
+            self._tasks[name] = _Loaded(own, task, data, list(map(hash_of, data)), usable)
+            if group_by is not None:
+                check_groups(name, data, group_by)
             if spec.num_fewshot is not None:
                 task.set_config("num_fewshot", spec.num_fewshot)
             elif num_fewshot is not None and task.config.num_fewshot != 0:
@@ -312,7 +322,7 @@ class TaskSet:
                     document = loaded.data[index]
                     # Not lm-eval's stream of random numbers: neither the few-shot examples nor what a task
                     # draws itself may depend on the documents that were built before.
-                    seed = int.from_bytes(digest(f"{self._seed}\0{loaded.documents.hashes[index]}")[:4], "big")
+                    seed = int.from_bytes(digest(f"{self._seed}\0{loaded.hashes[index]}")[:4], "big")
                     random.seed(seed)
                     np.random.seed(seed)
                     task.set_fewshot_seed(seed)

@@ -86,11 +86,18 @@ class ResidentModel:
         *,
         device: str = "cpu",
     ) -> Self:
-        """Load a merged model with transformers' own loader: slower, but right for every architecture."""
+        """Load a merged model with transformers' own loader: slower, but right for every architecture.
+
+        Raises:
+            InputError: If it lacks tensors that its config asks for, or a tokenizer.
+        """
         resident = cls.__new__(cls)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, trust_remote_code=False
+        model, loaded = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
         )
+        if missing := sorted(loaded["missing_keys"]):  # which transformers has made up
+            shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+            raise InputError(f"config.json asks for tensors that the model lacks: {shown}; correct one of them")
         resident._adopt(model.to(device), _load_tokenizer(folder), model.config.to_dict())
         return resident
 

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import socket
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ log = logging.getLogger("heterosis")
 
 START_SECONDS = 300.0  # for the imports, the model, the requests and the compiler
 START_ATTEMPTS = 3  # of all workers together, beyond one for each, in a row
+CONNECT_SECONDS = 10.0  # to the head of a cluster
 ALONE_SECONDS = 1800.0  # without any worker
 UNREACHABLE = Failure("the connection to its worker was lost", retry=True, blameless=True)
 OUT_OF_MEMORY = "out of memory: Ray ended the worker; fewer workers, or a smaller batch_size, take less"
@@ -240,6 +242,19 @@ def _remove_shared(folder: Path) -> None:
         time.sleep(0.1)
 
 
+def _check_address(address: str) -> None:
+    """Refuse an address where nobody answers, for which Ray would wait many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():  # auto, local
+        return
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"--ray-address: nobody answers at {address}: {error}; check it, and that the head runs (ray status)"
+        ) from error
+
+
 def _start(address: str | None, workers: int, setup: Setup) -> None:
     options: dict[str, Any] = {"address": address or "local"}  # without one, Ray would join any cluster it finds
     if address is None:
@@ -249,6 +264,8 @@ def _start(address: str | None, workers: int, setup: Setup) -> None:
             "include_dashboard": False,
             "object_store_memory": 80 * 1024**2,
         }
+    else:
+        _check_address(address)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         ray.init(logging_level="error", log_to_driver=False, configure_logging=True, **options)

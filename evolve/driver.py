@@ -21,6 +21,7 @@ from heterosis.evolve.dispatch import Job
 from heterosis.evolve.faults import RunStopped, disk_faults
 from heterosis.evolve.finals import Finals, FinalsFailed, Races
 from heterosis.evolve.folder import (
+    SPLITS,
     RunFolder,
     check_run_folder,
     check_same_config,
@@ -49,6 +50,7 @@ from heterosis.evolve.tally import best_of
 from heterosis.evolve.tracking import check_trackers, tracked
 from heterosis.evolve.warm_start import warm_starts
 from heterosis.evolve.worker import Setup
+from heterosis.merge.machine import check_device
 
 if TYPE_CHECKING:
     from heterosis.evaluate.harness import TaskSet
@@ -153,6 +155,8 @@ def search(
         takes.check()
         check_trackers(loaded.log_to)
         if ray_address is None:
+            if make_pool is None:
+                check_device(device)
             check_workers(loaded, device)
             merges_to(checked)
     except InputError as error:
@@ -194,7 +198,7 @@ class _Driver:
         config = self._config = checked.config
         self._checked, self._folder, self._progress = checked, folder, progress
         self._objective = checked.objective
-        splits = folder.path / "splits.json"
+        splits = folder.path / SPLITS
         if splits.exists():
             self._split = Split.load(splits)
             self._split.check(checked.tasks.fingerprints(), str(splits))
@@ -205,6 +209,8 @@ class _Driver:
         self._provenance = self._state["provenance"] = checked.provenance()
         self._state["control_points"] = checked.control_points
         self._state["layers"] = checked.space.depth.n_layers
+        if checked.held_out_seen:
+            self._state["holdout_reused"] = True
         self.workers = workers_and_threads(config)[0]
         self._setup = worker_setup(checked, self._split, device, folder.path, self._state.get("batch_size"))
         self._check_environment()
@@ -248,10 +254,8 @@ class _Driver:
     def _baselines(self) -> list[Baseline]:
         """What the search begins with, as when the run did: an optimizer starts from it when a run goes on."""
         if "baselines" not in self._state:
-            found = [
-                *self._checked.baselines(),
-                *warm_starts(self._config.warm_start, self._checked.spaces[0]),
-            ]
+            found = self._checked.baselines()
+            found += warm_starts(self._config.warm_start, self._checked.spaces[0], found)
             self._state["baselines"] = [b.to_plain() for b in found]
         return [Baseline.from_plain(plain) for plain in self._state["baselines"]]
 

@@ -19,6 +19,7 @@ ASKS = "asks.jsonl"
 STATE = "run.json"
 SUMMARY = "summary.json"
 CONFIG = "config.yaml"
+SPLITS = "splits.json"
 
 RESTORE = "restore it, or choose another --run-dir"  # what is to be done about a file that was removed or damaged
 AGAIN = "the same evolve command writes it again"

@@ -267,6 +267,9 @@ class Genome(Section):
         name = method.name
         if method.base == "required" and self.base_model is None:
             yield f"genome.base_model: {name!r} needs it; name the model that the others were fine-tuned from"
+        alone = len(self.models) == 1 and self.base_model is None and self.layer_paths is None
+        if alone and name == "linear" and self.normalize is not False:
+            yield "genome.models: one is divided by its own weight in linear; add another, or a base_model"
         counted, note = set(self.models), ""
         if self.base_model is not None and method.base == "input":
             counted.add(self.base_model)

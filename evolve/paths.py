@@ -251,7 +251,7 @@ class PathSpace:
 
     def refine(self, values: Mapping[str, Value], coarser: Space) -> dict[str, Value] | None:
         """A point of the stage before as the same model here: only the merge that paths go through is there."""
-        if not self.stages or _essence(coarser.decode(values)) != _essence(self.stages[-1]):
+        if not self.stages or coarser.decode(values).essence() != self.stages[-1].essence():
             return None
         return self._values(whole(self.encoding.layers), self.donors[0])
 
@@ -275,8 +275,8 @@ class PathSpace:
         levels = [recipe.parameters, *(slice_.parameters for slice_ in slices)]
         if recipe.merge_method != "passthrough" or any(levels) or len(entries) != len(slices or [None]):
             return None
-        named = {stage.name: _essence(stage) for stage in recipe.stages}
-        own = {stage.name: _essence(stage) for stage in self.stages}
+        named = {stage.name: stage.essence() for stage in recipe.stages}
+        own = {stage.name: stage.essence() for stage in self.stages}
         names = {model: name for name, model in self.models.items() if named.get(model) == own.get(model)}
         runs: list[Run] = []
         for ref, span, parameters in entries:
@@ -353,8 +353,3 @@ def _factor_in(parameters: Mapping[str, Any]) -> float:
         case [{"value": int() | float() as scale}, *_]:
             return float(scale)
     return 1.0
-
-
-def _essence(recipe: Recipe) -> str:
-    """All of a recipe that decides its tensors, but for the name, which only random masks depend on."""
-    return recipe.model_copy(update={"name": None, "heterosis": {"seed": recipe.seed}}).to_yaml()

@@ -17,7 +17,7 @@ from heterosis.evolve.genes import METHOD
 from heterosis.evolve.objective import Objective
 from heterosis.evolve.paths import PathSpace
 from heterosis.evolve.space import SearchSpace, control_points_of, stages_of
-from heterosis.evolve.warm_start import warm_starts
+from heterosis.evolve.warm_start import seen_before, warm_starts
 from heterosis.evolve.worker import task_set
 from heterosis.merge import Checkpoint, MergePlan, ModelRef, Recipe, build_plan, open_checkpoint
 from heterosis.merge.layout import main_stack, stack_sizes
@@ -43,6 +43,7 @@ class Preflight:
         plan: The first candidate's.
         checkpoints: Its models, the base included.
         warnings: What is odd, but no fault.
+        held_out_seen: Whether runs that the search starts from have searched on its held-out documents.
     """
 
     config: EvolveConfig
@@ -55,6 +56,7 @@ class Preflight:
     plan: MergePlan
     checkpoints: Mapping[ModelRef, Checkpoint]
     warnings: tuple[str, ...] = ()
+    held_out_seen: bool = False
 
     @property
     def space(self) -> SearchSpace:
@@ -132,6 +134,7 @@ def preflight(
         _check_trials(config.trials, len(_baselines(stages[0], paths, extra=False)))
         _check_filters(pinned.genome.filters, checkpoints)
         warm_starts(config.warm_start, paths or stages[0])
+        seen = list(seen_before(config.warm_start, split)) if not of_tasks else []
     with collecting(faults):
         if config.backend.name != RESIDENT:
             check_backend(config.backend.name, config.batch_size, config.max_length)
@@ -140,8 +143,21 @@ def preflight(
     warnings = [
         *task_warnings({name: loaded.source(name) for name in loaded.specs}),
         *_budget_warnings(config, split),
+        *seen,
     ]
-    return Preflight(config, stages, paths, loaded, split, objective, trials, plan, checkpoints, tuple(warnings))
+    return Preflight(
+        config,
+        stages,
+        paths,
+        loaded,
+        split,
+        objective,
+        trials,
+        plan,
+        checkpoints,
+        tuple(warnings),
+        held_out_seen=bool(seen),
+    )
 
 
 def _opened(config: EvolveConfig) -> tuple[EvolveConfig, dict[ModelRef, Checkpoint]]:

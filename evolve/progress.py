@@ -80,7 +80,9 @@ def standing_line(standing: Standing) -> str:
     """Where a run stands, in a line, without the numbers of trials."""
     parts = [standing.phase, duration(standing.seconds)]
     pulse = standing.pulse
-    if pulse is not None and pulse.against:
+    if standing.best is not None and standing.best.ask.kind == "parent":
+        parts.append(f"best is the parent {standing.best.ask.name}")
+    elif pulse is not None and pulse.against:
         parent = min(pulse.against, key=lambda name: pulse.against[name][0])
         mean, low, high = pulse.against[parent]
         parts.append(f"best {mean:+.4f} ({low:+.4f} to {high:+.4f}) against {parent} on search documents")

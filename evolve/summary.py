@@ -67,6 +67,8 @@ class Results:
             trial = self._record.result(ask)
             # Of a parent that was stopped early, the estimate.
             found = trial.score if trial and (trial.complete or ask.kind == "parent") else None
+        elif part == "selection" and self._finals and len(self._finals.finalists) == 1:
+            return None  # nobody was compared: who is alone meets a few documents, to see that it can
         else:
             scores = self._record.scores(ask, part)
             judged = scores and self._referee.can_judge(part)

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from heterosis.errors import InputError
+from heterosis.evaluate.splits import Split
 from heterosis.evolve.baselines import Baseline
 from heterosis.evolve.dimensions import Space
-from heterosis.evolve.folder import read_summary
+from heterosis.evolve.folder import SPLITS, read_summary
 from heterosis.evolve.record import read_trials
 from heterosis.merge import ModelRef, Recipe
 from heterosis.merge.reference import short_names
@@ -15,25 +16,45 @@ from heterosis.merge.reference import short_names
 TAKEN = 3
 
 
-def warm_starts(paths: Iterable[str], space: Space) -> list[Baseline]:
-    """Each recipe as a baseline, with its point in the space if it has one.
+def warm_starts(paths: Iterable[str], space: Space, known: Iterable[Baseline] = ()) -> list[Baseline]:
+    """Each recipe as a baseline, with its point in the space if it has one; those that are known once only.
 
     Args:
         paths: Recipes, or run folders.
         space: That is searched.
+        known: Other baselines.
 
     Raises:
         InputError: If a path is neither.
     """
     found: dict[str, Baseline] = {}
+    others = {baseline.recipe.essence() for baseline in known}
     every = [Path(path) for path in paths]
     short = short_names(ModelRef.parse(str(p if p.is_dir() else p.with_suffix(""))) for p in every)
     for path, own in zip(every, short, strict=True):
         for name, recipe in _recipes(path, f"warm start {own}"):
-            text = recipe.to_yaml()
-            if text not in found:
-                found[text] = Baseline(name, "baseline", recipe, space.values_of(recipe))
+            essence = recipe.essence()
+            if essence not in found and essence not in others:
+                found[essence] = Baseline(name, "baseline", recipe, space.values_of(recipe))
     return list(found.values())
+
+
+def seen_before(paths: Iterable[str], split: Split) -> Iterator[str]:
+    """A line for each task of which earlier runs have searched or selected on held-out documents of this one."""
+    for folder in {path if path.is_dir() else path.parent for path in map(Path, paths)}:
+        if not (folder / SPLITS).exists():
+            continue
+        before = Split.load(folder / SPLITS)
+        for task, documents in split.holdout.items():
+            then, now = (own.fingerprints.get(task, {}).get("documents") for own in (before, split))
+            if then is None or then != now:
+                continue
+            decided = {*before.search[task], *before.selection[task]}
+            if both := len(decided.intersection(documents)):
+                yield (
+                    f"warm_start: {folder} has searched on {both} of {task}'s {len(documents)} documents that are "
+                    "held out here, so the report may flatter what it found; write documents as there"
+                )
 
 
 def _recipes(path: Path, name: str) -> Iterator[tuple[str, Recipe]]:

@@ -341,6 +341,10 @@ class Recipe(_Section):
 
     # ------------------------------------------------------------- questions
 
+    def essence(self) -> str:
+        """All that decides its tensors, as a text, but for its name, which only random masks depend on."""
+        return self.model_copy(update={"name": None, "heterosis": {"seed": self.seed}}).to_yaml()
+
     @property
     def stages(self) -> tuple["Recipe", ...]:
         """The named recipes whose results this one uses, each after those that it uses itself."""

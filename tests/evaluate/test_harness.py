@@ -307,6 +307,10 @@ def test_groups_and_fingerprints(tmp_path: Path, write_toys: Callable[..., Path]
     repeated = load("repeated", [*rows, rows[4]])
     groups = repeated.groups()["toy_choice"]
     assert groups[30] == groups[4]  # the same content is one group
+    # An id does not make the same question another one, in whatever order its choices stand.
+    with_ids = load("ids", [{**row, "id": n} for n, row in enumerate([*rows, rows[4]])]).groups()["toy_choice"]
+    assert with_ids[30] == with_ids[4]
+    assert len(set(with_ids)) == 30
     assert load("topics", rows, "topic").groups()["toy_choice"][:4] == ["topic=t0"] * 2 + ["topic=t1"] * 2
     assert load("again", rows).fingerprints() == default.fingerprints()
     assert load("changed", [{**rows[0], "answer": "no"}, *rows[1:]]).fingerprints() != default.fingerprints()

@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -164,3 +165,13 @@ def test_not_a_language_model(llama: Path) -> None:
 def test_missing_tokenizer(llama: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no usable tokenizer"):
         ResidentModel(json.loads((llama / "config.json").read_text()), tmp_path)
+
+
+def test_tensors_that_the_config_asks_for_are_not_made_up(llama: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(llama, tmp_path / "more"))
+    config = json.loads((folder / "config.json").read_text())
+    config["num_hidden_layers"] += 1
+    config.pop("layer_types", None)
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"asks for tensors that the model lacks: model\.layers\.\d\.\S+"):
+        ResidentModel.from_folder(folder)

@@ -560,3 +560,11 @@ def test_a_config_is_frozen_and_updates_are_checked() -> None:
     with pytest.raises(InputError, match=r"^options: genome\.merge_method: unknown method 'tise'; did you mean"):
         config.updated(genome={"models": ["a", "b"], "merge_method": "tise"})
     assert config.updated(include_path=["x"]).include_path == ("x",)
+
+
+def test_one_model_alone_is_refused_where_weights_are_divided_by_their_sum() -> None:
+    one = {"models": ["m/a"], "base_model": None, "merge_method": "linear"}
+    with pytest.raises(InputError, match="one is divided by its own weight in linear"):
+        parse(plain(genome=one))
+    parse(plain(genome=one | {"normalize": False}))
+    parse(plain(genome={"models": ["m/a"], "layer_paths": True}))

@@ -1098,7 +1098,7 @@ class TestWarmStart:
         asks = list(read_asks(tmp_path / "second"))
         warm = [a for a in asks if a.name.startswith("warm start")]
         assert warm[0].name == f"warm start first {first['champion']['trial']}"
-        assert len(warm) == 4
+        assert len(warm) == 3, "the recipe is the run's champion, once more"
         assert all(a.kind == "baseline" and a.incumbent is not None for a in warm)
         assert len(asks) == 12
 
@@ -1138,6 +1138,16 @@ class TestWarmStart:
         searched = [a for a in read_asks(tmp_path / "second") if a.kind == "search"]
         weights = [v for a in searched for name, v in a.values.items() if name.startswith("weight")]
         assert min(weights) > 0.5, "the search starts around the better one"
+
+    def test_that_has_searched_on_what_is_held_out_is_told(self, run: Any, tmp_path: Path) -> None:
+        run("first", trials=12)
+        same = run("same", trials=12, seed=9, warm_start=str(tmp_path / "first"))
+        assert not same["documents"]["holdout_reused"]
+        sizes = {"search": 10, "selection": 10, "holdout": 40}
+        with pytest.warns(UserWarning, match=r"first has searched on \d+ of toy_choice's 40 documents"):
+            other = run("other", trials=12, documents=sizes, warm_start=str(tmp_path / "first/best.yaml"))
+        assert other["documents"]["holdout_reused"]
+        assert "Held-out documents were used before." in other["outcome"]
 
     def test_of_a_run_without_its_recipes_is_refused(self, run: Any, tmp_path: Path) -> None:
         run("first", trials=12)

@@ -330,7 +330,7 @@ def test_the_section_is_written_out_and_read_again() -> None:
     config = config_of(["m/a", "m/b"], {"scale": {"low": 0.5, "high": 2, "log": True}, "embeddings": "m/b"})
     assert EvolveConfig.parse(config.to_yaml()) == config
     assert "embeddings: b\n" in config.to_yaml()
-    assert config_of(["m/a"], False).genome.layer_paths is None
+    assert config_of(["m/a", "m/b"], False).genome.layer_paths is None
 
 
 # --- models -----------------------------------------------------------------------------------------------------

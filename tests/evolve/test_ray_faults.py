@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -16,8 +17,9 @@ import ray
 import yaml
 from ray.cluster_utils import Cluster
 
+from heterosis.errors import InputError
 from heterosis.evolve import cluster
-from heterosis.evolve.cluster import RayPool
+from heterosis.evolve.cluster import RayPool, _check_address
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.faults import RunStopped
 from heterosis.evolve.folder import read_summary
@@ -183,3 +185,14 @@ def test_a_head_node_that_restarts_ends_the_session_and_loses_nothing(
     )
     assert set(scored.values()) == {1}
     assert read_summary(run)["trials"]["failed"] == 0
+
+
+def test_an_address_where_nobody_answers_is_refused_at_once() -> None:
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+        _check_address(f"localhost:{port}")
+        _check_address(f"ray://localhost:{port}")
+    for address in (f"localhost:{port}", f"ray://localhost:{port}", "localhost:99999999"):
+        with pytest.raises(InputError, match=f"--ray-address: nobody answers at {address}: "):
+            _check_address(address)
+    _check_address("auto")
