@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 
+_VALID = "; valid: "
 _LONGEST = 5000  # characters of a line; what others' files hold can be any length
 
 
@@ -14,10 +15,11 @@ class InputError(ValueError):
 
     Attributes:
         faults: One self-contained line for each fault, each once: where, which rule, what was found, what to do.
+            A list of all valid names is told by the first line that has it.
     """
 
     def __init__(self, *faults: str) -> None:
-        self.faults = tuple(dict.fromkeys(map(_one_line, faults)))
+        self.faults = tuple(_without_repeated_names(dict.fromkeys(map(_one_line, faults))))
         super().__init__("\n".join(self.faults))
 
 
@@ -36,6 +38,14 @@ def _one_line(fault: str) -> str:
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."
 
 
+def _without_repeated_names(lines: Iterable[str]) -> Iterator[str]:
+    told = set()
+    for line in lines:
+        fault, mark, names = line.partition(_VALID)
+        yield fault if mark and names in told else line
+        told.add(names)
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """A suffix for an error message: the nearest valid name, or all of them when none is near."""
     valid = sorted(choices)
@@ -43,4 +53,4 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     near = [choice for choice in valid if sorted(choice) == sorted(name)] or get_close_matches(name, valid, n=1)
     if near:
         return f"; did you mean '{near[0]}'?"
-    return f"; valid: {', '.join(valid)}" if valid else ""
+    return f"{_VALID}{', '.join(valid)}" if valid else ""

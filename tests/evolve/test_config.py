@@ -568,3 +568,9 @@ def test_one_model_alone_is_refused_where_weights_are_divided_by_their_sum() -> 
         parse(plain(genome=one))
     parse(plain(genome=one | {"normalize": False}))
     parse(plain(genome={"models": ["m/a"], "layer_paths": True}))
+
+
+def test_the_valid_keys_are_listed_once() -> None:
+    first, second = faults(plain(qqqq=1, zzzz=2))
+    assert first.startswith("config.yaml: qqqq: unknown key; valid: apply_chat_template, ")
+    assert second == "config.yaml: zzzz: unknown key"
