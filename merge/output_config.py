@@ -135,7 +135,15 @@ def _implied_lists(section: Mapping[str, Any]) -> dict[str, list[Any]]:
     if section.get("model_type") not in transformers.CONFIG_MAPPING:
         return {}
     plain = json.loads(json.dumps(section), object_hook=_special_float)
-    config = transformers.CONFIG_MAPPING[section["model_type"]].from_dict(plain)
+    try:
+        config = transformers.CONFIG_MAPPING[section["model_type"]].from_dict(plain)
+    except Exception as error:  # of anything that an architecture's checks refuse
+        reason = (str(error).splitlines() or [""])[0]
+        warnings.warn(
+            f"config.json: transformers cannot read it ({reason}), so rules over its layers are left as they are",
+            stacklevel=2,
+        )
+        return {}
     layers = getattr(config, "num_hidden_layers", None)
     return {
         name: list(values)

@@ -510,6 +510,9 @@ def test_layers_keep_their_kind_of_attention_where_the_config_gives_a_rule() -> 
     bamba = {"model_type": "bamba", "num_hidden_layers": 4, "attn_layer_indices": [1, 3], "attn_layer_period": 2}
     bamba["time_step_limit"] = [0.0, {"__float__": "Infinity"}]
     assert of_slices(bamba, (bamba, 1, 4))["attn_layer_indices"] == [0, 2]
+    strange = {"model_type": "gemma2", "num_hidden_layers": 4, "sliding_window": 8, "hidden_size": "wide"}
+    with pytest.warns(UserWarning, match="config.json: transformers cannot read it"):
+        assert "layer_types" not in of_slices(strange, (strange, 1, 3))
     mistral = {"model_type": "mistral", "num_hidden_layers": 4, "sliding_window": 8}
     assert "layer_types" not in of_slices(mistral, (mistral, 1, 3))
     unknown = {"model_type": "of its own", "num_hidden_layers": 4, "sliding_window": 8}
