@@ -3,8 +3,9 @@
 ``heterosis evolve`` and ``heterosis status --watch`` show the same; both read it from the run folder.
 """
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,7 +84,7 @@ def standing_line(standing: Standing) -> str:
     if standing.best is not None and standing.best.ask.kind == "parent":
         parts.append(f"best is the parent {standing.best.ask.name}")
     elif pulse is not None and pulse.against:
-        parent = min(pulse.against, key=lambda name: pulse.against[name][0])
+        parent = _best_parent(standing, pulse.against)
         mean, low, high = pulse.against[parent]
         parts.append(f"best {mean:+.4f} ({low:+.4f} to {high:+.4f}) against {parent} on search documents")
     parts.append(f"{_documents(standing)} documents")
@@ -92,6 +93,12 @@ def standing_line(standing: Standing) -> str:
     if standing.left is not None:
         parts.append(f"about {duration(standing.left)} to go")
     return "; ".join(parts)
+
+
+def _best_parent(standing: Standing, names: Iterable[str]) -> str:
+    """The parent with the best search score, whatever it breaks included, as the report names it."""
+    scores = {t.ask.name: t.score for t in standing.trials if t.ask.kind == "parent" and t.score is not None}
+    return max(names, key=lambda name: scores.get(name, -math.inf))
 
 
 def _documents(standing: Standing) -> str:

@@ -212,6 +212,7 @@ def test_plain_lines_tell_each_result_once(run: Any) -> None:
     standings = [line for line in told if not line.startswith("[")]
     assert 10 <= len(standings) <= 16  # tenths of the budget, and phases
     assert any("against ann on search documents; " in line or "against bob" in line for line in standings)
+    assert any("; best is the parent ann; " in line or "; best is the parent bob; " in line for line in standings)
     best = max(t.score or 0.0 for t in seen[-1].trials)
     assert f"best {best:.4f} (" in results[-1]
 
