@@ -120,8 +120,9 @@ def _shards(index: Path) -> list[str]:
 
 
 def _not_fetched(where: str, error: BaseException, more: str = "") -> str:
-    marked = " ('@' begins a revision, '+' an adapter)" if "@" in where else ""
-    return f"{where}: not a local folder{marked}, and cannot be fetched from the Hub: {reason(error)}{more}"
+    if Path(where).exists():
+        return f"{where}: '@' begins a revision; link the folder of this name under another one"
+    return f"{where}: not a local folder, and cannot be fetched from the Hub: {reason(error)}{more}"
 
 
 def _similar_folder(name: str) -> str:
