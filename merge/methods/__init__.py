@@ -4,7 +4,7 @@ base.py         what a method is; the registry
 combine.py      the map of every linear combination, and its coefficients
 elect.py        the map with a sign election
 random_mask.py  addressed random numbers, and the steps that drop elements at random
-ranks.py        ranks of a row's entries, for such a step
+ranks.py        mean ranks of a row's entries, for such a step
 rescale.py      the factors that restore norms after a step that drops elements
 """
 

@@ -63,7 +63,8 @@ def della_linear(
     (n - 1)``, r = 0 ... n - 1 their rank by magnitude in a row of n.
 
     A row is all that shares an index in the first dimension; a tensor of one dimension is one row. In a row of
-    length one the probability is ``density``. Of equal magnitudes the first has the lowest rank.
+    length one the probability is ``density``. Equal magnitudes share the mean of their ranks; they are compared in
+    the eight significant bits of bfloat16.
 
     Args:
         deltas: Task vectors.
@@ -79,9 +80,9 @@ def della_linear(
         ValueError: If a probability would leave (0, 1).
 
     Differs from the paper: it divides each entry kept by its probability; we restore the L1 norm, as mergekit
-    does. Differs from mergekit: it rounds ranks to bfloat16 for bfloat16 models, which makes ranks above 256
-    coarse; ours are exact. It ranks tensors of more than two dimensions along the second alone, and fails on
-    rows of length one.
+    does. Differs from mergekit: its ranks of equal magnitudes are in the order that sorting happens to give, and
+    those above 256 coarse for bfloat16 models, whose ranks it rounds to bfloat16. It ranks tensors of more than
+    two dimensions along the second alone, and fails on rows of length one.
     """
     merged = combine.bind(scaling(weight, normalize, lambda_))
     return rescaled(deltas, merged, _dropping(deltas, density, epsilon), density, rescale)

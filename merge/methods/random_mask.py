@@ -26,12 +26,9 @@ def drop(i, d, u, density):  # type: ignore[no-untyped-def]
 
 @random_row_formula
 def drop_by_rank(i, rows, u, least, step):  # type: ignore[no-untyped-def]
-    """Keep entries with probability ``least + step r``; r = 0, 1, ... in order of magnitude within the row.
-
-    Of equal magnitudes the first has the lowest rank.
-    """
+    """Keep entries with probability ``least + step r``; r is the mean rank by magnitude within the row, from 0."""
     first, more = np.float64(least), np.float64(step)
-    ranks = np.empty(rows.shape, np.int32)
+    ranks = np.empty(rows.shape, np.float32)
     rank_rows(rows, ranks)
     for j in range(rows.shape[0]):
         row, of_row, chance = rows[j], ranks[j], u[j]

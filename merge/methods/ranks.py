@@ -1,145 +1,91 @@
-"""Ranks of a row's entries by magnitude, without sorting them where the magnitudes have few bits.
+"""Mean ranks of a row's entries by magnitude, from a histogram.
 
-An entry's rank is the number of entries with smaller magnitudes, from a histogram, and of equal ones before it.
+An entry's rank is the number of entries with smaller magnitudes, and of equal ones half of the others. Magnitudes
+are compared in the eight significant bits of bfloat16: those less than one part in 128 apart may count as equal.
 """
 
-from typing import Any
-
 import numpy as np
-from numba import types
-from numba.extending import overload, register_jitable
+from numba.extending import register_jitable
 
-# A digit has at most this many bits: its counts stay in the L2 cache, and 15 are all that bfloat16 has.
-WIDEST = 15
-# So many keys are those of zeros.
+# Magnitudes of bfloat16.
+MOST = 1 << 15
+# Zeros are counted in so many places in turn: nothing is as frequent, and a count waits for the one before.
 ZEROS = 8
+# Rows whose counts share a number of 64 bits, so that they are added up together, and the longest that may.
+TOGETHER = 4
+LONGEST = MOST - 1
 
 
 @register_jitable
 def rank_rows(rows, ranks):  # type: ignore[no-untyped-def]
-    """The rank of every entry in its row by magnitude, from 0; of equals the first has the lowest.
-
-    Zeros have the lowest ranks, in any order: whether they are kept makes no difference.
+    """The mean rank of every entry in its row by magnitude, from 0. Zeros have none that counts: theirs is 0.
 
     Args:
         rows: Floats, ``[rows, length]``.
-        ranks: int32, ``[rows, length]``.
+        ranks: float32, ``[rows, length]``.
     """
     length = rows.shape[1]
-    bits = _bits(rows)
-    keys = np.empty(length, bits.dtype)
-    order, following = np.empty(length, np.uint32), np.empty(length, np.uint32)
-    widest = min(max(_length(length) + 1, 6), WIDEST)
-    counts = np.empty(1 << widest, np.int32)
-    for j in range(rows.shape[0]):
-        largest, unused = _reduced(bits[j], keys)
-        places = np.int64(largest >> unused) + 1
-        if places <= counts.shape[0]:
-            _rank(keys, unused, ranks[j], counts[:places])
-        else:
-            _rank_by_digits(keys, unused, _length(places - 1), widest, ranks[j], order, following, counts)
+    together = TOGETHER if length <= LONGEST else 1
+    keys = np.empty((together, length), np.uint16)
+    counts, means = np.empty(MOST + ZEROS, np.uint64), np.empty(MOST + ZEROS, np.float32)
+    for first in range(0, rows.shape[0], together):
+        some, of_some = rows[first : first + together], ranks[first : first + together]
+        own = keys[: some.shape[0]]
+        places = _number(some, own)
+        _sum_counts(own, counts[:places])
+        for j in range(own.shape[0]):
+            _look_up(own[j], j, counts[:places], means[:places], of_some[j])
 
 
 @register_jitable
-def _reduced(bits, keys):  # type: ignore[no-untyped-def]
-    """Write magnitudes to ``keys``, less the smallest but zero: as numbers of fewer bits, in the same order.
-
-    Zeros take the first eight keys in turn.
+def _number(rows, keys):  # type: ignore[no-untyped-def]
+    """Number the magnitudes of rows in their order, from `ZEROS` on; zeros get the numbers below that in turn.
 
     Returns:
-        The largest key, and how many of the lowest bits all keys have as zero, as those of bfloat16.
+        One more than the largest number.
     """
-    unsigned = keys.dtype.type
-    one = unsigned(1)
-    magnitude = unsigned(~unsigned(0) >> one)
-    most, least, some = unsigned(0), unsigned(~unsigned(0)), unsigned(0)
-    for k in range(bits.shape[0]):
-        key = unsigned(bits[k] & magnitude)
-        below = unsigned(key - one)  # of zero, the largest number
-        most = key if key > most else most
-        least = below if below < least else least
-        some = unsigned(some | key)
-    unused = unsigned(0)
-    while unused < 4 * bits.itemsize and not (some >> unused) & one:
-        unused = unsigned(unused + one)
-    unit = unsigned(one << unused)
-    less = unsigned((min(least, most) >> unused << unused) - unsigned((ZEROS - 1) * unit))
-    for k in range(bits.shape[0]):
-        key = unsigned(bits[k] & magnitude)
-        keys[k] = unsigned(key - less) if key else unsigned(unsigned(k % ZEROS) * unit)
-    return unsigned(most - less), unused
+    most, least = np.uint16(0), np.uint16(MOST)
+    for j in range(rows.shape[0]):
+        row, own = rows[j], keys[j]
+        for k in range(row.shape[0]):
+            key = np.uint16((np.float32(row[k]).view(np.uint32) >> np.uint32(16)) & np.uint32(MOST - 1))
+            own[k] = key
+            most = key if key > most else most
+            below = np.uint16(key - np.uint16(1))  # of zero, the largest number
+            least = below if below < least else least
+    for j in range(rows.shape[0]):
+        own = keys[j]
+        for k in range(own.shape[0]):
+            own[k] = np.uint16(own[k] - least + np.uint16(ZEROS - 1)) if own[k] else np.uint16(k % ZEROS)
+    return np.int64(max(most, least)) - np.int64(least) + ZEROS
 
 
 @register_jitable
-def _rank(keys, unused, ranks, place):  # type: ignore[no-untyped-def]
-    """Ranks of keys, for which ``place`` has room; of equals the first has the lowest.
+def _sum_counts(keys, counts):  # type: ignore[no-untyped-def]
+    """For each key twice the mean rank, plus one: of every row in bits of its own."""
+    counts[:] = 0
+    for j in range(keys.shape[0]):
+        own, one = keys[j], np.uint64(1) << _shift(j)
+        for k in range(own.shape[0]):
+            counts[own[k]] += one
+    below = np.uint64(0)
+    for key in range(counts.shape[0]):
+        equal = counts[key]
+        counts[key] = below + below + equal
+        below += equal
 
-    Each entry waits until the one before with the same key has been counted. As nothing is as frequent as zero,
-    zeros have keys in turn.
-    """
-    place[:] = 0
+
+@register_jitable
+def _look_up(keys, j, counts, means, ranks):  # type: ignore[no-untyped-def]
+    """The mean ranks of row ``j`` of those that were counted together."""
+    mask = np.uint64(2 * MOST - 1) if keys.shape[0] <= LONGEST else ~np.uint64(0)
+    for key in range(counts.shape[0]):
+        means[key] = np.float32(0.5) * np.float32(np.int64((counts[key] >> _shift(j)) & mask) - 1)
+    means[:ZEROS] = 0
     for k in range(keys.shape[0]):
-        place[keys[k] >> unused] += 1
-    below = np.int32(0)
-    for k in range(place.shape[0]):
-        below += place[k]
-        place[k] = below - place[k]
-    for k in range(keys.shape[0]):
-        key = np.uint64(keys[k] >> unused)  # an index that is never taken for one from the end
-        ranks[k] = place[key]
-        place[key] += 1
+        ranks[k] = means[keys[k]]
 
 
 @register_jitable
-def _rank_by_digits(keys, unused, bits, widest, ranks, order, following, counts):  # type: ignore[no-untyped-def]
-    """The same for keys of more ``bits`` than a digit: a stable radix sort, from the lowest digit on."""
-    n = keys.shape[0]
-    unsigned = keys.dtype.type
-    passes = -(-bits // widest)
-    width = -(-bits // passes)
-    mask = unsigned((1 << width) - 1)
-    place = counts[: 1 << width]
-    zero = unsigned(unsigned(ZEROS - 1) << unused)
-    for k in range(n):
-        order[k] = k
-        keys[k] = unsigned(max(keys[k], zero) - zero)
-    for p in range(passes):
-        shift = unsigned(unused + p * width)
-        place[:] = 0
-        for k in range(n):
-            place[(keys[k] >> shift) & mask] += 1
-        below = np.int32(0)
-        for digit in range(place.shape[0]):
-            below += place[digit]
-            place[digit] = below - place[digit]
-        last = p + 1 == passes
-        for k in range(n):
-            at = order[k]
-            digit = (keys[at] >> shift) & mask
-            rank = place[digit]
-            place[digit] = rank + 1
-            if last:
-                ranks[at] = rank
-            else:
-                following[rank] = at
-        order, following = following, order
-
-
-@register_jitable
-def _length(x):  # type: ignore[no-untyped-def]
-    """How many bits a number has."""
-    bits = 0
-    while x:
-        x >>= 1
-        bits += 1
-    return bits
-
-
-def _bits(rows: Any) -> Any:
-    """Floats as unsigned integers."""
-
-
-@overload(_bits)
-def _bits_overload(rows):  # type: ignore[no-untyped-def]
-    unsigned = np.uint32 if rows.dtype == types.float32 else np.uint64
-    return lambda rows: rows.view(unsigned)
+def _shift(j):  # type: ignore[no-untyped-def]
+    return np.uint64(np.uint64(64 // TOGETHER) * np.uint64(j))

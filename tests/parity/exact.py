@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import product
 
 import torch
+from scipy.stats import rankdata
 from torch import Tensor
 
 from heterosis.merge.lora import LoraTensor
@@ -266,6 +267,7 @@ def _probabilities(op: TensorOp, model: int, row: Tensor) -> Tensor:
         return torch.full_like(row, density)
     epsilon = op.arguments["epsilon"][model]
     lines = row.reshape(row.shape[0], -1) if row.ndim > 1 else row.view(1, -1)
-    rank = lines.abs().argsort(dim=1, stable=True).argsort(dim=1).double()
+    shortened = (lines.abs().float().contiguous().view(torch.int32) >> 16).numpy()
+    rank = torch.from_numpy(rankdata(shortened, axis=1) - 1)
     chance: Tensor = density - epsilon + 2 * epsilon * rank / (lines.shape[1] - 1)
     return chance.view(row.shape)

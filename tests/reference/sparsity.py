@@ -63,11 +63,18 @@ def dropped_by_rank(
     n = len(d) // rows
     result = [0.0] * len(d)
     for start in range(0, len(d), n):
-        for rank, k in enumerate(sorted(range(n), key=lambda k: (abs(d[start + k]), k))):
+        sizes = [shortened(abs(v)) for v in d[start : start + n]]
+        for k, size in enumerate(sizes):
+            rank = sum(other < size for other in sizes) + (sizes.count(size) - 1) / 2
             probability = density - epsilon + 2 * epsilon * rank / (n - 1) if n > 1 else density
             if uniform(first + start + k, *key) < probability:
                 result[start + k] = d[start + k]
     return result
+
+
+def shortened(size: float) -> int:
+    """The bits of a magnitude, as many as bfloat16 has."""
+    return int(np.float32(size).view(np.uint32)) >> 16
 
 
 def restored(part: Vector, d: Vector) -> Vector:
