@@ -290,7 +290,7 @@ def report(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="A file; report.html in the run folder by default.")
     ] = None,
-    tasks: Annotated[
+    ask_tasks: Annotated[
         bool,
         typer.Option("--load-tasks", help="Ask the tasks what their documents say; runs the Python beside them."),
     ] = False,
@@ -304,7 +304,7 @@ def report(
 
     read_summary(run_dir)
     loaded = None
-    if tasks:
+    if ask_tasks:
         try:
             loaded = load_tasks(run_dir)
         except InputError as error:  # the rest can be shown
@@ -325,7 +325,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Device = "cpu",
     output: Annotated[
-        Path | None, typer.Option("--output", help="JSON with the scores of every document.")
+        Path | None, typer.Option("-o", "--output", help="JSON with the scores of every document.")
     ] = None,
 ) -> None:
     """Score a model with lm-eval: heterosis evaluate MODEL --tasks arc_easy,piqa --limit 100"""
@@ -369,7 +369,8 @@ def inspect(
     distances: Annotated[
         bool, typer.Option("--distances", help="Read all weights: norms of task vectors and their angles.")
     ] = False,
-    place: Annotated[Path, typer.Option("--out", help="Where the merge would be written.")] = Path(),
+    include_path: IncludePath = None,
+    place: Annotated[Path, typer.Option(help="Where the merge or the run folder would be written.")] = Path(),
     threads: Annotated[int | None, typer.Option(min=1, help="For --distances; one per core by default.")] = None,
     trial: Annotated[
         bool,
@@ -380,8 +381,17 @@ def inspect(
     """Check a recipe, a search config or models before running anything: heterosis inspect org/a org/b"""
     from heterosis.inspection import inspect_targets
 
-    options: dict[str, Any] = {"full": full, "base": base, "distances": distances, "place": place, "trial": trial}
-    report = inspect_targets(targets, **options, threads=threads, announce=_say)
+    report = inspect_targets(
+        targets,
+        full=full,
+        base=base,
+        distances=distances,
+        include_path=include_path or (),
+        place=place,
+        threads=threads,
+        trial=trial,
+        announce=_say,
+    )
     print(report.to_json() if as_json else "\n".join(report.lines()))
     for text in report.warnings:
         _say(f"warning: {text}")

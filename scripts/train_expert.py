@@ -3,7 +3,7 @@
     python scripts/train_expert.py math --base models/smollm2-135m-instruct --steps 300
 
 Reads ``train.jsonl`` and ``anchors.jsonl`` in ``configs/experts/NAME`` and writes the adapter (bfloat16,
-peft's format) and ``provenance.json`` (settings, loss, time, versions) into the same folder, or into ``--out``.
+peft's format) and ``provenance.json`` (settings, loss, time, versions) into the same folder, or into ``--output``.
 The loss is the cross-entropy of the completions plus, on the anchors, the divergence from the base model's own
 predictions.
 Needs the ``dev`` extra (peft).
@@ -56,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("expert")
     parser.add_argument("--base", type=Path, required=True)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=20)
     parser.add_argument("--anchors", type=int, default=10, help="anchors in a batch")
@@ -70,7 +70,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     rng = random.Random(args.seed)
-    out = args.out or EXPERTS / args.expert
+    out = args.output or EXPERTS / args.expert
     out.mkdir(parents=True, exist_ok=True)
     rows = read_jsonl(EXPERTS / args.expert / "train.jsonl")
     anchors = read_jsonl(EXPERTS / args.expert / "anchors.jsonl") if args.anchors else []

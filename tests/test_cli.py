@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 import yaml
 
 import heterosis
@@ -323,6 +324,18 @@ def test_a_command_that_is_not_complete_shows_how_it_is_written(run: Run) -> Non
         assert says in errors[0]
 
 
+def test_an_option_is_spelt_alike_in_all_commands() -> None:
+    app: Any = typer.main.get_command(cli.app)
+    spelt: dict[str, set[tuple[str, ...]]] = {}
+    for command in app.commands.values():
+        for option in command.params:
+            if option.param_type_name == "option":
+                spelt.setdefault(option.name, set()).add(tuple(sorted(option.opts)))
+    assert {name: ways for name, ways in spelt.items() if len(ways) > 1} == {}
+    assert spelt["output"] == {("--output", "-o")}
+    assert "--out" not in {way for ways in spelt.values() for names in ways for way in names}
+
+
 def test_the_bare_command_shows_the_help(run: Run) -> None:
     code, output, errors = run()
     assert (code, errors) == (0, [])
@@ -371,6 +384,16 @@ def test_inspect_a_search(run: Run, config: Callable[..., Path]) -> None:
     assert (code, output.splitlines()[-1]) == (0, "time: no candidate was tried")
     code, output, _ = run("inspect", "config.yaml", "--no-trial", "--json")
     assert (code, json.loads(output)["search"]["tasks"][0]["metric"]) == (0, "acc,none")
+
+
+def test_inspect_takes_tasks_and_places_as_evolve_does(
+    run: Run, config: Callable[..., Path], toy_tasks: Path, tmp_path: Path
+) -> None:
+    command = ("inspect", config(include_path=[]), "--include-path", toy_tasks, "--place", tmp_path)
+    code, output, errors = run(*command, "--no-trial")
+    assert code == 0, errors
+    assert "toy_choice" in output
+    assert f"free in {tmp_path}" in output
 
 
 def test_evaluate(run: Run, toy_models: dict[str, Path], toy_tasks: Path) -> None:
