@@ -79,6 +79,7 @@ IncludePath = Annotated[
         "--include-path", "--task-search-path", help="Folder with lm-eval task YAML; may be given several times."
     ),
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")]
 Device = Annotated[str, typer.Option(help="Where models live while they are scored: cpu, cuda, cuda:0.")]
 
 
@@ -166,7 +167,7 @@ def init(
     base: Annotated[str | None, typer.Option(help="What the models were fine-tuned from.")] = None,
     include_path: IncludePath = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")] = Path("search.yaml"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a search config: heterosis init org/a org/b --base org/base --tasks arc_easy"""
     from heterosis.evolve.draft import write_draft
@@ -267,17 +268,18 @@ def export(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="A file; standard output by default.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a trial's recipe: heterosis export runs/first --trial 12 -o recipe.yaml"""
+    if output is not None:
+        _check_output(output, overwrite)
+
     from heterosis.evolve.export import export_trial
 
     text = export_trial(run_dir, trial)
     if output is None:
         print(text, end="")
         return
-    if output.is_file() and not overwrite:
-        raise InputError(f"{output}: exists; give another file with -o, or --overwrite")
     try:
         output.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -290,6 +292,7 @@ def report(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="A file; report.html in the run folder by default.")
     ] = None,
+    overwrite: Overwrite = False,
     ask_tasks: Annotated[
         bool,
         typer.Option("--load-tasks", help="Ask the tasks what their documents say; runs the Python beside them."),
@@ -299,6 +302,9 @@ def report(
     ] = None,
 ) -> None:
     """Write a run as one HTML page, also while it runs: heterosis report runs/first"""
+    if output is not None:
+        _check_output(output, overwrite)
+
     from heterosis.evolve.folder import read_summary
     from heterosis.evolve.report import load_tasks, write_report
 
@@ -327,10 +333,11 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="JSON with the scores of every document.")
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Score a model with lm-eval: heterosis evaluate MODEL --tasks arc_easy,piqa --limit 100"""
     if output is not None:
-        _check_output(output)
+        _check_output(output, overwrite)
 
     from heterosis.evaluate.api import evaluate_model
 
@@ -417,12 +424,14 @@ def _names(tasks: Sequence[str]) -> list[str]:
     return [name.strip() for part in tasks for name in part.split(",") if name.strip()]
 
 
-def _check_output(path: Path) -> None:
-    """Refuse a file that could not be written after what takes long.
+def _check_output(path: Path, overwrite: bool) -> None:
+    """Refuse a file that holds something, or could not be written after what takes long.
 
     Raises:
         InputError: If it is one.
     """
+    if path.is_file() and not overwrite:
+        raise InputError(f"{path}: exists; give another file with -o, or --overwrite")
     if path.is_dir():
         raise InputError(f"{path}: cannot be written: is a folder; name a file")
     if not path.parent.is_dir():

@@ -155,6 +155,10 @@ def write_recipe(models: dict[str, Path], own: str = "weight: 0.5", method: str 
             "no/s.json: cannot be written: no is",
         ),
         (("evaluate", "MODEL", "--tasks", "x", "--output", "."), ".: cannot be written: is a folder"),
+        *(
+            ((*command, "-o", "CONFIG.txt"), "CONFIG.txt: exists; give another file with -o, or --overwrite")
+            for command in (("evaluate", "MODEL", "--tasks", "x"), ("report", "nothing"), ("export", "nothing"))
+        ),
         (("evolve", "CONFIG"), "--run-dir"),
         (("evolve", "CONFIG", "--run-dir", "out", "--trails", "3"), "--trials"),
         (("status", "nothing"), "not a run folder"),
@@ -412,7 +416,8 @@ def test_evaluate(run: Run, toy_models: dict[str, Path], toy_tasks: Path) -> Non
     assert f"{scores.mean('toy_choice', 'acc,none'):.4f}" in rows[0]
     assert f"{scores.stderr('toy_choice', 'acc,none'):.4f}" in rows[0]
 
-    run(*command, "--limit", 12, "--seed", 1, "--output", "other.json")
+    Path("other.json").write_text("mine")
+    run(*command, "--limit", 12, "--seed", 1, "-o", "other.json", "--overwrite")
     other = Scores.from_json(Path("other.json").read_text())
     assert other.documents["toy_choice"].keys() != scores.documents["toy_choice"].keys()
 
