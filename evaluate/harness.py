@@ -12,10 +12,12 @@ import logging
 import math
 import random
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from functools import cached_property
 from importlib.metadata import metadata
 from pathlib import Path
@@ -56,6 +58,7 @@ from heterosis.evaluate.task_faults import (
     unreadable,
 )
 
+_MISSPELT = 0.8  # alikeness: 'dtpye' is meant as 'dtype', 'torch_dtype' and 'device_map' are as they are
 _LENGTHS = ("max_length", "max_model_len")  # what model classes of lm-eval call the longest prompt
 
 
@@ -67,12 +70,17 @@ def make_lm(model: Any, tokenizer: Any, batch_size: int | str, max_length: int |
         )
 
 
-def check_backend(name: str, batch_size: int | str, max_length: int | None) -> None:
-    """Refuse what `load_lm` could not do.
+def check_backend(
+    name: str,
+    batch_size: int | str,
+    max_length: int | None,
+    args: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Refuse what `load_lm` could not do, and warn of arguments that look misspelt.
 
     Raises:
         InputError: If lm-eval has no such model class, or it is not installed, cannot load a folder, or cannot do
-            with the batch size or length.
+            with the batch size, the length or an argument.
     """
     if name not in model_registry:
         valid = ("resident", *model_registry)
@@ -98,6 +106,23 @@ def check_backend(name: str, batch_size: int | str, max_length: int | None) -> N
         )
     if max_length is not None and not any(key in parameters for key in _LENGTHS):
         raise InputError(f"max_length: {name} has no such argument; leave it out")
+    _check_args(name, args, parameters)
+
+
+def _check_args(name: str, args: Mapping[str, Any], known: Collection[str]) -> None:
+    """Refuse arguments that a model class does not take; it may pass others on, to transformers or vLLM."""
+    unknown = [key for key in args if key not in known]
+    passes_on = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(get_model(name)).parameters.values())
+    if unknown and not passes_on:
+        raise InputError(
+            *(f"backend.args.{key}: {name} has no such argument{did_you_mean(key, known)}" for key in unknown)
+        )
+    for key in unknown:
+        for near in get_close_matches(key, known, n=1, cutoff=_MISSPELT):
+            warnings.warn(
+                f"backend.args.{key}: {name} has no such argument and passes it on; did you mean '{near}'?",
+                stacklevel=1,
+            )
 
 
 def load_lm(
@@ -130,7 +155,7 @@ def _parameters(model: type[LM]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for cls in model.__mro__:
         if "__init__" in vars(cls):
-            own = inspect.signature(vars(cls)["__init__"]).parameters.values()
+            _, *own = inspect.signature(vars(cls)["__init__"]).parameters.values()
             found = {parameter.name: parameter.default for parameter in own} | found
             if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own):
                 break

@@ -137,7 +137,7 @@ def preflight(
         seen = list(seen_before(config.warm_start, split)) if not of_tasks else []
     with collecting(faults):
         if config.backend.name != RESIDENT:
-            check_backend(config.backend.name, config.batch_size, config.max_length)
+            check_backend(config.backend.name, config.batch_size, config.max_length, config.backend.args)
     if faults or of_tasks:
         raise InputError(*faults, *of_tasks)
     warnings = [

@@ -155,6 +155,23 @@ def test_what_cannot_be_done_is_refused(name: str, batch_size: Any, max_length: 
     assert len(refused.value.faults) == 1
 
 
+def test_an_argument_that_a_backend_does_not_take() -> None:
+    with pytest.raises(InputError) as refused:
+        harness.check_backend("own-batches", 4, None, {"dtpye": "float32", "dtype": "float32", "seed": 1})
+    first, second = refused.value.faults
+    assert first == "backend.args.dtpye: own-batches has no such argument; did you mean 'dtype'?"
+    assert second.startswith("backend.args.seed: own-batches has no such argument; valid: batch_size, ")
+    assert "self" not in second
+
+
+def test_an_argument_that_may_be_passed_on(recwarn: pytest.WarningsRecorder) -> None:
+    passed = {"attn_implementation": "eager", "torch_dtype": "float32", "device_map": "auto", "dtype": "auto"}
+    harness.check_backend("hf", 4, None, passed)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=r"backend.args.dtpye: hf has no such .* on; did you mean 'dtype'\?"):
+        harness.check_backend("hf", 4, None, {"dtpye": "float32"})
+
+
 @register_model("mamba_like")
 class NoLength(LM):  # type: ignore[misc]
     def __init__(self, pretrained: str) -> None:
