@@ -371,14 +371,25 @@ class TaskSet:
 
     def longest(self, lm: LM) -> int:
         """Tokens of the longest request that was built, with what the model may write, as the model takes them."""
-
-        def tokens(request: Instance) -> int:
-            text = "".join(part for part in request.args if isinstance(part, str))
-            writes = request.args[1] if request.request_type == "generate_until" else {"max_gen_toks": 0}
-            return len(lm.tok_encode(text)) + int(writes.get("max_gen_toks", lm.max_gen_toks))
-
         built = (r for loaded in self._tasks.values() for requests in loaded.requests.values() for r in requests)
-        return min(int(lm.max_length), max(map(tokens, built)))
+        return min(int(lm.max_length), max(_tokens(request, lm) for request in built))
+
+    def shortened(self, lm: LM) -> dict[str, int]:
+        """How many documents of each task have a request that is longer than the model takes, of those built.
+
+        It loses its beginning.
+        """
+
+        def too_long(request: Instance) -> bool:
+            if request.request_type == "loglikelihood_rolling":  # in windows
+                return False
+            unread = 1 if request.request_type == "loglikelihood" else 0  # its last token is only expected
+            return _tokens(request, lm) - unread > int(lm.max_length)
+
+        return {
+            name: sum(any(map(too_long, requests)) for requests in loaded.requests.values())
+            for name, loaded in self._tasks.items()
+        }
 
     def score(
         self,
@@ -470,6 +481,13 @@ def _run(lm: LM, requests: Iterable[Instance]) -> float:
                     raise NonFiniteScore(request.task_name, request.doc_id, likelihood)
             request.resps.append(answer)
     return seconds
+
+
+def _tokens(request: Instance, lm: LM) -> int:
+    """Tokens of a request, with what the model may write."""
+    text = "".join(part for part in request.args if isinstance(part, str))
+    writes = request.args[1] if request.request_type == "generate_until" else {"max_gen_toks": 0}
+    return len(lm.tok_encode(text)) + int(writes.get("max_gen_toks", lm.max_gen_toks))
 
 
 def _fresh(request: Instance) -> Instance:

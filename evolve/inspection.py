@@ -1,6 +1,6 @@
 """What ``heterosis inspect`` shows of a search config: the preflight, a rehearsal, and what the search takes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,7 +102,17 @@ def inspect_search(config: EvolveConfig, *, place: Path = Path(), trial: bool = 
     merges_to(checked)
     rehearsal = rehearse(checked, workers_and_threads(config)[1]) if trial else None
     takes = resources(checked, place, rehearsal=rehearsal)
-    return _report(checked, rehearsal, takes, (*noted, *checked.warnings, *takes.warnings))
+    warnings = (*noted, *checked.warnings, *takes.warnings, *_length_warnings(checked, rehearsal))
+    return _report(checked, rehearsal, takes, warnings)
+
+
+def _length_warnings(checked: Preflight, tried: Rehearsal | None) -> Iterator[str]:
+    if tried is not None and tried.shortened:
+        whose = "" if checked.config.max_length else ", which is the model's own limit"
+        yield (
+            f"max_length: {sum(tried.shortened.values())} of {tried.asked} search documents have prompts of more "
+            f"than {tried.max_length} tokens{whose}, and lose their beginning ({', '.join(tried.shortened)})"
+        )
 
 
 def _report(

@@ -184,6 +184,12 @@ class Worker:
         """Merge a recipe into the live model; the largest batch of the longest request that fits beside it."""
         return self._tried(lambda: self._probe(recipe))
 
+    def shortened(self) -> tuple[int, dict[str, int]]:
+        """The longest prompt of the model that was scored last, and how many documents of each task are longer."""
+        assert self._loaded is not None
+        lm, tasks = self._asked(self._loaded[1], self._batch_size)
+        return int(lm.max_length), tasks.shortened(lm)
+
     def _tried(self, work: Callable[[], T]) -> T | Failure:
         from heterosis.errors import InputError
         from heterosis.merge import MergeError

@@ -382,7 +382,7 @@ def test_inspect_a_search(run: Run, config: Callable[..., Path]) -> None:
     assert errors == ["loading the tasks, and trying a candidate on a few documents (--no-trial leaves that out)"]
     assert "search of task_arithmetic: 4 numbers" in output
     assert "toy_choice  1       acc,none  higher  80         20      20         30" in output
-    assert "tried on 16 documents: merging " in output
+    assert "tried on 20 documents: merging " in output
     assert "begun now, it ends by " in output
     code, output, _ = run("inspect", "config.yaml", "--no-trial")
     assert (code, output.splitlines()[-1]) == (0, "time: no candidate was tried")

@@ -12,7 +12,16 @@ from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
 from heterosis.errors import InputError
-from heterosis.evaluate import Answer, NonFiniteScore, ResidentModel, Sizes, TaskSet, TaskSpec, split_documents
+from heterosis.evaluate import (
+    Answer,
+    NonFiniteScore,
+    ResidentModel,
+    Sizes,
+    TaskSet,
+    TaskSpec,
+    harness,
+    split_documents,
+)
 
 
 class FakeLM(LM):  # type: ignore[misc]
@@ -74,6 +83,27 @@ def test_same_scores_as_plain_lm_eval(toys: Path, resident: ResidentModel, tasks
     if "toy_generate" in tasks:
         assert len(set(scores.values("toy_generate", "crc,none").values())) > 3  # it could have been different
     assert scores.forward_seconds > 0
+
+
+@pytest.mark.parametrize("task", ["toy_generate", "toy_choice"])
+def test_documents_that_lm_eval_shortens_are_counted(
+    toys: Path, resident: ResidentModel, caplog: pytest.LogCaptureFixture, task: str
+) -> None:
+    task_set = TaskSet([TaskSpec(task)], include_path=[toys])
+    task_set.build({task: range(30)})
+    counts = []
+    for limit in range(12, 25):
+        lm = resident.lm(batch_size=1, max_length=limit)
+        shortened = 0
+        for requests in task_set._tasks[task].requests.values():
+            caplog.clear()
+            for request in requests:
+                getattr(lm, request.request_type)([harness._fresh(request)], disable_tqdm=True)
+            shortened += any("truncat" in text.lower() for text in caplog.messages)
+        assert task_set.shortened(lm) == {task: shortened}
+        counts.append(shortened)
+    assert (counts[0], counts[-1]) == (30, 0)
+    assert set(counts) > {30, 0}
 
 
 def test_other_parameters_other_scores(toys: Path, llama: Path) -> None:

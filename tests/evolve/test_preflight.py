@@ -93,7 +93,7 @@ def test_a_rehearsal_tells_the_time_of_a_candidate(checked: Preflight) -> None:
     (first, one), (second, batch) = asked
     assert first != second
     assert [len(ids) for ids in (*one.values(), *batch.values())] == [1, 16]
-    assert found == Rehearsal(documents=16, start=50.0, merge=2.0, per_document=pytest.approx(0.6))
+    assert found == Rehearsal(documents=16, start=50.0, merge=2.0, per_document=pytest.approx(0.6), asked=20)
     assert found.candidate(20) == pytest.approx(14.0)
 
     takes = resources.resources(checked, Path(), rehearsal=found)
@@ -104,6 +104,43 @@ def test_a_rehearsal_tells_the_time_of_a_candidate(checked: Preflight) -> None:
     assert resources.resources(hurried, Path(), rehearsal=found).seconds == 36
 
 
+def test_of_quick_candidates_one_meets_all_search_documents(checked: Preflight) -> None:
+    """The second one's time is mostly what it does once, or for any number of documents."""
+    asked = []
+
+    def score(recipe: str, documents: Any) -> Evaluation:
+        asked.append(recipe)
+        n = len(documents["toy_choice"])
+        return Evaluation(Scores({}, 0.0), {"merge": 0.01, "forward": 0.1 / len(asked), "other": 0.02 * n}, "")
+
+    found = rehearse(checked, 1, score)
+    assert len(set(asked)) == 3
+    assert found.documents == 20
+    assert found.candidate(20) == pytest.approx(0.01 + 0.1 / 3 + 0.4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, None),
+        ({"max_length": 4}, None),  # four words, and the answer's one, which is not read
+        ({"max_length": 3}, "max_length: 20 of 20 search documents have prompts of more than 3 tokens, and lose"),
+        (
+            {"num_fewshot": 40},
+            "of more than 128 tokens, which is the model's own limit, and lose their beginning (toy_choice)",
+        ),
+    ],
+)
+def test_prompts_that_are_cut_are_told(
+    config: Callable[..., EvolveConfig], changes: dict[str, Any], says: str | None
+) -> None:
+    report = inspect_search(config(**changes))
+    assert [text for text in report.warnings if "max_length" in text] == [
+        text for text in report.warnings if says is not None and says in text
+    ]
+    assert any("max_length" in text for text in report.warnings) == (says is not None)
+
+
 def test_a_candidate_that_cannot_be_scored_is_told(checked: Preflight) -> None:
     with pytest.raises(InputError, match="cannot be scored: out of memory; all others would fail alike"):
         rehearse(checked, 1, lambda recipe, documents: Failure("out of memory"))
@@ -112,7 +149,7 @@ def test_a_candidate_that_cannot_be_scored_is_told(checked: Preflight) -> None:
 def test_a_real_candidate_is_tried(config: Callable[..., EvolveConfig]) -> None:
     report = inspect_search(config())
     assert report.rehearsal is not None
-    assert report.rehearsal.documents == 16
+    assert report.rehearsal.documents == 20
     assert report.rehearsal.per_document > 0
     (tried,) = report.rehearsal.tried
     assert (tried.task, 0 <= tried.score <= 1) == ("toy_choice", True)
