@@ -4,7 +4,9 @@ import gc
 import math
 import os
 import re
+import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -507,6 +509,19 @@ def _usage(error: typer.TyperException, command: str | None) -> str:
     return f"{said}; for example: {example}"
 
 
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, so that nothing half written stays."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _show_warning(message: Warning | str, *args: Any, **kwargs: Any) -> None:
     _say(f"warning: {message}")
 
@@ -521,10 +536,12 @@ def main() -> None:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("default", category=UserWarning, module=r"heterosis\.")
     try:
+        with _terminated_like_interrupted():
+            code = app(arguments or ["--help"], standalone_mode=False)
         # Commands return nothing: a number is the code of an exit that typer caught, 130 after an interrupt.
-        if code := app(arguments or ["--help"], standalone_mode=False):
-            if code == 130:
-                raise KeyboardInterrupt
+        if code == 130:
+            raise KeyboardInterrupt
+        if code:
             sys.exit(code)
     except InputError as error:
         if debug:

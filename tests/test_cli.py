@@ -276,14 +276,20 @@ def test_debug_keeps_the_code_and_adds_the_traceback(
     assert (code, errors[0].split()[0], errors[-1]) == (1, "Traceback", "heterosis: failed: no luck")
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_merge_says_that_nothing_was_written(
-    run: Run, toy_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    run: Run, toy_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, signum: signal.Signals
 ) -> None:
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+    def handle(*_: object) -> None:
+        """What would stop nothing."""
 
-    monkeypatch.setattr("heterosis.merge.api.execute", interrupted)
-    code, _, errors = run("merge", write_recipe(toy_models), "out")
+    monkeypatch.setattr("heterosis.merge.api.execute", lambda *_, **__: signal.raise_signal(signum))
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        code, _, errors = run("merge", write_recipe(toy_models), "out")
+        assert signal.getsignal(signal.SIGTERM) is handle
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert (code, errors[-1]) == (130, "heterosis: interrupted; nothing was written, run it again")
     assert list(map(str, Path().iterdir())) == ["recipe.yaml"]
 
