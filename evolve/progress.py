@@ -73,7 +73,7 @@ def describe(checked: "Preflight", budget: int, workers: int) -> list[str]:
 
 def trial_line(trial: Trial, best: Trial | None, done: int, budget: int) -> str:
     """A finished trial in a line."""
-    best_text = f"  best {best.score:.4f} ({label(best)})" if best is not None else ""
+    best_text = f"  best {best.score:z.4f} ({label(best)})" if best is not None else ""
     return f"[{done}/{budget}] {label(trial)}: {describe_result(trial)}{best_text}"
 
 
@@ -86,7 +86,7 @@ def standing_line(standing: Standing) -> str:
     elif pulse is not None and pulse.against:
         parent = _best_parent(standing, pulse.against)
         mean, low, high = pulse.against[parent]
-        parts.append(f"best {mean:+.4f} ({low:+.4f} to {high:+.4f}) against {parent} on search documents")
+        parts.append(f"best {mean:+z.4f} ({low:+z.4f} to {high:+z.4f}) against {parent} on search documents")
     parts.append(f"{_documents(standing)} documents")
     if standing.utilisation is not None:
         parts.append(f"workers busy {standing.utilisation:.0%}")
@@ -188,7 +188,7 @@ def _ladder(standing: Standing) -> Table:
     assert best is not None
     table.add_row(
         Text(f"best so far: {label(best)}", style="bold green"),
-        Text(f"{best.score:.4f}", style="bold green"),
+        Text(f"{best.score:z.4f}", style="bold green"),
         "",
     )
     known = {t.ask.name: t for t in standing.trials if not t.ask.is_candidate}
@@ -198,9 +198,9 @@ def _ladder(standing: Standing) -> Table:
         ahead = ""
         if trial.ask.name in against:
             mean, low, high = against[trial.ask.name]
-            ahead = f"{mean:+.4f}  ({low:+.4f} to {high:+.4f})"
+            ahead = f"{mean:+z.4f}  ({low:+z.4f} to {high:+z.4f})"
         name = trial.ask.name if trial.ask.kind == "parent" else f"{trial.ask.name} (baseline)"
-        score = "failed" if trial.score is None else "stopped" if trial.pruned else f"{trial.score:.4f}"
+        score = "failed" if trial.score is None else "stopped" if trial.pruned else f"{trial.score:z.4f}"
         table.add_row(Text(name), score, ahead)
     return table
 
@@ -222,7 +222,7 @@ def _facts(standing: Standing, columns: int) -> Table:
     scores = [t.score for t in standing.trials if t.ask.is_candidate and t.score is not None]
     if len(scores) > 1:
         last = scores[-max(8, min(SCORES, columns - 34)) :]  # beside the name and the ends
-        table.add_row("candidates", f"{_line_of(last)}  {min(last):.4f} to {max(last):.4f}")
+        table.add_row("candidates", f"{_line_of(last)}  {min(last):z.4f} to {max(last):z.4f}")
     causes = standing.summary["failures"].items()
     for cause, times in sorted(causes, key=lambda entry: -entry[1])[:CAUSES]:
         table.add_row(Text("failed", style="red"), Text(f"{times} × {cause}", overflow="ellipsis", no_wrap=True))

@@ -136,7 +136,7 @@ def describe_result(trial: Trial) -> str:
     """A trial's result in a few words."""
     if trial.score is None:
         return f"failed: {trial.cause}"
-    return f"about {trial.score:.4f}, stopped early" if trial.pruned else f"{trial.score:.4f}"
+    return f"about {trial.score:z.4f}, stopped early" if trial.pruned else f"{trial.score:z.4f}"
 
 
 def conclusion_of(summary: Mapping[str, Any]) -> Conclusion:
@@ -160,10 +160,12 @@ def outcome_sentence(summary: Mapping[str, Any]) -> str:
     if champion is None:
         return "No candidate has been scored yet."
     if gain is None:
-        return f"Unfinished: the best so far is trial {champion['trial']} with {champion['search']:.4f} in search."
+        return (
+            f"Unfinished: the best so far is trial {champion['trial']} with {champion['search']:z.4f} in search."
+        )
     low, high = gain["ci95"]
-    interval = f"95 % interval {low:+.4f} to {high:+.4f}"
-    against = f"{gain['holdout']:+.4f} ({interval}) against the best parent, {gain['parent']}"
+    interval = f"95 % interval {low:+z.4f} to {high:+z.4f}"
+    against = f"{gain['holdout']:+z.4f} ({interval}) against the best parent, {gain['parent']}"
     broken = summary.get("violated")
     more = _better_parent(summary)
     more += f" It breaks the constraint on {', '.join(broken)} there." if broken else ""
@@ -191,7 +193,7 @@ def _better_parent(summary: Mapping[str, Any]) -> str:
     best = max(held_out, key=held_out.__getitem__)
     if round(held_out[best], 4) <= round(held_out[named], 4):
         return ""
-    return f" There {best} is the better parent: {held_out[best]:.4f}, {named} {held_out[named]:.4f}."
+    return f" There {best} is the better parent: {held_out[best]:z.4f}, {named} {held_out[named]:z.4f}."
 
 
 def closing_table(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
@@ -203,7 +205,7 @@ def closing_table(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]
     def cells(name: str, results: Mapping[str, Any]) -> tuple[str, str, str, str]:
         early = results.get("estimated", ())
         search, selection, holdout = (
-            "" if results.get(part) is None else f"{'~' if part in early else ''}{results[part]:.4f}"
+            "" if results.get(part) is None else f"{'~' if part in early else ''}{results[part]:z.4f}"
             for part in PARTS
         )
         return name, search, selection, holdout

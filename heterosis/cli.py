@@ -359,7 +359,7 @@ def evaluate(
         keys = {key for document in scores.documents[task].values() for key in document}
         for key in sorted(keys, key=lambda k: (k != metric.key, k)):
             n = len(scores.values(task, key))
-            rows.append((task, key, f"{scores.mean(task, key):.4f}", f"± {scores.stderr(task, key):.4f}", str(n)))
+            rows.append((task, key, f"{scores.mean(task, key):z.4f}", f"± {scores.stderr(task, key):.4f}", str(n)))
     _print_table(("task", "metric", "mean", "standard error", "documents"), rows)
     if output is not None:
         try:
@@ -479,7 +479,7 @@ def _print_summary(summary: Mapping[str, Any], run_dir: Path, phase: str, second
         if gain and conclusion_of(summary) != "parent":  # the champion is the best parent itself
             low, high = gain["ci95"]
             name = f" ({gain['parent']})" if "parent" in gain else ""
-            print(f"gain over {label}{name}: {gain['holdout']:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}")
+            print(f"gain over {label}{name}: {gain['holdout']:+z.4f}, 95 % interval {low:+z.4f} to {high:+z.4f}")
     print(summary["outcome"])
     if (run_dir / "best.yaml").exists():
         print(f"recipe: {run_dir / 'best.yaml'}")

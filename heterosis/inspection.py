@@ -379,7 +379,7 @@ def _layer_cells(
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    return "-" if value is None else f"{value:z.4f}"
 
 
 def _or_dash(value: int | None) -> str:

@@ -102,8 +102,8 @@ def found_by(heterosis: Mapping[str, object]) -> Iterator[str]:
         kept = "that were used before" if found.held_out.reused else "that played no part before"
         yield f"- Validated on {count['holdout']} documents {kept}:"
         yield from ["", "| Model | Held out |", "| --- | --- |"]
-        yield f"| **This merge** | {found.held_out.merge:.4f} |"
-        yield from (f"| {_text(name)} | {score:.4f} |" for name, score in found.held_out.others.items())
+        yield f"| **This merge** | {found.held_out.merge:z.4f} |"
+        yield from (f"| {_text(name)} | {score:z.4f} |" for name, score in found.held_out.others.items())
         yield from ["", _text(found.outcome), ""]
     if found.versions:
         versions = ", ".join(f"{_text(name)} {_text(version)}" for name, version in found.versions.items())

@@ -7,12 +7,12 @@ def number(value: float | None) -> str:
     """A score or parameter."""
     if value is None:
         return "–"
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:,.4g}"
+    return f"{value:z.3f}" if abs(value) < 10 else f"{value:,.4g}"
 
 
 def signed(value: float) -> str:
     """A difference, with a minus sign as wide as the plus."""
-    text = f"{value:+.3f}" if abs(value) < 10 else f"{value:+,.4g}"
+    text = f"{value:+z.3f}" if abs(value) < 10 else f"{value:+,.4g}"
     return text.replace("-", "\N{MINUS SIGN}")
 
 

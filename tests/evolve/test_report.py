@@ -29,7 +29,8 @@ from heterosis.evolve.report import load_tasks, write_report
 from heterosis.evolve.report.charts import axis
 from heterosis.evolve.report.data import gather
 from heterosis.evolve.report.shape import shapes_of
-from heterosis.evolve.report.words import edges
+from heterosis.evolve.report.words import edges, number, signed
+from heterosis.evolve.summary import closing_table, outcome_sentence
 from heterosis.merge.recipe import ModelRef, Recipe
 
 STYLE = Path(__file__).parents[2] / "evolve/report/templates/style.css"
@@ -252,6 +253,23 @@ def test_tasks_that_cannot_be_loaded_cost_the_examples_only(copied: Path) -> Non
     assert f"report: {copied / 'report.html'}" in CliRunner().invoke(cli.app, ["status", str(copied)]).stdout
     assert "warning: include_path: '/no/such/folder' is not a folder" in done.stderr
     assert "was not kept" in (copied / "other.html").read_text()
+
+
+def test_what_rounds_to_zero_has_no_minus() -> None:
+    tiny = -1e-6
+    assert (number(tiny), signed(tiny)) == ("0.000", "+0.000")
+    result = {"search": tiny, "selection": None, "holdout": tiny}
+    gain = {"parent": "ann", "holdout": tiny, "ci95": [tiny, 0.1]}
+    summary: dict[str, Any] = {
+        "status": "finished",
+        "parents": {"ann": result},
+        "baselines": {},
+        "champion": {"name": "candidate 7", "trial": 7, **result},
+        "gain_over_best_parent": gain,
+        "documents": {},
+    }
+    assert closing_table(summary)[0] == ("ann", "0.0000", "", "0.0000")
+    assert "-0.0000" not in outcome_sentence(summary)
 
 
 # ------------------------------------------------------------------ every outcome
