@@ -15,8 +15,6 @@ _LISTS_OF_LAYERS: tuple[str, ...] = ("mlp_only_layers", "moe_layers", "full_attn
 _LISTS_OF_LAYERS += ("attn_layer_indices", "cross_attention_layers")
 # Lists that may happen to be as long as the model is deep, but have no entry for each layer.
 _NOT_BY_LAYER = re.compile("token|architectures|limit|multipliers|image_size|patch_size")
-# Keys of rules over the indices of layers.
-_RULES = re.compile("sliding_window|chunk|every_n|interval|pattern|period|offset|_step$|_freq$|no_rope")
 # (where the layers come from: the config of a model, from, to), for each slice
 Taken = Sequence[tuple[Mapping[str, Any], int, int]]
 
@@ -91,8 +89,7 @@ def _fix_layers(config: dict[str, Any], stack: str, count: int, taken: Taken) ->
             section[name] = _renumbered(name, values, own)
         elif isinstance(values, list) and len(values) == before and not _NOT_BY_LAYER.search(name):
             section[name] = [x for s, start, stop in own for x in s.get(name, values)[start:stop]]
-    if any(_RULES.search(name) for name in section):
-        _write_implied_lists(section, own)
+    _write_implied_lists(section, own)
 
 
 def _section(config: Mapping[str, Any], path: Sequence[str]) -> Any:
@@ -113,10 +110,12 @@ def _write_implied_lists(section: dict[str, Any], taken: Taken) -> None:
     """Say what configs leave to a rule over indices, where the rule no longer gives it.
 
     Every other layer of Gemma 2 slides its window, five of six in Gemma 3, and every fourth of Llama 4 has no
-    rotation: a layer that moves would change.
+    rotation: a layer that moves would change. Often no key of the config hints at the rule, as in ModernBERT.
     """
     implied = _implied_lists(section)
-    parts = [(_implied_lists(source), start, stop) for source, start, stop in taken]
+    sources = {id(source): source for source, _, _ in taken}
+    lists = {key: _implied_lists(source) for key, source in sources.items()}
+    parts = [(lists[id(source)], start, stop) for source, start, stop in taken]
     for name, values in implied.items():
         if name in _LISTS_OF_LAYERS:
             moved = _renumbered(name, values, parts)
@@ -130,13 +129,14 @@ def _write_implied_lists(section: dict[str, Any], taken: Taken) -> None:
 
 def _implied_lists(section: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Lists of layers, and lists with an entry for each, that transformers adds to a config that has none."""
-    import transformers  # seconds, and seldom needed
+    import transformers  # seconds, and needed for slices only
 
-    if section.get("model_type") not in transformers.CONFIG_MAPPING:
+    kind = section.get("model_type")
+    if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
         return {}
     plain = json.loads(json.dumps(section), object_hook=_special_float)
     try:
-        config = transformers.CONFIG_MAPPING[section["model_type"]].from_dict(plain)
+        config = transformers.CONFIG_MAPPING[kind].from_dict(plain)
     except Exception as error:  # of anything that an architecture's checks refuse
         reason = (str(error).splitlines() or [""])[0]
         warnings.warn(

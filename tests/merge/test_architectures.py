@@ -510,13 +510,17 @@ def test_layers_keep_their_kind_of_attention_where_the_config_gives_a_rule() -> 
     bamba = {"model_type": "bamba", "num_hidden_layers": 4, "attn_layer_indices": [1, 3], "attn_layer_period": 2}
     bamba["time_step_limit"] = [0.0, {"__float__": "Infinity"}]
     assert of_slices(bamba, (bamba, 1, 4))["attn_layer_indices"] == [0, 2]
+    modernbert = {"model_type": "modernbert", "num_hidden_layers": 8}  # all of the rule is transformers' default
+    assert of_slices(modernbert, (modernbert, 1, 5))["layer_types"] == [sliding, sliding, full, sliding]
+    assert "layer_types" not in of_slices(modernbert, (modernbert, 3, 7))
     strange = {"model_type": "gemma2", "num_hidden_layers": 4, "sliding_window": 8, "hidden_size": "wide"}
     with pytest.warns(UserWarning, match="config.json: transformers cannot read it"):
         assert "layer_types" not in of_slices(strange, (strange, 1, 3))
     mistral = {"model_type": "mistral", "num_hidden_layers": 4, "sliding_window": 8}
     assert "layer_types" not in of_slices(mistral, (mistral, 1, 3))
-    unknown = {"model_type": "of its own", "num_hidden_layers": 4, "sliding_window": 8}
-    assert "layer_types" not in of_slices(unknown, (unknown, 1, 3))
+    for kind in ("of its own", ["gemma2"]):
+        unknown = {"model_type": kind, "num_hidden_layers": 4, "sliding_window": 8}
+        assert "layer_types" not in of_slices(unknown, (unknown, 1, 3))
 
 
 @pytest.mark.parametrize(
