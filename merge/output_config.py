@@ -12,9 +12,9 @@ from heterosis.merge.plan import TensorOp
 
 # Lists of the indices of layers.
 _LISTS_OF_LAYERS: tuple[str, ...] = ("mlp_only_layers", "moe_layers", "full_attn_idxs", "hybrid_layer_ids")
-_LISTS_OF_LAYERS += ("attn_layer_indices", "cross_attention_layers")
+_LISTS_OF_LAYERS += ("attn_layer_indices", "cross_attention_layers", "rope_scaling_layers", "window_block_indexes")
 # Lists that may happen to be as long as the model is deep, but have no entry for each layer.
-_NOT_BY_LAYER = re.compile("token|architectures|limit|multipliers|image_size|patch_size")
+_NOT_BY_LAYER = re.compile("token|architectures|limit|multipliers|image_size|patch_size|aspect_ratios")
 # (where the layers come from: the config of a model, from, to), for each slice
 Taken = Sequence[tuple[Mapping[str, Any], int, int]]
 

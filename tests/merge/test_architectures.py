@@ -466,19 +466,24 @@ def test_lists_with_an_entry_for_each_layer_follow_the_layers() -> None:
         "eos_token_id": [5, 6, 7, 8],
         "suppress_tokens": [5, 6, 7, 8],
         "attn_layer_indices": [1, 2],
+        "rope_scaling_layers": [0, 1, 2, 3],
+        "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1], [2, 2]],
         "time_step_limit": [0.0, 1.0],
         "rope_scaling": {"long_factor": [1, 2, 3, 4]},
         "max_window_layers": 4,
     }
     other = {"num_hidden_layers": 6, "layer_types": list("uvwxyz"), "mlp_only_layers": [5]}
+    other["rope_scaling_layers"] = [4]
     config = of_slices(donor, (donor, 0, 3), (other, 4, 6))
     assert config["num_hidden_layers"] == 5
     assert config["layer_types"] == list("abcyz")
     assert config["no_rope_layers"] == [1, 1, 1]  # the other's config says nothing of them
     assert config["mlp_only_layers"] == [0, 2, 4]
+    assert config["rope_scaling_layers"] == [0, 1, 2, 3]
     assert config["attn_layer_indices"] == [1, 2]  # the other's are none of the donor's, read as they are
     assert config["intermediate_size"] == [10, 11, 12]
     unchanged = ("eos_token_id", "suppress_tokens", "time_step_limit", "rope_scaling", "max_window_layers")
+    unchanged += ("supported_aspect_ratios",)
     assert {key: config[key] for key in unchanged} == {key: donor[key] for key in unchanged}
     assert donor["layer_types"] == list("abcd"), "the donor's own config must not be modified"
 
