@@ -15,6 +15,8 @@ _LISTS_OF_LAYERS: tuple[str, ...] = ("mlp_only_layers", "moe_layers", "full_attn
 _LISTS_OF_LAYERS += ("attn_layer_indices", "cross_attention_layers", "rope_scaling_layers", "window_block_indexes")
 # Lists that may happen to be as long as the model is deep, but have no entry for each layer.
 _NOT_BY_LAYER = re.compile("token|architectures|limit|multipliers|image_size|patch_size|aspect_ratios")
+# Model types whose layers are all alike: to have transformers say so takes seconds.
+ALIKE = ("llama", "mistral", "mixtral", "gemma", "phi3", "gpt2", "gpt_neox")
 # (where the layers come from: the config of a model, from, to), for each slice
 Taken = Sequence[tuple[Mapping[str, Any], int, int]]
 
@@ -129,9 +131,12 @@ def _write_implied_lists(section: dict[str, Any], taken: Taken) -> None:
 
 def _implied_lists(section: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Lists of layers, and lists with an entry for each, that transformers adds to a config that has none."""
-    import transformers  # seconds, and needed for slices only
-
     kind = section.get("model_type")
+    if kind in ALIKE:
+        return {}
+
+    import transformers  # seconds
+
     if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
         return {}
     plain = json.loads(json.dumps(section), object_hook=_special_float)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import CONFIG_MAPPING
 
 from heterosis.errors import InputError
 from heterosis.evaluate import CandidateLoader
@@ -17,7 +18,7 @@ from heterosis.merge import Recipe, merge_models
 from heterosis.merge.layout import layer_count_key, of_the_stack, rivals, tied_to
 from heterosis.merge.modules import candidates, module_of
 from heterosis.merge.names import aligned
-from heterosis.merge.output_config import output_config
+from heterosis.merge.output_config import ALIKE, output_config
 
 from .architectures import ARCHITECTURES, MULTIMODAL, VOCAB, build, load, logits, save
 
@@ -526,6 +527,14 @@ def test_layers_keep_their_kind_of_attention_where_the_config_gives_a_rule() -> 
     for kind in ("of its own", ["gemma2"]):
         unknown = {"model_type": kind, "num_hidden_layers": 4, "sliding_window": 8}
         assert "layer_types" not in of_slices(unknown, (unknown, 1, 3))
+
+
+@pytest.mark.parametrize("kind", ALIKE)
+def test_layers_that_count_as_alike_have_no_lists_of_their_own(kind: str) -> None:
+    config = CONFIG_MAPPING[kind](num_hidden_layers=13)
+    assert config.num_hidden_layers == 13
+    lists = [name for name, value in vars(config).items() if isinstance(value, list | tuple) and len(value) == 13]
+    assert lists == []
 
 
 @pytest.mark.parametrize(
