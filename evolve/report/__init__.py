@@ -10,13 +10,14 @@ page.py        the page, from the data and templates/
 """
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heterosis.errors import InputError
 from heterosis.evolve.folder import SUMMARY, write_text
 from heterosis.evolve.report.data import gather
-from heterosis.evolve.report.documents import Known, ask_tasks
+from heterosis.evolve.report.documents import Known
 from heterosis.evolve.report.page import render
 
 if TYPE_CHECKING:
@@ -47,12 +48,11 @@ def write_report(
     Raises:
         InputError: If the folder is not one of a run, or the file cannot be written.
     """
-    known = None
+    report = gather(folder, None if tasks is None else Known.of(tasks), storage)
     if tasks is not None:
-        # Which documents are shown does not depend on what is known of them.
-        known = ask_tasks(tasks, gather(folder, Known(), storage).examples)
-        known.save(folder)
-    page = render(gather(folder, known, storage))
+        report = replace(report, known=report.known.with_texts(tasks, report.examples))
+        report.known.save(folder)
+    page = render(report)
     target = folder / REPORT if output is None else output
     try:
         # Names and documents may have halves of surrogate pairs, which no file of UTF-8 can hold.

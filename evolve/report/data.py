@@ -80,7 +80,6 @@ class Example:
         document: Its number in the task.
         mine: The champion's score.
         theirs: The best parent's score.
-        text: What it asks, if that is known.
         my_answer: What the champion answered, if that was kept.
         their_answer: What the best parent answered.
     """
@@ -88,7 +87,6 @@ class Example:
     document: int
     mine: float
     theirs: float
-    text: Text | None
     my_answer: Answer | None = None
     their_answer: Answer | None = None
 
@@ -213,6 +211,10 @@ class Report:
         duels = self.duels.tasks if self.duels else ()
         return {duel.task: [e.document for e in (*duel.wins, *duel.losses, *duel.ties)] for duel in duels}
 
+    def text(self, task: str, document: int) -> Text | None:
+        """What a document asks, if that is known."""
+        return self.known.texts.get(task, {}).get(document)
+
     def pairs(self) -> list[tuple[str, str]]:
         """The pairs of tasks that a front has."""
         return list(combinations([task.name for task in self.tasks], 2))
@@ -273,7 +275,7 @@ def _gather(folder: Path, standing: Standing, known: Known, storage: str | None)
         trials=tuple(trials),
         contenders=contenders,
         tasks=tuple(_task_result(task, objective, contenders) for task in objective.metrics),
-        duels=_duels(champion, best_parent, objective, known),
+        duels=_duels(champion, best_parent, objective),
         shapes=shapes,
         recipe=recipe,
         importance=importance(folder, state.get("study", ""), ours, storage),
@@ -334,9 +336,7 @@ def _mean(values: Mapping[int, float], groups: Mapping[int, str] | None) -> Inte
     return interval
 
 
-def _duels(
-    champion: Contender | None, parent: Contender | None, objective: Objective, known: Known
-) -> Duels | None:
+def _duels(champion: Contender | None, parent: Contender | None, objective: Objective) -> Duels | None:
     if champion is None or parent is None or champion == parent:
         return None
     part = next((p for p in ("holdout", "search") if p in champion.scores and p in parent.scores), None)
@@ -344,7 +344,7 @@ def _duels(
         return None
     mine, theirs = (objective.values(own.scores[part]) for own in (champion, parent))
     answers = tuple(own.scores[part].answers for own in (champion, parent))
-    duels = [_duel(task, mine[task], theirs[task], objective, known, answers) for task in objective.metrics]
+    duels = [_duel(task, mine[task], theirs[task], objective, answers) for task in objective.metrics]
     return Duels(parent.name, part, tuple(duel for duel in duels if duel is not None))
 
 
@@ -353,7 +353,6 @@ def _duel(
     mine: Mapping[int, float],
     theirs: Mapping[int, float],
     objective: Objective,
-    known: Known,
     answers: tuple[Mapping[str, Mapping[int, Answer]], ...],
 ) -> Duel | None:
     """A task's documents that both have met, turned so that larger is better; None without any."""
@@ -362,12 +361,12 @@ def _duel(
         return None
     a, b = {d: mine[d] for d in both}, {d: theirs[d] for d in both}
     shown = max(1, min(EXAMPLES, _MOST_EXAMPLES // (2 * len(objective.metrics))))
-    sign, texts = objective.sign(task), known.texts.get(task, {})
+    sign = objective.sign(task)
 
     def examples(documents: Sequence[int]) -> tuple[Example, ...]:
         clearest = sorted(documents, key=lambda d: -abs(a[d] - b[d]))[:shown]
         said = {d: [own.get(task, {}).get(d) for own in answers] for d in clearest}
-        return tuple(Example(d, sign * a[d], sign * b[d], texts.get(d), *said[d]) for d in clearest)
+        return tuple(Example(d, sign * a[d], sign * b[d], *said[d]) for d in clearest)
 
     won, lost = [d for d in both if a[d] > b[d]], [d for d in both if a[d] < b[d]]
     gain = paired_difference(a, b, objective.groups.get(task))

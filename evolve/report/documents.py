@@ -7,7 +7,7 @@ search keeps what its report shows in the run folder.
 import json
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,32 +60,32 @@ class Known:
         }
         return cls(groups, texts, there=True)
 
+    @classmethod
+    def of(cls, tasks: "TaskSet") -> "Known":
+        """What tasks say of all their documents; the texts of some can be asked for."""
+        found = {task: dict(enumerate(names)) for task, names in tasks.groups().items()}
+        groups = {task: names for task, names in found.items() if len(set(names.values())) < len(names)}
+        return cls(groups, there=True)
+
+    def with_texts(self, tasks: "TaskSet", wanted: Mapping[str, Iterable[int]]) -> "Known":
+        """The same, with what some documents ask."""
+        texts: dict[str, dict[int, Text]] = {}
+        for task, documents in wanted.items():
+            for document in documents:
+                try:
+                    text = tasks.text(task, document)
+                except Exception as error:  # a task's templates and functions may do anything
+                    log.warning("report: %s: document %d cannot be shown: %r", task, document, error)
+                    continue
+                choices = tuple(map(_shortened, text.choices[:_MOST_CHOICES]))
+                own = texts.setdefault(task, {})
+                own[document] = Text(_shortened(text.question), choices, _shortened(text.answer))
+        return replace(self, texts=texts)
+
     def save(self, folder: Path) -> None:
         texts = {task: {d: asdict(text) for d, text in own.items()} for task, own in self.texts.items()}
         # Texts may have halves of surrogate pairs, which UTF-8 has not: ASCII can write them.
         write_text(folder / DOCUMENTS, json.dumps({"groups": self.groups, "texts": texts}) + "\n")
-
-
-def groups_of(tasks: "TaskSet") -> dict[str, dict[int, str]]:
-    """Groups of the tasks that have groups of several documents."""
-    found = {task: dict(enumerate(names)) for task, names in tasks.groups().items()}
-    return {task: names for task, names in found.items() if len(set(names.values())) < len(names)}
-
-
-def ask_tasks(tasks: "TaskSet", wanted: Mapping[str, Iterable[int]]) -> Known:
-    """What the tasks say of their documents, with the texts of some."""
-    texts: dict[str, dict[int, Text]] = {}
-    for task, documents in wanted.items():
-        for document in documents:
-            try:
-                text = tasks.text(task, document)
-            except Exception as error:  # a task's templates and functions may do anything
-                log.warning("report: %s: document %d cannot be shown: %r", task, document, error)
-                continue
-            choices = tuple(map(_shortened, text.choices[:_MOST_CHOICES]))
-            own = texts.setdefault(task, {})
-            own[document] = Text(_shortened(text.question), choices, _shortened(text.answer))
-    return Known(groups_of(tasks), texts, there=True)
 
 
 def _shortened(text: str) -> str:
