@@ -18,8 +18,9 @@ contamination.py  a warning when a published benchmark or a test split is search
 worker.py      merges a candidate into a live model and scores it
 pool.py        what the driver needs of its workers; cluster.py: these as Ray actors; timeouts.py: how long their
                work may take; machine.py: where they are
-record.py      asks, scores and trials, durably; tally.py: what these amount to; storage.py: the Optuna study, also
-               where it is away for a while
+trial.py       a candidate that was asked for, and what came of it
+record.py      asks, scores and trials, durably; tally.py: what these amount to; storage.py: the same as an Optuna
+               study, also where its storage is away for a while
 scoring.py     candidates meet documents and become trials; dispatch.py: keeps the workers busy; who is tried
                again, and who is given up
 faults.py      what ends a session from outside, in one line

@@ -6,8 +6,9 @@ from heterosis.evaluate.splits import Split
 from heterosis.evolve.finals import finals_documents, shortlist
 from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.preflight import Preflight
-from heterosis.evolve.record import Ask, Record, Trial
+from heterosis.evolve.record import Record
 from heterosis.evolve.referee import Referee
+from heterosis.evolve.trial import Ask, Trial
 
 
 class Budget:

@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from heterosis.evolve.pool import Outcome, Pool
-from heterosis.evolve.record import Ask, Record
+from heterosis.evolve.record import Record
+from heterosis.evolve.trial import Ask
 from heterosis.evolve.worker import Failure
 
 log = logging.getLogger("heterosis")

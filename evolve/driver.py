@@ -36,7 +36,7 @@ from heterosis.evolve.preflight import Preflight, preflight
 from heterosis.evolve.proposals import Proposer
 from heterosis.evolve.pulse import Pulse, PulseWriter
 from heterosis.evolve.racing import DocumentIds, missing
-from heterosis.evolve.record import Ask, Record, Trial, study_url
+from heterosis.evolve.record import Record
 from heterosis.evolve.referee import Referee
 from heterosis.evolve.report import load_tasks, report_is_written, write_report
 from heterosis.evolve.resources import check_workers, merges_to, resources, worker_setup, workers_and_threads
@@ -44,10 +44,12 @@ from heterosis.evolve.scoring import Scoring
 from heterosis.evolve.session import logging_to, stopping_on_signals
 from heterosis.evolve.stages import Stages
 from heterosis.evolve.statistics import Interval
+from heterosis.evolve.storage import study_url
 from heterosis.evolve.summary import describe_result
 from heterosis.evolve.table import TableWriter
 from heterosis.evolve.tally import best_of
 from heterosis.evolve.tracking import check_trackers, tracked
+from heterosis.evolve.trial import Ask, Trial
 from heterosis.evolve.warm_start import warm_starts
 from heterosis.evolve.worker import Setup
 from heterosis.merge.machine import check_device

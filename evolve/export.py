@@ -8,7 +8,8 @@ from heterosis.errors import InputError
 from heterosis.evaluate.splits import PARTS
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.folder import front_recipe, read_state, read_summary, write_text
-from heterosis.evolve.record import Trial, read_trials
+from heterosis.evolve.record import read_trials
+from heterosis.evolve.trial import Trial
 from heterosis.merge import Recipe
 from heterosis.merge.discovery import Discovery, HeldOut
 

@@ -7,9 +7,10 @@ from heterosis.evaluate.splits import Split
 from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.objective import Judge
 from heterosis.evolve.racing import DocumentIds, Schedule, missing
-from heterosis.evolve.record import Ask, Record, Trial
+from heterosis.evolve.record import Record
 from heterosis.evolve.referee import Referee
 from heterosis.evolve.statistics import ALPHA
+from heterosis.evolve.trial import Ask, Trial
 
 RESERVE = 5  # candidates that are tried one after the other if none of the finalists can be scored
 

@@ -20,6 +20,7 @@ STATE = "run.json"
 SUMMARY = "summary.json"
 CONFIG = "config.yaml"
 SPLITS = "splits.json"
+STUDY = "study.db"
 
 RESTORE = "restore it, or choose another --run-dir"  # what is to be done about a file that was removed or damaged
 AGAIN = "the same evolve command writes it again"
@@ -133,7 +134,7 @@ def check_run_folder(path: Path) -> None:
         return
     if not path.is_dir():
         raise InputError(f"{path}: is not a folder; choose another --run-dir")
-    known = {STATE, ASKS, CONFIG, "run.log", "study.db"}  # what a search that was killed at once leaves
+    known = {STATE, ASKS, CONFIG, "run.log", STUDY}  # what a search that was killed at once leaves
     others = sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
     if others and not known.intersection(others):
         raise InputError(f"{path}: holds other things and no run ({others[0]}); choose another --run-dir")

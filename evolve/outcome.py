@@ -11,10 +11,11 @@ from heterosis.evolve.config import RESIDENT, EvolveConfig
 from heterosis.evolve.export import discovery, export_recipe, write_front
 from heterosis.evolve.finals import Finals
 from heterosis.evolve.folder import SUMMARY, write_text
-from heterosis.evolve.record import Record, Trial
+from heterosis.evolve.record import Record
 from heterosis.evolve.referee import Referee
 from heterosis.evolve.summary import Results, outcome_sentence
 from heterosis.evolve.table import TableWriter
+from heterosis.evolve.trial import Trial
 
 
 def environment(

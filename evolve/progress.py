@@ -19,10 +19,11 @@ from rich.table import Table
 from rich.text import Text
 
 from heterosis.errors import InputError
-from heterosis.evolve.record import Record, Trial
+from heterosis.evolve.record import Record
 from heterosis.evolve.standing import Standing, Watcher
 from heterosis.evolve.summary import describe_result, label
 from heterosis.evolve.tally import best_of
+from heterosis.evolve.trial import Trial
 from heterosis.words import count, duration
 
 if TYPE_CHECKING:

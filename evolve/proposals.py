@@ -5,8 +5,9 @@ from collections.abc import Iterator
 
 from heterosis.evolve.dimensions import Space, same_values
 from heterosis.evolve.optimizers import Detail, Optimizer, Vector
-from heterosis.evolve.record import Ask, Record, Trial
+from heterosis.evolve.record import Record
 from heterosis.evolve.tally import best_of
+from heterosis.evolve.trial import Ask, Trial
 
 log = logging.getLogger("heterosis")
 

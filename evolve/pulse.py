@@ -16,8 +16,8 @@ import numpy as np
 from heterosis.evolve.dimensions import Space
 from heterosis.evolve.folder import write_text
 from heterosis.evolve.optimizers import Vector
-from heterosis.evolve.record import Trial
 from heterosis.evolve.statistics import Interval
+from heterosis.evolve.trial import Trial
 
 FILE = "live.json"
 EVERY = 0.5  # seconds between two beats, at least

@@ -23,18 +23,9 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from datetime import datetime, timedelta
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
-
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from typing import Any
 
 from heterosis.errors import InputError
 from heterosis.evaluate.scores import Scores
@@ -43,104 +34,13 @@ from heterosis.evolve.faults import disk_faults
 from heterosis.evolve.folder import ASKS, RESTORE
 from heterosis.evolve.storage import StudyWriter
 from heterosis.evolve.tally import Tally
+from heterosis.evolve.trial import Ask, Attempt, Kind, Trial
 
 SCORES = "scores.jsonl"
 ATTEMPTS = "attempts.jsonl"
 RESULTS = "results.jsonl"
-STUDY = "study.db"
 
 BEHIND = 100  # results that the study may lack while there is other work
-
-
-Kind: TypeAlias = Literal["parent", "baseline", "search", "mean"]
-
-
-@dataclass(frozen=True)
-class Ask:
-    """A candidate that was handed out.
-
-    Attributes:
-        number: From 0, in the order of asking.
-        kind: A parent, another baseline, a point that a search proposed, or its optimizer's centre (``mean``).
-        name: What people call it.
-        recipe: Its recipe, as YAML.
-        values: Its parameters in natural units; empty for parents and baselines.
-        after: How many results were known when it was asked.
-        stage: Which of the search's stages it belongs to, from 0.
-        incumbent: The ask that it races against, the best one whose result was known then.
-    """
-
-    number: int
-    kind: Kind
-    name: str
-    recipe: str
-    values: Mapping[str, Value]
-    after: int
-    stage: int = 0
-    incumbent: int | None = None
-
-    @property
-    def is_candidate(self) -> bool:
-        """Whether a search proposed it; parents and other baselines are there before."""
-        return self.kind in ("search", "mean")
-
-    @property
-    def role(self) -> str:
-        """``parent``, ``baseline`` or ``candidate``."""
-        return "candidate" if self.is_candidate else self.kind
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A candidate's result.
-
-    Attributes:
-        number: Place in the order of results, which is its number in the Optuna study.
-        ask: What was asked.
-        score: The objective on the search documents, larger is better; None if it failed.
-        cause: Why it failed.
-        seconds: Where its time went.
-        losses: What an optimizer minimises; none if it failed.
-        pruned: Whether it was stopped early, and the score is an estimate.
-        documents: Search documents that it has met.
-        terms: What a single loss is the sum of, if it is one.
-        at: When it came, in seconds since the epoch.
-    """
-
-    number: int
-    ask: Ask
-    score: float | None
-    cause: str | None = None
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    losses: tuple[float, ...] = ()
-    pruned: bool = False
-    documents: int = 0
-    terms: tuple[float, ...] = ()
-    at: float = 0.0
-
-    @property
-    def complete(self) -> bool:
-        """Whether it has met all search documents."""
-        return self.score is not None and not self.pruned
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """An attempt to score a candidate that came to nothing.
-
-    Attributes:
-        ask: The candidate's number.
-        part: Of the split.
-        met: How many documents of that part it had met before.
-        cause: What happened.
-        blamed: Whether the candidate may have been the cause.
-    """
-
-    ask: int
-    part: str
-    met: int
-    cause: str
-    blamed: bool
 
 
 class Record:
@@ -150,7 +50,7 @@ class Record:
         folder: The run folder.
         storage: Optuna storage URL.
         study_name: The study's name there.
-        dimensions: Of all stages of the search.
+        dimensions: Of all stages of the search that are known.
         objectives: How many losses a result has.
         guard: Called before anything is written; raises if this is not the one driver any more.
         wait_on: As of `StudyWriter`.
@@ -177,9 +77,7 @@ class Record:
         guard: Callable[[], None] = lambda: None,
         wait_on: Callable[[str], bool] = lambda reason: True,
     ) -> None:
-        self._distributions: dict[str, BaseDistribution] = {}
-        self.add_dimensions(dimensions)
-        self.study = StudyWriter(folder, storage, study_name, objectives, wait_on)
+        self.study = StudyWriter(folder, storage, study_name, dimensions, objectives, wait_on)
         self._folder, self._guard = folder, guard
         # Files with lines that may not be on the disk yet, as a session that was killed may have left them.
         self._unwritten = {name for name in (ASKS, RESULTS) if (folder / name).exists()}
@@ -225,10 +123,6 @@ class Record:
         if now > known:
             self._met[ask.recipe, part] = now
             self._documents += now - known
-
-    def add_dimensions(self, dimensions: Iterable[Dimension]) -> None:
-        """Make more dimensions known, of a stage whose space was not known before."""
-        self._distributions |= {d.name: _distribution(d) for d in dimensions}
 
     @property
     def open_asks(self) -> list[Ask]:
@@ -344,31 +238,12 @@ class Record:
         """
         behind = self.trials[self.study.written : self.study.written + 1]
         # A stage that begins from the results of the one before is not known until it is reached again.
-        if not behind or not behind[0].ask.values.keys() <= self._distributions.keys():
+        if not behind or not self.study.takes(behind[0]):
             return False
         self._write_out(RESULTS)
         self._guard()
-        self.study.add(self._frozen(behind[0]))
+        self.study.add(behind[0])
         return self.study.written < len(self.trials)
-
-    def _frozen(self, trial: Trial) -> FrozenTrial:
-        """A result as Optuna knows it."""
-        ask, score = trial.ask, trial.score
-        # Each attribute costs a query.
-        result = {name: getattr(trial, name) for name in ("score", "losses", "seconds", "documents")}
-        attributes: dict[str, Any] = {"ask": ask.number, "name": ask.name, "result": result}
-        if trial.cause is not None:
-            attributes["cause"] = trial.cause
-        frozen = create_trial(
-            state=TrialState.FAIL if score is None else TrialState.PRUNED if trial.pruned else TrialState.COMPLETE,
-            values=[-loss for loss in trial.losses] or None,
-            params=dict(ask.values),
-            distributions={name: self._distributions[name] for name in ask.values},
-            user_attrs=attributes,
-        )
-        frozen.datetime_complete = datetime.fromtimestamp(trial.at)
-        frozen.datetime_start = frozen.datetime_complete - timedelta(seconds=sum(trial.seconds.values()))
-        return frozen
 
     def _append_about(self, ask: Ask, name: str, line: Mapping[str, Any]) -> None:
         """Add a line that refers to a candidate."""
@@ -394,20 +269,6 @@ class Record:
 
 # What a line of results has beside the ask's number.
 _RESULT = [f.name for f in fields(Trial) if f.name not in ("number", "ask")]
-
-
-def _distribution(dimension: Dimension) -> BaseDistribution:
-    """A dimension as Optuna knows it."""
-    if dimension.choices:
-        return CategoricalDistribution(dimension.choices)
-    if dimension.integer:
-        return IntDistribution(int(dimension.low), int(dimension.high))
-    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
-
-
-def study_url(folder: Path) -> str:
-    """The Optuna storage URL of a run folder's own study."""
-    return f"sqlite:///{folder.resolve() / STUDY}"
 
 
 def read_asks(folder: Path) -> Iterator[Ask]:

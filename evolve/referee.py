@@ -8,8 +8,9 @@ from heterosis.evaluate.splits import Split
 from heterosis.evolve.config import Racing
 from heterosis.evolve.objective import Judge, Objective, Verdict
 from heterosis.evolve.racing import Schedule, by_disagreement, interleaved
-from heterosis.evolve.record import Ask, Record
+from heterosis.evolve.record import Record
 from heterosis.evolve.statistics import ALPHA
+from heterosis.evolve.trial import Ask
 
 
 @dataclass(frozen=True)

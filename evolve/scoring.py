@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from heterosis.evolve.dispatch import Attempts, Job, dispatch
 from heterosis.evolve.pool import Outcome, Pool
-from heterosis.evolve.record import Ask, Record, Trial
+from heterosis.evolve.record import Record
 from heterosis.evolve.referee import Referee
+from heterosis.evolve.trial import Ask, Trial
 from heterosis.evolve.worker import Evaluation, Failure
 
 log = logging.getLogger("heterosis")

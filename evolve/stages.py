@@ -12,9 +12,10 @@ from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.optimizers import Optimizer, Vector, choose_optimizer, get_optimizer, is_model_based
 from heterosis.evolve.preflight import Preflight
 from heterosis.evolve.proposals import Proposer, inform
-from heterosis.evolve.record import Record, Trial
+from heterosis.evolve.record import Record
 from heterosis.evolve.referee import Referee
 from heterosis.evolve.tally import best_of
+from heterosis.evolve.trial import Trial
 from heterosis.merge import Recipe
 
 log = logging.getLogger("heterosis")
@@ -92,7 +93,7 @@ class Stages:
         paths = self._checked.paths_after(Recipe.parse(best.ask.recipe, best.ask.name))
         assert paths is not None
         self._spaces.append(paths)
-        self._record.add_dimensions(paths.dimensions)
+        self._record.study.add_dimensions(paths.dimensions)
 
     def _optimizer(self, stage: int, start: Vector) -> Optimizer:
         settings, axes = self._config.optimizer, self._spaces[stage].axes

@@ -10,9 +10,9 @@ from typing import Any
 
 from heterosis.evolve.folder import SUMMARY, read_summary
 from heterosis.evolve.pulse import Pulse
-from heterosis.evolve.record import Trial
 from heterosis.evolve.table import TABLE, read_trials
 from heterosis.evolve.tally import best_of
+from heterosis.evolve.trial import Trial
 
 SILENCE = 60.0  # seconds without a pulse after which a driver is taken for dead
 RECENT = 20  # results that tell how long the next ones take

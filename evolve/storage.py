@@ -3,20 +3,31 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.exceptions import StorageInternalError
 from optuna.study import Study
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, InterfaceError, InternalError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as NoConnection
 
 from heterosis.errors import InputError
+from heterosis.evolve.dimensions import Dimension
 from heterosis.evolve.faults import RunStopped, sqlite_fault
+from heterosis.evolve.folder import STUDY
+from heterosis.evolve.trial import Trial
 
 log = logging.getLogger("heterosis")
 
@@ -26,6 +37,11 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before another attempt; each i
 _PASSING = (OperationalError, InterfaceError, InternalError, NoConnection)
 
 
+def study_url(folder: Path) -> str:
+    """The Optuna storage URL of a run folder's own study."""
+    return f"sqlite:///{folder.resolve() / STUDY}"
+
+
 class StudyWriter:
     """Writes results to a study.
 
@@ -33,6 +49,7 @@ class StudyWriter:
         folder: The run folder, for messages.
         url: Optuna storage URL.
         name: The study's name.
+        dimensions: Of all stages of the search that are known.
         objectives: How many values a trial has.
         wait_on: Asked every second while the storage is away, with what is the matter; False ends the waiting.
 
@@ -43,9 +60,19 @@ class StudyWriter:
         InputError: If the storage cannot be used.
     """
 
-    def __init__(self, folder: Path, url: str, name: str, objectives: int, wait_on: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        url: str,
+        name: str,
+        dimensions: Iterable[Dimension],
+        objectives: int,
+        wait_on: Callable[[str], bool],
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._folder, self._secrets, self._wait_on = folder, _secrets(url), wait_on
+        self._distributions: dict[str, BaseDistribution] = {}
+        self.add_dimensions(dimensions)
         try:
             self._study: Study = optuna.create_study(
                 storage=url, study_name=name, directions=["maximize"] * objectives, load_if_exists=True
@@ -57,17 +84,26 @@ class StudyWriter:
                 "such as sqlite:////folder/study.db"
             ) from error
 
-    def add(self, trial: FrozenTrial) -> None:
-        """Add a trial, and wait for a storage that is away.
+    def add_dimensions(self, dimensions: Iterable[Dimension]) -> None:
+        """Make more dimensions known, of a stage whose space was not known before."""
+        self._distributions |= {d.name: _distribution(d) for d in dimensions}
+
+    def takes(self, trial: Trial) -> bool:
+        """Whether a result's dimensions are known."""
+        return trial.ask.values.keys() <= self._distributions.keys()
+
+    def add(self, trial: Trial) -> None:
+        """Add a result, and wait for a storage that is away.
 
         Raises:
             RunStopped: If it stays away, or if the wait is ended.
         """
+        frozen = self._frozen(trial)
         begun, pause, first = time.monotonic(), FIRST_PAUSE, True
         while True:
             try:
-                if first or not self._is_there(trial):
-                    self._study.add_trial(trial)
+                if first or not self._is_there(frozen):
+                    self._study.add_trial(frozen)
                 break
             except (SQLAlchemyError, StorageInternalError) as error:
                 if fault := sqlite_fault(self._folder, error):
@@ -79,6 +115,25 @@ class StudyWriter:
         if not first:
             log.info("the storage is there again after %.0f s", time.monotonic() - begun)
         self.written += 1
+
+    def _frozen(self, trial: Trial) -> FrozenTrial:
+        """A result as Optuna knows it."""
+        ask, score = trial.ask, trial.score
+        # Each attribute costs a query.
+        result = {name: getattr(trial, name) for name in ("score", "losses", "seconds", "documents")}
+        attributes: dict[str, Any] = {"ask": ask.number, "name": ask.name, "result": result}
+        if trial.cause is not None:
+            attributes["cause"] = trial.cause
+        frozen = create_trial(
+            state=TrialState.FAIL if score is None else TrialState.PRUNED if trial.pruned else TrialState.COMPLETE,
+            values=[-loss for loss in trial.losses] or None,
+            params=dict(ask.values),
+            distributions={name: self._distributions[name] for name in ask.values},
+            user_attrs=attributes,
+        )
+        frozen.datetime_complete = datetime.fromtimestamp(trial.at)
+        frozen.datetime_start = frozen.datetime_complete - timedelta(seconds=sum(trial.seconds.values()))
+        return frozen
 
     def _is_there(self, trial: FrozenTrial) -> bool:
         """Whether the attempt before was carried out, though its answer was lost."""
@@ -103,6 +158,15 @@ class StudyWriter:
         for secret in self._secrets:
             reason = reason.replace(secret, "the URL")
         return reason
+
+
+def _distribution(dimension: Dimension) -> BaseDistribution:
+    """A dimension as Optuna knows it."""
+    if dimension.choices:
+        return CategoricalDistribution(dimension.choices)
+    if dimension.integer:
+        return IntDistribution(int(dimension.low), int(dimension.high))
+    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

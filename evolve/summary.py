@@ -7,8 +7,9 @@ from heterosis.evaluate.splits import PARTS, Split
 from heterosis.evolve.finals import Finals
 from heterosis.evolve.folder import front_recipe
 from heterosis.evolve.genome import UNIFORM
-from heterosis.evolve.record import Ask, Record, Trial
+from heterosis.evolve.record import Record
 from heterosis.evolve.referee import Referee
+from heterosis.evolve.trial import Ask, Trial
 
 # What a run can come to.
 Conclusion: TypeAlias = Literal["empty", "unfinished", "parent", "baseline", "better", "unclear", "worse"]

@@ -9,7 +9,7 @@ from typing import cast
 
 from heterosis.errors import InputError
 from heterosis.evolve.folder import AGAIN, SUMMARY, write_text
-from heterosis.evolve.record import Ask, Kind, Trial
+from heterosis.evolve.trial import Ask, Kind, Trial
 
 TABLE = "trials.csv"
 _HEAD = ("trial", "ask", "kind", "name", "stage", "score", "pruned", "documents", "cause")

@@ -3,10 +3,8 @@
 from bisect import insort
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from heterosis.evolve.record import Trial
+from heterosis.evolve.trial import Trial
 
 
 class Tally:
@@ -30,7 +28,7 @@ class Tally:
         self._whole: list[float] = []
         self._shorter: list[float] = []
 
-    def add(self, trial: "Trial") -> None:
+    def add(self, trial: Trial) -> None:
         """Take in a result."""
         self.complete += trial.complete
         self.pruned += trial.pruned
@@ -51,7 +49,7 @@ class Tally:
         return (times[(n - 1) // 2] + times[n // 2]) / 2 if n else None
 
 
-def best_of(trials: "Iterable[Trial | None]") -> "Trial | None":
+def best_of(trials: Iterable[Trial | None]) -> Trial | None:
     """The best of those that met all search documents; of equals, the one asked first, whichever came first."""
     complete = (t for t in trials if t and t.complete)
     return max(complete, key=lambda t: (t.score or 0.0, -t.ask.number), default=None)

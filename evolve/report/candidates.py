@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 
-from heterosis.evolve.record import Trial
 from heterosis.evolve.report.charts import Chart, Dot, Line, Rule, axis
 from heterosis.evolve.report.data import FrontPoint, Report
 from heterosis.evolve.report.words import number, plural, signed
 from heterosis.evolve.summary import describe_result
+from heterosis.evolve.trial import Trial
 
 SCATTERS = 6  # of the parameters that mattered most
 

@@ -15,13 +15,14 @@ from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.folder import read_state
 from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.objective import Judge, Objective
-from heterosis.evolve.record import Ask, Trial, read_scores, read_trials
+from heterosis.evolve.record import read_scores, read_trials
 from heterosis.evolve.report.documents import Known, Text
 from heterosis.evolve.report.importance import Importance, importance
 from heterosis.evolve.report.shape import Shape, shapes_of
 from heterosis.evolve.standing import Standing, Watcher
 from heterosis.evolve.statistics import Interval, paired_difference
 from heterosis.evolve.summary import Conclusion, conclusion_of
+from heterosis.evolve.trial import Ask, Trial
 from heterosis.merge.recipe import ModelRef, Recipe
 
 EXAMPLES = 3  # documents of each task that are shown, won and lost each

@@ -14,7 +14,9 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
-from heterosis.evolve.record import STUDY, Trial, study_url
+from heterosis.evolve.folder import STUDY
+from heterosis.evolve.storage import study_url
+from heterosis.evolve.trial import Trial
 
 TOP = 0.25
 # Of the candidates that count; the evaluator's own advice is five of them in the best part.

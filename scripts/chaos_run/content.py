@@ -12,7 +12,9 @@ import yaml
 from optuna.trial import FrozenTrial
 
 from heterosis.evolve.folder import ASKS, read_state, read_summary
-from heterosis.evolve.record import ATTEMPTS, RESULTS, SCORES, Attempt, read_asks, study_url
+from heterosis.evolve.record import ATTEMPTS, RESULTS, SCORES, read_asks
+from heterosis.evolve.storage import study_url
+from heterosis.evolve.trial import Attempt
 
 NOT_COMPARED = ("seconds", "environment", "outcome")  # of the summary; the last has the number of a trial
 SHOWN = 160  # characters of a value in a line

@@ -9,7 +9,7 @@ import pytest
 
 from heterosis.evaluate.answers import Answer
 from heterosis.evaluate.scores import Scores
-from heterosis.evolve.record import Ask
+from heterosis.evolve.trial import Ask
 from heterosis.evolve.worker import Evaluation, Failure, Setup
 
 Judge = Callable[..., float | Failure]  # of an ask, the part of the split, and where there are several, the task

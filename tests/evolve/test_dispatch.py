@@ -8,7 +8,8 @@ import pytest
 
 from heterosis.evaluate.scores import Scores
 from heterosis.evolve.dispatch import Attempts, Job, dispatch
-from heterosis.evolve.record import Record, study_url
+from heterosis.evolve.record import Record
+from heterosis.evolve.storage import study_url
 from heterosis.evolve.worker import Evaluation
 
 DONE = Evaluation(Scores({}), {}, "")

@@ -26,9 +26,10 @@ from heterosis.evolve.driver import SearchFailed, search
 from heterosis.evolve.export import export_trial
 from heterosis.evolve.folder import RunFolder
 from heterosis.evolve.preflight import preflight
-from heterosis.evolve.record import Ask, Record, read_asks
+from heterosis.evolve.record import Record, read_asks
 from heterosis.evolve.statistics import paired_difference
 from heterosis.evolve.summary import closing_table
+from heterosis.evolve.trial import Ask
 from heterosis.evolve.worker import Failure, Setup
 from heterosis.merge import merge_models
 

@@ -20,7 +20,9 @@ from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.driver import SearchFailed, search
 from heterosis.evolve.faults import RunStopped, disk_faults
 from heterosis.evolve.folder import read_summary
-from heterosis.evolve.record import Ask, Record, read_asks, study_url
+from heterosis.evolve.record import Record, read_asks
+from heterosis.evolve.storage import study_url
+from heterosis.evolve.trial import Ask
 from heterosis.evolve.worker import Failure
 
 

@@ -10,7 +10,7 @@ from heterosis.evaluate.scores import Scores
 from heterosis.evolve.finals import Finals, FinalsFailed, Races, shortlist
 from heterosis.evolve.objective import Judge, Objective
 from heterosis.evolve.racing import Schedule
-from heterosis.evolve.record import Ask, Trial
+from heterosis.evolve.trial import Ask, Trial
 
 KEY = "acc,none"
 OBJECTIVE = Objective({"task": 1.0}, {"task": KEY}, {})

@@ -19,7 +19,8 @@ from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.driver import search
 from heterosis.evolve.faults import RunStopped
 from heterosis.evolve.folder import read_state
-from heterosis.evolve.record import Ask, read_asks
+from heterosis.evolve.record import read_asks
+from heterosis.evolve.trial import Ask
 
 URL = os.environ.get("HETEROSIS_TEST_POSTGRESQL", "")
 CONTROL = shlex.split(os.environ.get("HETEROSIS_TEST_POSTGRESQL_CONTROL", ""))

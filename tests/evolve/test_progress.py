@@ -22,8 +22,8 @@ from heterosis.evolve.driver import search
 from heterosis.evolve.finals import finals_documents
 from heterosis.evolve.progress import LiveProgress, PlainLines, PlainProgress, view, watch
 from heterosis.evolve.pulse import Pulse
-from heterosis.evolve.record import Ask
 from heterosis.evolve.standing import Standing, Watcher
+from heterosis.evolve.trial import Ask
 from heterosis.evolve.worker import Failure
 from heterosis.words import count, duration
 

@@ -156,7 +156,7 @@ def test_a_study_waits_for_a_stage_whose_space_is_not_known_yet(tmp_path: Path) 
     again = Record(tmp_path, f"sqlite:///{tmp_path}/study.db", "toys", [])
     write_study(again)
     assert study_of(tmp_path).trials == []
-    again.add_dimensions(DIMENSIONS)
+    again.study.add_dimensions(DIMENSIONS)
     write_study(again)
     assert len(study_of(tmp_path).trials) == 2
 

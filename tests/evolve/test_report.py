@@ -24,13 +24,13 @@ from heterosis.errors import InputError
 from heterosis.evolve import driver
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.driver import search
-from heterosis.evolve.record import Ask
 from heterosis.evolve.report import load_tasks, write_report
 from heterosis.evolve.report.charts import axis
 from heterosis.evolve.report.data import gather
 from heterosis.evolve.report.shape import shapes_of
 from heterosis.evolve.report.words import edges, number, signed
 from heterosis.evolve.summary import closing_table, outcome_sentence
+from heterosis.evolve.trial import Ask
 from heterosis.merge.recipe import ModelRef, Recipe
 
 STYLE = Path(__file__).parents[2] / "evolve/report/templates/style.css"

@@ -3,8 +3,8 @@
 from itertools import pairwise
 from pathlib import Path
 
-from heterosis.evolve.record import Ask, Trial
 from heterosis.evolve.table import TableWriter, read_table, read_trials
+from heterosis.evolve.trial import Ask, Trial
 
 
 def a_trial(number: int, **values: float) -> Trial:

@@ -5,8 +5,8 @@ import statistics
 from collections import Counter
 from typing import Any
 
-from heterosis.evolve.record import Ask, Trial
 from heterosis.evolve.tally import Tally, best_of
+from heterosis.evolve.trial import Ask, Trial
 
 
 def a_trial(number: int, rng: random.Random) -> Trial:

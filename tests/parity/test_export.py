@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.export import export_recipe
-from heterosis.evolve.record import Ask, Trial
 from heterosis.evolve.space import SearchSpace
+from heterosis.evolve.trial import Ask, Trial
 from heterosis.merge.api import merge_models
 from heterosis.merge.discovery import Discovery
 from heterosis.merge.methods import methods
