@@ -24,7 +24,8 @@ record.py      asks, scores and trials, durably; tally.py: what these amount to;
 scoring.py     candidates meet documents and become trials; dispatch.py: keeps the workers busy; who is tried
                again, and who is given up
 faults.py      what ends a session from outside, in one line
-folder.py      the run folder and its lock; lease.py: a claim that other machines see
+folder.py      the run folder and its lock; lease.py: a claim that other machines see; files.py: what is in it;
+               state.py: what a run keeps for its later sessions
 driver.py      hands out, records, goes through the stages; session.py: its log file and signals
 stages.py      where stages end, who proposes in them; proposals.py: asking an optimizer, and again from the record
 warm_start.py  recipes of earlier searches

@@ -19,16 +19,9 @@ from heterosis.evolve.cluster import RayPool, probed_batch_size
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.dispatch import Job
 from heterosis.evolve.faults import RunStopped, disk_faults
+from heterosis.evolve.files import SPLITS, write_text
 from heterosis.evolve.finals import Finals, FinalsFailed, Races
-from heterosis.evolve.folder import (
-    SPLITS,
-    RunFolder,
-    check_run_folder,
-    check_same_config,
-    finished_summary,
-    frozen_control_points,
-    write_text,
-)
+from heterosis.evolve.folder import RunFolder, check_run_folder, check_same_config, finished_summary
 from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.outcome import environment, write_outcome
 from heterosis.evolve.pool import Pool
@@ -43,6 +36,7 @@ from heterosis.evolve.resources import check_workers, merges_to, resources, work
 from heterosis.evolve.scoring import Scoring
 from heterosis.evolve.session import logging_to, stopping_on_signals
 from heterosis.evolve.stages import Stages
+from heterosis.evolve.state import RunState
 from heterosis.evolve.statistics import Interval
 from heterosis.evolve.storage import study_url
 from heterosis.evolve.summary import describe_result
@@ -152,7 +146,7 @@ def search(
             _report(Path(run_dir), None, storage)
         return finished
     try:
-        checked = preflight(loaded, frozen_control_points(Path(run_dir)))
+        checked = preflight(loaded, RunState.load(Path(run_dir)).control_points)
         takes = resources(checked, Path(run_dir), local=device == "cpu" and ray_address is None)
         takes.check()
         check_trackers(loaded.log_to)
@@ -206,37 +200,35 @@ class _Driver:
             self._split.check(checked.tasks.fingerprints(), str(splits))
         else:
             self._split = checked.split
-        self._state = folder.state()
+        self._state = RunState.begin(folder.path)
         self._known_recipes = self._baselines()
-        self._provenance = self._state["provenance"] = checked.provenance()
-        self._state["control_points"] = checked.control_points
-        self._state["layers"] = checked.space.depth.n_layers
+        self._provenance = self._state.provenance = checked.provenance()
+        self._state.control_points = checked.control_points
+        self._state.layers = checked.space.depth.n_layers
         if checked.held_out_seen:
-            self._state["holdout_reused"] = True
+            self._state.holdout_reused = True
         self.workers = workers_and_threads(config)[0]
-        self._setup = worker_setup(checked, self._split, device, folder.path, self._state.get("batch_size"))
+        self._setup = worker_setup(checked, self._split, device, folder.path, self._state.batch_size)
         self._check_environment()
         url = storage or study_url(folder.path)
         dimensions = [dimension for own in checked.spaces for dimension in own.dimensions]
         self._record = Record(
             folder.path,
             url,
-            self._state["study"],
+            self._state.study,
             dimensions,
             len(self._objective.names),
             guard=folder.check,
             wait_on=self._without_storage,
         )
         self._referee = Referee(self._record, self._objective, self._split, config.racing)
-        self._stages = Stages(
-            checked, self._known_recipes, self._record, self._referee, self._state, folder.save_state
-        )
+        self._stages = Stages(checked, self._known_recipes, self._record, self._referee, self._state)
         folder.adopt(config)
         if not splits.exists():
             write_text(splits, self._split.to_json())
-        folder.save_state(self._state)
+        self._state.save()
         self._begun = time.monotonic()
-        self._spent_before = float(self._state["seconds"])
+        self._spent_before = self._state.seconds
         self._table = TableWriter(folder.path)
         self._save_from, self._saved = self._begun, self._progressed()
         self._budget = Budget(checked, self._split, self._record, self._referee)
@@ -255,11 +247,11 @@ class _Driver:
 
     def _baselines(self) -> list[Baseline]:
         """What the search begins with, as when the run did: an optimizer starts from it when a run goes on."""
-        if "baselines" not in self._state:
+        if self._state.baselines is None:
             found = self._checked.baselines()
             found += warm_starts(self._config.warm_start, self._checked.spaces[0], found)
-            self._state["baselines"] = [b.to_plain() for b in found]
-        return [Baseline.from_plain(plain) for plain in self._state["baselines"]]
+            self._state.baselines = [b.to_plain() for b in found]
+        return [Baseline.from_plain(plain) for plain in self._state.baselines]
 
     # ------------------------------------------------------------------ the run
 
@@ -310,8 +302,8 @@ class _Driver:
         return self._spent_before + time.monotonic() - self._begun
 
     def _save(self, status: str, finals: Finals | None = None) -> dict[str, Any]:
-        self._state["seconds"] = self._seconds()
-        self._folder.save_state(self._state)
+        self._state.seconds = self._seconds()
+        self._state.save()
         return write_outcome(
             self._folder.path,
             status=status,
@@ -345,13 +337,13 @@ class _Driver:
         found = probed_batch_size(self._setup, self._known_recipes[0].recipe.to_yaml(), address=ray_address)
         log.info("batch_size: %d, as much as the memory of a worker takes", found)
         self._setup = replace(self._setup, batch_size=found)
-        self._state["batch_size"] = self._state["environment"]["batch_size"] = found
-        self._folder.save_state(self._state)
+        self._state.batch_size = self._state.environment["batch_size"] = found
+        self._state.save()
 
     def _check_environment(self) -> None:
         """Refuse to mix scores that other versions, batch sizes or models may have shifted."""
         now = environment(self._config, self._setup.device, self._provenance, self._setup.batch_size)
-        then = self._state.setdefault("environment", now)
+        then = self._state.environment = self._state.environment or now
         differing = [
             f"{key}: {then.get(key)} then, {now[key]} now"
             for key in now
@@ -524,7 +516,7 @@ class _Driver:
 
     def _finals(self, pool: Pool) -> Finals | None:
         """Compare a shortlist on selection documents; report the champion on held-out ones."""
-        self._state["spent"] = self._budget.spent
+        self._state.spent = self._budget.spent
         finalists = self._budget.finalists()
         self._phase(f"selection: {len(finalists)} finalists")
         try:
@@ -532,7 +524,7 @@ class _Driver:
         except FinalsFailed as error:
             raise SearchFailed(str(error)) from error
         if finals is not None:
-            self._state["held_out_before"] = True
+            self._state.held_out_before = True
         return finals
 
     def _races(self, pool: Pool) -> Races:
@@ -542,9 +534,9 @@ class _Driver:
         """Score candidates on a part of the documents, or on some of it; False if the search is to stop."""
         if part == "holdout":
             self._phase("held-out documents: champion, parents and uniform")
-            if self._state.get("held_out_before") and any(self._record.scores(ask, part) is None for ask in asks):
-                self._state["holdout_reused"] = True
-                self._folder.save_state(self._state)  # later, all of them may be scored
+            if self._state.held_out_before and any(self._record.scores(ask, part) is None for ask in asks):
+                self._state.holdout_reused = True
+                self._state.save()  # later, all of them may be scored
         wanted = documents or getattr(self._split, part)
         left = [(ask, missing(wanted, self._record.scores(ask, part))) for ask in asks]
         self._scoring.work(pool, [Job(ask, part, own) for ask, own in left if own])

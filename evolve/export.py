@@ -7,8 +7,9 @@ from typing import Any
 from heterosis.errors import InputError
 from heterosis.evaluate.splits import PARTS
 from heterosis.evolve.config import EvolveConfig
-from heterosis.evolve.folder import front_recipe, read_state, read_summary, write_text
+from heterosis.evolve.files import front_recipe, read_summary, write_text
 from heterosis.evolve.record import read_trials
+from heterosis.evolve.state import RunState
 from heterosis.evolve.trial import Trial
 from heterosis.merge import Recipe
 from heterosis.merge.discovery import Discovery, HeldOut
@@ -69,7 +70,7 @@ def export_trial(folder: Path, number: int | None) -> str:
     if number >= len(trials):
         raise InputError(f"--trial: {folder} has trials 0 to {len(trials) - 1}, but got {number}")
     found = discovery(summary, trials[number], EvolveConfig.load(folder / "config.yaml"))
-    return export_recipe(trials[number], read_state(folder)["provenance"], found)
+    return export_recipe(trials[number], RunState.load(folder).provenance, found)
 
 
 def write_front(

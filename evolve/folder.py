@@ -1,29 +1,18 @@
-"""The run folder: its lock, its frozen config, and small files that are replaced whole."""
+"""The run folder: its lock, its frozen config, and what is refused as one."""
 
 import fcntl
-import json
 import os
 import shutil
-import uuid
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from heterosis.errors import InputError
 from heterosis.evolve.config import EvolveConfig
+from heterosis.evolve.files import ASKS, CONFIG, RESTORE, STATE, STUDY, SUMMARY, read_summary, write_text
 from heterosis.evolve.lease import Lease
 from heterosis.evolve.machine import shared_file_system
-
-ASKS = "asks.jsonl"
-STATE = "run.json"
-SUMMARY = "summary.json"
-CONFIG = "config.yaml"
-SPLITS = "splits.json"
-STUDY = "study.db"
-
-RESTORE = "restore it, or choose another --run-dir"  # what is to be done about a file that was removed or damaged
-AGAIN = "the same evolve command writes it again"
+from heterosis.evolve.state import RunState
 
 
 class RunFolder:
@@ -110,17 +99,6 @@ class RunFolder:
         check_same_config(self.path, config)
         write_text(path, config.to_yaml())
 
-    def state(self) -> dict[str, Any]:
-        """What must outlive the process: the study's name, seconds spent, the environment."""
-        state = read_state(self.path)
-        if not state:
-            state = {"study": f"{self.path.resolve().name}-{uuid.uuid4().hex[:8]}", "seconds": 0.0}
-            self.save_state(state)  # before there is a study of that name, which nobody would find again
-        return state
-
-    def save_state(self, state: Mapping[str, Any]) -> None:
-        write_text(self.path / STATE, json.dumps(state, indent=2) + "\n")
-
 
 def check_run_folder(path: Path) -> None:
     """Refuse what is no folder, a folder of other things, and a run without what was there before its candidates.
@@ -141,7 +119,7 @@ def check_run_folder(path: Path) -> None:
     for name in (STATE, CONFIG):
         if ASKS in others and not (path / name).exists():
             raise InputError(f"{path / name}: is missing, though candidates were tried; {RESTORE}")
-    read_state(path)
+    RunState.load(path)
 
 
 def check_same_config(folder: Path, config: EvolveConfig) -> None:
@@ -157,69 +135,6 @@ def check_same_config(folder: Path, config: EvolveConfig) -> None:
     if frozen.fingerprint() != config.fingerprint():
         differences = "; ".join(config.diff(frozen))
         raise InputError(f"{folder}: was made by another config ({differences}); choose another --run-dir")
-
-
-def frozen_control_points(folder: Path) -> list[int] | None:
-    """The control points that an earlier session of a run has chosen, if there was one."""
-    points: list[int] | None = read_state(folder).get("control_points")
-    return points
-
-
-def read_state(folder: Path) -> dict[str, Any]:
-    """What a run keeps for its later sessions; empty before the first one.
-
-    Raises:
-        InputError: If the file is damaged.
-    """
-    path = folder / STATE
-    return _read_mapping(path, RESTORE) if path.exists() else {}
-
-
-def _read_mapping(path: Path, remedy: str) -> dict[str, Any]:
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError:
-        read = None
-    if not isinstance(read, dict):
-        raise InputError(f"{path}: is damaged; {remedy}")
-    return read
-
-
-def write_text(path: Path, text: str, *, durable: bool = True) -> None:
-    """Replace a file in one step, so that readers see the old text or the new one.
-
-    Args:
-        path: The file.
-        text: Its new content.
-        durable: Whether to wait until it is on the disk.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        if durable:
-            os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def read_summary(path: Path) -> dict[str, Any]:
-    """The summary of a run folder.
-
-    Raises:
-        InputError: If the folder is not one, or its summary was removed or damaged.
-    """
-    if (path / SUMMARY).exists():
-        return _read_mapping(path / SUMMARY, f"remove it, and {AGAIN}")
-    if (path / ASKS).exists():
-        raise InputError(f"{path / SUMMARY}: is missing; {AGAIN}")
-    raise InputError(f"{path}: not a run folder (no {SUMMARY}); give the --run-dir of a search")
-
-
-def front_recipe(number: int | str) -> str:
-    """Where the recipe of a trial on the front is, within a run folder."""
-    return f"front/trial-{number}.yaml"
 
 
 def finished_summary(run_dir: Path, budget: int) -> dict[str, Any] | None:

@@ -9,10 +9,11 @@ from typing import Any
 from heterosis.evaluate.splits import Split
 from heterosis.evolve.config import RESIDENT, EvolveConfig
 from heterosis.evolve.export import discovery, export_recipe, write_front
+from heterosis.evolve.files import SUMMARY, write_text
 from heterosis.evolve.finals import Finals
-from heterosis.evolve.folder import SUMMARY, write_text
 from heterosis.evolve.record import Record
 from heterosis.evolve.referee import Referee
+from heterosis.evolve.state import RunState
 from heterosis.evolve.summary import Results, outcome_sentence
 from heterosis.evolve.table import TableWriter
 from heterosis.evolve.trial import Trial
@@ -51,7 +52,7 @@ def write_outcome(
     status: str,
     stopped: str | None,
     config: EvolveConfig,
-    state: Mapping[str, Any],
+    state: RunState,
     record: Record,
     referee: Referee,
     split: Split,
@@ -68,7 +69,7 @@ def write_outcome(
         status: ``running``, ``stopped`` or ``finished``.
         stopped: Why, if it was.
         config: Of the run.
-        state: What `RunFolder.state` keeps.
+        state: Of the run.
         record: All scores.
         referee: Says what they amount to.
         split: The documents.
@@ -85,20 +86,20 @@ def write_outcome(
         "status": status,
         "stopped": stopped,
         **found,
-        "optimizers": state.get("optimizers", {}),
+        "optimizers": {str(stage): chosen.model_dump() for stage, chosen in state.optimizers.items()},
         "trials": {**found["trials"], "budget": config.trials},
-        "ended_by": state.get("spent"),
-        "documents": {**found["documents"], "holdout_reused": bool(state.get("holdout_reused"))},
-        "seconds": {"total": round(state["seconds"], 1), **spent},
-        "environment": state["environment"],
+        "ended_by": state.spent,
+        "documents": {**found["documents"], "holdout_reused": state.holdout_reused},
+        "seconds": {"total": round(state.seconds, 1), **spent},
+        "environment": state.environment,
     }
     summary["outcome"] = outcome_sentence(summary)
     if champion:
         note = f"The champion. {summary['outcome']}" if finals else "Best so far on the search documents."
         how = discovery(summary, champion, config)
-        write_text(folder / "best.yaml", export_recipe(champion, state["provenance"], how, note))
+        write_text(folder / "best.yaml", export_recipe(champion, state.provenance, how, note))
     if finals and finals.front:
-        write_front(folder, summary, finals.front, config, state["provenance"])
+        write_front(folder, summary, finals.front, config, state.provenance)
     table.write(record.trials)
     write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary

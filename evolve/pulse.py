@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from heterosis.evolve.dimensions import Space
-from heterosis.evolve.folder import write_text
+from heterosis.evolve.files import write_text
 from heterosis.evolve.optimizers import Vector
 from heterosis.evolve.statistics import Interval
 from heterosis.evolve.trial import Trial

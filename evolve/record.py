@@ -31,7 +31,7 @@ from heterosis.errors import InputError
 from heterosis.evaluate.scores import Scores
 from heterosis.evolve.dimensions import Dimension, Value
 from heterosis.evolve.faults import disk_faults
-from heterosis.evolve.folder import ASKS, RESTORE
+from heterosis.evolve.files import ASKS, RESTORE
 from heterosis.evolve.storage import StudyWriter
 from heterosis.evolve.tally import Tally
 from heterosis.evolve.trial import Ask, Attempt, Kind, Trial

@@ -1,8 +1,7 @@
 """The stages of a search: where each ends, who proposes in it, and from where."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from heterosis.evolve.preflight import Preflight
 from heterosis.evolve.proposals import Proposer, inform
 from heterosis.evolve.record import Record
 from heterosis.evolve.referee import Referee
+from heterosis.evolve.state import ChosenOptimizer, RunState
 from heterosis.evolve.tally import best_of
 from heterosis.evolve.trial import Trial
 from heterosis.merge import Recipe
@@ -35,8 +35,7 @@ class Stages:
         baselines: That the search begins with.
         record: The run's.
         referee: Compares baselines.
-        state: The run's state, where choices are kept.
-        save: Makes them durable.
+        state: The run's, where choices are kept.
     """
 
     def __init__(
@@ -45,24 +44,22 @@ class Stages:
         baselines: Sequence[Baseline],
         record: Record,
         referee: Referee,
-        state: dict[str, Any],
-        save: Callable[[Mapping[str, Any]], None],
+        state: RunState,
     ) -> None:
         self._config, self._checked, self._spaces = checked.config, checked, list(checked.spaces)
         section = checked.config.genome.layer_paths
         self._count = len(self._spaces) + (section is not None and section.after is not None)
         self._objectives = len(checked.objective.names)
         self._points = {b.name: b.values for b in baselines if b.values is not None}
-        self._record, self._referee, self._state, self._save = record, referee, state, save
+        self._record, self._referee, self._state = record, referee, state
 
     def ends(self, budget: int) -> list[int]:
         """The number of asks with which each stage ends: equal shares of what the baselines leave."""
-        if "stage_ends" not in self._state:
+        if self._state.stage_ends is None:
             first, count = len(self._record.asks), self._count
-            self._state["stage_ends"] = [first + (budget - first) * (k + 1) // count for k in range(count)]
-            self._save(self._state)
-        ends: list[int] = self._state["stage_ends"]
-        return ends
+            self._state.stage_ends = [first + (budget - first) * (k + 1) // count for k in range(count)]
+            self._state.save()
+        return self._state.stage_ends
 
     def proposer(self, stage: int) -> Proposer:
         """Who proposes in a stage, as it was after the recorded asks and tells."""
@@ -82,7 +79,7 @@ class Stages:
         """What an optimizer is told when its stage begins: first the baselines; later all, if it has a model."""
         if stage == 0:
             return known
-        if not is_model_based(self._state["optimizers"][str(stage)]["name"]):
+        if not is_model_based(self._state.optimizers[stage].name):
             return []
         return [t for t in self._before(stage) if t.ask.kind == "search" or t.ask.name in self._points]
 
@@ -97,25 +94,24 @@ class Stages:
 
     def _optimizer(self, stage: int, start: Vector) -> Optimizer:
         settings, axes = self._config.optimizer, self._spaces[stage].axes
-        chosen = self._state.setdefault("optimizers", {})
-        if str(stage) not in chosen:
-            ends = self._state["stage_ends"]
+        chosen, ends = self._state.optimizers, self._state.stage_ends
+        if stage not in chosen:
+            assert ends is not None, "it is known where stages end"
             planned = ends[stage] - (ends[stage - 1] if stage else len(self._record.asks))
             name, why = settings.name, "as asked"
             if name == "auto":
                 name, why = choose_optimizer(axes, self._objectives, planned)
-            chosen[str(stage)] = {"name": name, "why": why, "planned": planned}
-            self._save(self._state)
+            chosen[stage] = ChosenOptimizer(name=name, why=why, planned=planned)
+            self._state.save()
             log.info("optimizer: %s: %s", name, why)
-        own = chosen[str(stage)]
-        return get_optimizer(own["name"])(
+        return get_optimizer(chosen[stage].name)(
             axes=axes,
             objectives=self._objectives,
             initial=start,
             seed=int(np.random.SeedSequence([self._config.seed, stage]).generate_state(1)[0]),
             sigma0=settings.sigma0,
             popsize=settings.popsize,
-            budget=own["planned"],
+            budget=chosen[stage].planned,
         )
 
     def _known(self, stage: int) -> list[Trial]:

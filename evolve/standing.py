@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from heterosis.evolve.folder import SUMMARY, read_summary
+from heterosis.evolve.files import SUMMARY, read_summary
 from heterosis.evolve.pulse import Pulse
 from heterosis.evolve.table import TABLE, read_trials
 from heterosis.evolve.tally import best_of

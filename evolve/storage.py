@@ -26,7 +26,7 @@ from sqlalchemy.exc import TimeoutError as NoConnection
 from heterosis.errors import InputError
 from heterosis.evolve.dimensions import Dimension
 from heterosis.evolve.faults import RunStopped, sqlite_fault
-from heterosis.evolve.folder import STUDY
+from heterosis.evolve.files import STUDY
 from heterosis.evolve.trial import Trial
 
 log = logging.getLogger("heterosis")

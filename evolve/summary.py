@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 from heterosis.evaluate.splits import PARTS, Split
+from heterosis.evolve.files import front_recipe
 from heterosis.evolve.finals import Finals
-from heterosis.evolve.folder import front_recipe
 from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.record import Record
 from heterosis.evolve.referee import Referee

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from heterosis.errors import InputError
-from heterosis.evolve.folder import AGAIN, SUMMARY, write_text
+from heterosis.evolve.files import AGAIN, SUMMARY, write_text
 from heterosis.evolve.trial import Ask, Kind, Trial
 
 TABLE = "trials.csv"

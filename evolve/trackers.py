@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeAlias
 
 import yaml
 
-from heterosis.evolve.folder import SUMMARY, write_text
+from heterosis.evolve.files import SUMMARY, write_text
 from heterosis.evolve.table import read_table
 
 LOOK = 2.0  # seconds between two looks into the run folder

@@ -7,7 +7,7 @@ from heterosis.errors import InputError
 from heterosis.evaluate.splits import Split
 from heterosis.evolve.baselines import Baseline
 from heterosis.evolve.dimensions import Space
-from heterosis.evolve.folder import SPLITS, read_summary
+from heterosis.evolve.files import SPLITS, read_summary
 from heterosis.evolve.record import read_trials
 from heterosis.merge import ModelRef, Recipe
 from heterosis.merge.reference import short_names

@@ -307,7 +307,7 @@ def report(
     if output is not None:
         _check_output(output, overwrite)
 
-    from heterosis.evolve.folder import read_summary
+    from heterosis.evolve.files import read_summary
     from heterosis.evolve.report import load_tasks, write_report
 
     read_summary(run_dir)

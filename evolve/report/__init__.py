@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heterosis.errors import InputError
-from heterosis.evolve.folder import SUMMARY, write_text
+from heterosis.evolve.files import SUMMARY, write_text
 from heterosis.evolve.report.data import gather
 from heterosis.evolve.report.documents import Known
 from heterosis.evolve.report.page import render

@@ -12,7 +12,6 @@ from heterosis.evaluate.answers import Answer
 from heterosis.evaluate.scores import Scores
 from heterosis.evaluate.splits import PARTS, Split
 from heterosis.evolve.config import EvolveConfig
-from heterosis.evolve.folder import read_state
 from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.objective import Judge, Objective
 from heterosis.evolve.record import read_scores, read_trials
@@ -20,6 +19,7 @@ from heterosis.evolve.report.documents import Known, Text
 from heterosis.evolve.report.importance import Importance, importance
 from heterosis.evolve.report.shape import Shape, shapes_of
 from heterosis.evolve.standing import Standing, Watcher
+from heterosis.evolve.state import RunState
 from heterosis.evolve.statistics import Interval, paired_difference
 from heterosis.evolve.summary import Conclusion, conclusion_of
 from heterosis.evolve.trial import Ask, Trial
@@ -243,7 +243,7 @@ def gather(folder: Path, known: Known | None = None, storage: str | None = None)
 
 
 def _gather(folder: Path, standing: Standing, known: Known, storage: str | None) -> Report:
-    summary, state = standing.summary, read_state(folder)
+    summary, state = standing.summary, RunState.load(folder)
     config = EvolveConfig.load(folder / "config.yaml")
     trials, scores = read_trials(folder), read_scores(folder)
     own = summary["objective"]
@@ -264,7 +264,7 @@ def _gather(folder: Path, standing: Standing, known: Known, storage: str | None)
     searched = [t for t in trials if t.ask.values and t.score is not None]
     stage = last.ask.stage if last and last.ask.values else max((t.ask.stage for t in searched), default=0)
     ours = [t for t in searched if t.ask.stage == stage]
-    shapes = shapes_of(Recipe.parse(recipe, str(best)), _naming(config), state.get("layers")) if recipe else ()
+    shapes = shapes_of(Recipe.parse(recipe, str(best)), _naming(config), state.layers) if recipe else ()
     return Report(
         folder=folder,
         summary=summary,
@@ -279,7 +279,7 @@ def _gather(folder: Path, standing: Standing, known: Known, storage: str | None)
         duels=_duels(champion, best_parent, objective),
         shapes=shapes,
         recipe=recipe,
-        importance=importance(folder, state.get("study", ""), ours, storage),
+        importance=importance(folder, state.study, ours, storage),
         stage=stage,
         front=_front(summary, trials, scores, objective, contenders),
         known=known,

@@ -14,7 +14,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
-from heterosis.evolve.folder import STUDY
+from heterosis.evolve.files import STUDY
 from heterosis.evolve.storage import study_url
 from heterosis.evolve.trial import Trial
 

@@ -11,8 +11,9 @@ import optuna
 import yaml
 from optuna.trial import FrozenTrial
 
-from heterosis.evolve.folder import ASKS, read_state, read_summary
+from heterosis.evolve.files import ASKS, read_summary
 from heterosis.evolve.record import ATTEMPTS, RESULTS, SCORES, read_asks
+from heterosis.evolve.state import RunState
 from heterosis.evolve.storage import study_url
 from heterosis.evolve.trial import Attempt
 
@@ -84,9 +85,9 @@ def behind(folder: Path, trials: Sequence[FrozenTrial]) -> list[str]:
 
 def read_trials(folder: Path, storage: str | None) -> list[FrozenTrial]:
     """The trials of a run's study, if it has begun."""
-    study = read_state(folder).get("study")
+    study = RunState.load(folder).study
     url = storage or study_url(folder)
-    if study is None or (storage is None and not (folder / "study.db").exists()):
+    if not study or (storage is None and not (folder / "study.db").exists()):
         return []
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:

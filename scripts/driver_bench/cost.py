@@ -11,12 +11,12 @@ from search_bench.coverage import FormulaScorer, World, formula_config, formula_
 from search_bench.scoring import InProcessPool
 
 from heterosis.evolve import driver, search
-from heterosis.evolve.folder import RunFolder
 from heterosis.evolve.proposals import Proposer
 from heterosis.evolve.pulse import PulseWriter
 from heterosis.evolve.record import Record
 from heterosis.evolve.referee import Referee
 from heterosis.evolve.space import SearchSpace
+from heterosis.evolve.state import RunState
 from heterosis.merge import Recipe
 
 from .clock import Clock, Times, between
@@ -33,7 +33,7 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
     "tell": [(Proposer, "tell")],
     "save": [
         (driver, "write_outcome"),
-        (RunFolder, "save_state"),
+        (RunState, "save"),
         (PulseWriter, "trial"),
         (PulseWriter, "beat"),
     ],

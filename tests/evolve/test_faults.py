@@ -19,7 +19,7 @@ from heterosis.evolve import storage
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.driver import SearchFailed, search
 from heterosis.evolve.faults import RunStopped, disk_faults
-from heterosis.evolve.folder import read_summary
+from heterosis.evolve.files import read_summary
 from heterosis.evolve.record import Record, read_asks
 from heterosis.evolve.storage import study_url
 from heterosis.evolve.trial import Ask
@@ -258,6 +258,6 @@ class TestStorage:
 
 
 def _study_of(folder: Path) -> str:
-    from heterosis.evolve.folder import read_state
+    from heterosis.evolve.state import RunState
 
-    return str(read_state(folder)["study"])
+    return RunState.load(folder).study

@@ -18,8 +18,8 @@ from heterosis.evolve import storage
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.driver import search
 from heterosis.evolve.faults import RunStopped
-from heterosis.evolve.folder import read_state
 from heterosis.evolve.record import read_asks
+from heterosis.evolve.state import RunState
 from heterosis.evolve.trial import Ask
 
 URL = os.environ.get("HETEROSIS_TEST_POSTGRESQL", "")
@@ -55,7 +55,7 @@ def run(toy_config: Callable[..., dict[str, Any]], pools: Any, tmp_path: Path) -
 
 def asks_of(folder: Path) -> list[int]:
     """The candidates of the trials of a run's study, in their order."""
-    study = optuna.load_study(study_name=read_state(folder)["study"], storage=URL)
+    study = optuna.load_study(study_name=RunState.load(folder).study, storage=URL)
     return [trial.user_attrs["ask"] for trial in study.trials]
 
 

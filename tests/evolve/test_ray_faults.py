@@ -22,7 +22,7 @@ from heterosis.evolve import cluster
 from heterosis.evolve.cluster import RayPool, _check_address
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.faults import RunStopped
-from heterosis.evolve.folder import read_summary
+from heterosis.evolve.files import read_summary
 from heterosis.evolve.preflight import preflight
 from heterosis.evolve.record import read_asks
 from heterosis.evolve.worker import DocumentIds, Evaluation, Failure, Setup, Worker

@@ -15,7 +15,7 @@ from heterosis.evaluate.answers import Answer
 from heterosis.evaluate.scores import Scores
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.driver import search
-from heterosis.evolve.folder import read_summary
+from heterosis.evolve.files import read_summary
 from heterosis.evolve.record import Record, read_asks
 from heterosis.evolve.space import Dimension
 from heterosis.evolve.table import read_trials
@@ -263,6 +263,7 @@ def config(toy_config: Any, trials: int) -> EvolveConfig:
         ("results.jsonl", None, "the study has 4 results, but this file only 0; restore it"),
         ("run.json", None, "is missing, though candidates were tried; restore it"),
         ("run.json", "{", "is damaged; restore it"),
+        ("run.json", '{"stage_ends": 4}', "is damaged; restore it"),
         ("config.yaml", None, "is missing, though candidates were tried; restore it"),
         ("summary.json", "{", "is damaged; remove it, and the same evolve command writes it again"),
         ("summary.json", "[]", "is damaged; remove it"),

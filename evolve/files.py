@@ -1,0 +1,74 @@
+"""The files of a run folder: what they are called; small ones are read whole, and replaced whole."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from heterosis.errors import InputError
+
+ASKS = "asks.jsonl"
+STATE = "run.json"
+SUMMARY = "summary.json"
+CONFIG = "config.yaml"
+SPLITS = "splits.json"
+STUDY = "study.db"
+
+RESTORE = "restore it, or choose another --run-dir"  # what is to be done about a file that was removed or damaged
+AGAIN = "the same evolve command writes it again"
+
+
+def front_recipe(number: int | str) -> str:
+    """Where the recipe of a trial on the front is, within a run folder."""
+    return f"front/trial-{number}.yaml"
+
+
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Replace a file in one step, so that readers see the old text or the new one.
+
+    Args:
+        path: The file.
+        text: Its new content.
+        durable: Whether to wait until it is on the disk.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        if durable:
+            os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_mapping(path: Path, remedy: str) -> dict[str, Any]:
+    """The mapping in a JSON file.
+
+    Args:
+        path: The file.
+        remedy: What is to be done where it is damaged.
+
+    Raises:
+        InputError: If it cannot be read, or is damaged.
+    """
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError:
+        read = None
+    if not isinstance(read, dict):
+        raise InputError(f"{path}: is damaged; {remedy}")
+    return read
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """The summary of a run folder.
+
+    Raises:
+        InputError: If the folder is not one, or its summary was removed or damaged.
+    """
+    if (path / SUMMARY).exists():
+        return read_mapping(path / SUMMARY, f"remove it, and {AGAIN}")
+    if (path / ASKS).exists():
+        raise InputError(f"{path / SUMMARY}: is missing; {AGAIN}")
+    raise InputError(f"{path}: not a run folder (no {SUMMARY}); give the --run-dir of a search")
