@@ -23,10 +23,12 @@ record.py      asks, scores and trials, durably; tally.py: what these amount to;
                study, also where its storage is away for a while
 scoring.py     candidates meet documents and become trials; dispatch.py: keeps the workers busy; who is tried
                again, and who is given up
-faults.py      what ends a session from outside, in one line
+faults.py      what ends a session, in one line
 folder.py      the run folder and its lock; lease.py: a claim that other machines see; files.py: what is in it;
                state.py: what a run keeps for its later sessions
-driver.py      hands out, records, goes through the stages; session.py: its log file and signals
+driver.py      from a config and options to a session; run.py: what all sessions of a run work on
+session.py     one session: its workers and signals, and what others see of it
+loop.py        the search: baselines, candidates stage by stage, finals
 stages.py      where stages end, who proposes in them; proposals.py: asking an optimizer, and again from the record
 warm_start.py  recipes of earlier searches
 finals.py      the shortlist, the champion; budget.py: how much may be spent before

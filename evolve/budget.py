@@ -2,12 +2,9 @@
 
 from collections.abc import Collection, Sequence
 
-from heterosis.evaluate.splits import Split
 from heterosis.evolve.finals import finals_documents, shortlist
 from heterosis.evolve.genome import UNIFORM
-from heterosis.evolve.preflight import Preflight
-from heterosis.evolve.record import Record
-from heterosis.evolve.referee import Referee
+from heterosis.evolve.run import Run
 from heterosis.evolve.trial import Ask, Trial
 
 
@@ -15,24 +12,21 @@ class Budget:
     """The budgets of one run, beside its number of trials.
 
     Args:
-        checked: The config, and what it comes to.
-        split: The run's.
-        record: What was spent.
-        referee: Says who may be a finalist.
+        run: Whose they are.
 
     Attributes:
         finals: What the finals take at most, in candidates that meet all search documents.
         spent: The budget that has ended the search: ``hours`` or ``max_documents``; None for the number of trials.
     """
 
-    def __init__(self, checked: Preflight, split: Split, record: Record, referee: Referee) -> None:
-        config = checked.config
+    def __init__(self, run: Run) -> None:
+        config, checked = run.config, run.checked
         self._hours, self._documents = config.hours, config.max_documents
         self._parents, self._shortlisted = len(config.genome.models), config.shortlisted(checked.expected_trials)
-        self._split, self._record, self._referee = split, record, referee
+        self._split, self._record, self._referee = run.split, run.record, run.referee
         self._most_finalists = checked.most_finalists
         self.spent: str | None = None
-        self.finals = finals_documents(split, self._parents, self._most_finalists) / split.size("search")
+        self.finals = finals_documents(run.split, self._parents, self._most_finalists) / run.split.size("search")
 
     def is_spent(self, seconds: float, workers: int, candidates: int = 1, unknown: Collection[Ask] = ()) -> bool:
         """Whether more candidates would leave too little for the finals.

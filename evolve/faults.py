@@ -1,4 +1,4 @@
-"""What ends a run's session from outside, said in one line; the same command continues the run."""
+"""What ends a run's session, said in one line."""
 
 import errno
 import sqlite3
@@ -25,6 +25,10 @@ _SQLITE = {
 
 class RunStopped(RuntimeError):
     """Something that the search needs is not there: a disk, the storage, workers. The same command continues."""
+
+
+class SearchFailed(RuntimeError):
+    """What fails shows that the set-up is wrong, or nothing can be said without what cannot be scored."""
 
 
 @contextmanager

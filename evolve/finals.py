@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from heterosis.evaluate.splits import Split
+from heterosis.evolve.faults import SearchFailed
 from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.objective import Judge
 from heterosis.evolve.racing import DocumentIds, Schedule, missing
@@ -13,10 +14,6 @@ from heterosis.evolve.statistics import ALPHA
 from heterosis.evolve.trial import Ask, Trial
 
 RESERVE = 5  # candidates that are tried one after the other if none of the finalists can be scored
-
-
-class FinalsFailed(RuntimeError):
-    """A comparison is not possible without what could not be scored."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +158,7 @@ class Races:
             The parents that may be the best, best first; None if the search is to stop.
 
         Raises:
-            FinalsFailed: If one cannot be scored.
+            SearchFailed: If one cannot be scored.
         """
         parents = [t for t in self.record.trials if t.ask.kind == "parent" and t.score is not None]
         return self._run(parents, "search", self.referee.parents_race)
@@ -176,10 +173,10 @@ class Races:
             What was found; None if the search is to stop.
 
         Raises:
-            FinalsFailed: If a parent, a baseline or the champion cannot be scored.
+            SearchFailed: If a parent, a baseline or the champion cannot be scored.
         """
         if not finalists:
-            raise FinalsFailed("no candidate could be scored")
+            raise SearchFailed("no candidate could be scored")
         record = self.record
         scored = [t for t in record.trials if t.score is not None]
         of_parents = self.parents()
@@ -197,7 +194,7 @@ class Races:
         if standings is None:
             return None
         if not standings.open:
-            raise FinalsFailed("no finalist could be scored on the selection documents; see run.log")
+            raise SearchFailed("no finalist could be scored on the selection documents; see run.log")
         judge = self.referee.judge("selection")
         ranked = _ranked(record, standings.open, [t for t in tried if t not in standings.failed], judge)
         champion = ranked[0].trial
@@ -261,7 +258,7 @@ def _front_of(ranked: Sequence[Finalist], record: Record, judge: Judge) -> list[
 def _require(lost: Sequence[Trial], part: str) -> None:
     """Refuse to report on what could not be scored: a comparison without it would flatter the champion."""
     if lost:
-        raise FinalsFailed(
+        raise SearchFailed(
             f"{', '.join(t.ask.name for t in lost)} could not be scored on the {part} documents (run.log says "
             "why); the same command tries again"
         )

@@ -142,10 +142,11 @@ class Record:
         values: Mapping[str, Value],
         *,
         stage: int = 0,
-        incumbent: int | None = None,
+        incumbent: Trial | None = None,
     ) -> Ask:
-        """Record a candidate that is handed out."""
-        ask = Ask(len(self.asks), kind, name, recipe, dict(values), len(self.trials), stage, incumbent)
+        """Record a candidate that is handed out; see `Ask`."""
+        against = None if incumbent is None else incumbent.ask.number
+        ask = Ask(len(self.asks), kind, name, recipe, dict(values), len(self.trials), stage, against)
         self._append(ASKS, asdict(ask))
         self._take_ask(ask)
         return ask

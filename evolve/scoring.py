@@ -18,6 +18,7 @@ class Scoring:
     """What a session scores.
 
     Args:
+        pool: The workers.
         record: The run's.
         referee: Says which documents a candidate meets, and what its scores amount to.
         stopping: Whether nothing more is to be handed out.
@@ -27,6 +28,7 @@ class Scoring:
 
     def __init__(
         self,
+        pool: Pool,
         record: Record,
         referee: Referee,
         *,
@@ -34,7 +36,7 @@ class Scoring:
         beat: Callable[[int, int], None],
         show: Callable[[Trial], None],
     ) -> None:
-        self._record, self._referee = record, referee
+        self._pool, self._record, self._referee = pool, record, referee
         self._stopping, self._beat, self._show = stopping, beat, show
         self._attempts = Attempts(record)
         self._seconds_of: dict[int, Counter[str]] = {}  # of candidates that race
@@ -50,7 +52,6 @@ class Scoring:
 
     def work(
         self,
-        pool: Pool,
         queue: Sequence[Job],
         next_job: Callable[[], Job | None] = lambda: None,
         on_trial: Callable[[Trial], None] = lambda trial: None,
@@ -72,7 +73,7 @@ class Scoring:
                 on_trial(trial)
 
         attempts, stopping, beat, spare = self._attempts, self._stopping, self._beat, self._record.write_study
-        dispatch(pool, left, unscored, done, attempts=attempts, stopping=stopping, beat=beat, spare=spare)
+        dispatch(self._pool, left, unscored, done, attempts=attempts, stopping=stopping, beat=beat, spare=spare)
         while self._record.write_study():
             pass
 

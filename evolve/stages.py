@@ -5,15 +5,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from heterosis.evolve.baselines import NOTHING_DROPPED, Baseline
+from heterosis.evolve.baselines import NOTHING_DROPPED
 from heterosis.evolve.dimensions import Space, Value
 from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.optimizers import Optimizer, Vector, choose_optimizer, get_optimizer, is_model_based
-from heterosis.evolve.preflight import Preflight
 from heterosis.evolve.proposals import Proposer, inform
-from heterosis.evolve.record import Record
-from heterosis.evolve.referee import Referee
-from heterosis.evolve.state import ChosenOptimizer, RunState
+from heterosis.evolve.run import Run
+from heterosis.evolve.state import ChosenOptimizer
 from heterosis.evolve.tally import best_of
 from heterosis.evolve.trial import Trial
 from heterosis.merge import Recipe
@@ -31,27 +29,17 @@ class Stages:
     and kept in the run's state: a run that is extended keeps it, and its last stage goes on.
 
     Args:
-        checked: Config, spaces and objective.
-        baselines: That the search begins with.
-        record: The run's.
-        referee: Compares baselines.
-        state: The run's, where choices are kept.
+        run: Whose they are.
     """
 
-    def __init__(
-        self,
-        checked: Preflight,
-        baselines: Sequence[Baseline],
-        record: Record,
-        referee: Referee,
-        state: RunState,
-    ) -> None:
-        self._config, self._checked, self._spaces = checked.config, checked, list(checked.spaces)
-        section = checked.config.genome.layer_paths
+    def __init__(self, run: Run) -> None:
+        checked = run.checked
+        self._config, self._checked, self._spaces = run.config, checked, list(checked.spaces)
+        section = run.config.genome.layer_paths
         self._count = len(self._spaces) + (section is not None and section.after is not None)
         self._objectives = len(checked.objective.names)
-        self._points = {b.name: b.values for b in baselines if b.values is not None}
-        self._record, self._referee, self._state = record, referee, state
+        self._points = {b.name: b.values for b in run.baselines if b.values is not None}
+        self._record, self._referee, self._state = run.record, run.referee, run.state
 
     def ends(self, budget: int) -> list[int]:
         """The number of asks with which each stage ends: equal shares of what the baselines leave."""

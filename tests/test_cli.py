@@ -18,7 +18,7 @@ import heterosis
 from heterosis import cli
 from heterosis.evaluate.scores import Scores
 from heterosis.evaluate.splits import Split
-from heterosis.evolve import driver
+from heterosis.evolve import session
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.record import read_asks
 from heterosis.evolve.worker import Evaluation, Setup, Worker
@@ -54,7 +54,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 
 @pytest.fixture
 def inline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "RayPool", InlinePool)
+    monkeypatch.setattr(session, "RayPool", InlinePool)
 
 
 @pytest.fixture

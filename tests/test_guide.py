@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from heterosis import cli
-from heterosis.evolve import driver
+from heterosis.evolve import session
 
 from .inline_pool import InlinePool
 from .pages import GUIDE, Block, blocks, heterosis_commands
@@ -34,7 +34,7 @@ def followed(place: Path) -> list[str]:
     done = []
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        patch.setattr(driver, "RayPool", InlinePool)
+        patch.setattr(session, "RayPool", InlinePool)
         for block in blocks("docs/first-search.md"):
             match block.language:
                 case "python":

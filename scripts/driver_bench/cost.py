@@ -10,7 +10,7 @@ from unittest import mock
 from search_bench.coverage import FormulaScorer, World, formula_config, formula_place
 from search_bench.scoring import InProcessPool
 
-from heterosis.evolve import driver, search
+from heterosis.evolve import search, session
 from heterosis.evolve.proposals import Proposer
 from heterosis.evolve.pulse import PulseWriter
 from heterosis.evolve.record import Record
@@ -32,7 +32,7 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
     "record": [(Record, "ask"), (Record, "add_scores"), (Record, "tell")],
     "tell": [(Proposer, "tell")],
     "save": [
-        (driver, "write_outcome"),
+        (session, "write_outcome"),
         (RunState, "save"),
         (PulseWriter, "trial"),
         (PulseWriter, "beat"),

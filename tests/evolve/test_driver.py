@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 from heterosis import cli
 from heterosis.errors import InputError
 from heterosis.evaluate.scores import Scores
-from heterosis.evolve import driver
+from heterosis.evolve import driver, session
+from heterosis.evolve import run as run_module
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.driver import SearchFailed, search
 from heterosis.evolve.export import export_trial
@@ -205,7 +206,7 @@ def test_an_empty_folder_is_taken_and_stays_where_the_search_cannot_begin(
         raise InputError("of a test")
 
     with monkeypatch.context() as patch:
-        patch.setattr(driver, "warm_starts", refuse)
+        patch.setattr(run_module, "warm_starts", refuse)
         with pytest.raises(InputError, match="of a test"):
             run()
     assert list((tmp_path / "run").iterdir()) == []
@@ -261,8 +262,8 @@ def test_results_are_not_looked_through_for_every_candidate(
 
     monkeypatch.setattr(Record, "__init__", counted)
     monkeypatch.setattr(Record, "tell", note)
-    monkeypatch.setattr(driver, "SAVE_SECONDS", 0.0)
-    monkeypatch.setattr(driver, "SAVE_SHARE", 0)
+    monkeypatch.setattr(session, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(session, "SAVE_SHARE", 0)
     Counted.read = 0
     run(trials=70, **options)
     assert read[30] - read[20] == read[60] - read[50] < 30
@@ -391,7 +392,7 @@ class TestResume:
             raise pools.crash
 
         with monkeypatch.context() as patch:
-            patch.setattr(driver, "Stages", crash)  # what is next
+            patch.setattr(run_module, "Referee", crash)  # what is next
             with pytest.raises(pools.crash):
                 run(trials=8)
         run(trials=8)
@@ -523,7 +524,7 @@ class TestStopping:
         self, run: Any, monkeypatch: pytest.MonkeyPatch, racing: bool
     ) -> None:
         clock = types.SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
-        monkeypatch.setattr(driver, "time", clock)
+        monkeypatch.setattr(session, "time", clock)
 
         def tick(pool: Any) -> None:
             clock.now += pool.next_seconds
@@ -872,7 +873,7 @@ class TestBatchSize:
             probed.append(recipe)
             return 64
 
-        monkeypatch.setattr(driver, "probed_batch_size", probe)
+        monkeypatch.setattr(session, "probed_batch_size", probe)
         run_on_gpu = functools.partial(run, batch_size="auto", device="cuda")
         first = run_on_gpu(trials=5)
         again = run_on_gpu(trials=8)
@@ -889,7 +890,7 @@ class TestBatchSize:
         def probe(*_: Any, **__: Any) -> int:
             raise InputError("batch_size: auto: out of memory")
 
-        monkeypatch.setattr(driver, "probed_batch_size", probe)
+        monkeypatch.setattr(session, "probed_batch_size", probe)
         with pytest.raises(InputError, match="batch_size: auto"):
             run(batch_size="auto", device="cuda")
         assert not (tmp_path / "run").exists()
@@ -941,12 +942,10 @@ class TestRefusals:
         assert run()["status"] == "finished"
 
     def test_another_environment(self, run: Any, pools: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        from heterosis.evolve import outcome
-
         run(trials=5)
-        version = outcome.version
+        version = run_module.version
         with monkeypatch.context() as patch:
-            patch.setattr(outcome, "version", lambda name: "9.9" if name == "lm-eval" else version(name))
+            patch.setattr(run_module, "version", lambda name: "9.9" if name == "lm-eval" else version(name))
             with pytest.raises(InputError, match=r"lm_eval: [\d.]+ then, 9\.9 now"):
                 run(trials=8)
         assert len(pools.made) == 1
@@ -1353,8 +1352,8 @@ def test_what_ended_a_search_is_told(
 def test_documents_of_the_finals_are_in_the_summary_at_once(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver, "SAVE_SECONDS", 0.0)
-    monkeypatch.setattr(driver, "SAVE_SHARE", 0)
+    monkeypatch.setattr(session, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(session, "SAVE_SHARE", 0)
     seen = []
 
     def look(pool: Any) -> None:

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from heterosis.evaluate.scores import Scores
-from heterosis.evolve.finals import Finals, FinalsFailed, Races, shortlist
+from heterosis.evolve.faults import SearchFailed
+from heterosis.evolve.finals import Finals, Races, shortlist
 from heterosis.evolve.objective import Judge, Objective
 from heterosis.evolve.racing import Schedule
 from heterosis.evolve.trial import Ask, Trial
@@ -136,5 +137,5 @@ def test_a_finalist_that_fails_half_way_is_out_and_a_parent_that_does_ends_the_f
     assert finals(table, race=False).champion.ask.name == "lucky"
     half_way = finals(Table({"good": 16}))
     assert "good" not in [f.trial.ask.name for f in half_way.finalists], "who dropped out because it failed"
-    with pytest.raises(FinalsFailed, match="bob could not be scored on the search documents"):
+    with pytest.raises(SearchFailed, match="bob could not be scored on the search documents"):
         finals(Table({"bob": 0}))

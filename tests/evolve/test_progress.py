@@ -44,11 +44,11 @@ def run(
     toy_config: Callable[..., dict[str, Any]], pools: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Any]:
     """Search with a look at the folder whenever a worker is waited for; no throttling of what is written."""
-    from heterosis.evolve import driver, pulse
+    from heterosis.evolve import pulse, session
 
     monkeypatch.setattr(pulse, "EVERY", 0.0)
-    monkeypatch.setattr(driver, "SAVE_SECONDS", 0.0)
-    monkeypatch.setattr(driver, "SAVE_SHARE", 0)
+    monkeypatch.setattr(session, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(session, "SAVE_SHARE", 0)
 
     def go(
         judge: Any = pools.hill, look: Any = lambda: None, show: Any = None, **config: Any
@@ -239,9 +239,9 @@ def test_a_log_gets_sober_lines(run: Any, tmp_path: Path) -> None:
 def test_a_log_tells_what_is_known_and_not_what_was_written_last(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from heterosis.evolve import driver
+    from heterosis.evolve import session
 
-    monkeypatch.setattr(driver, "SAVE_SECONDS", 1000.0)
+    monkeypatch.setattr(session, "SAVE_SECONDS", 1000.0)
     console = Console(file=io.StringIO(), width=40)
     run(trials=20, show=PlainProgress(console, tmp_path / "run"))
     lines = output(console).splitlines()

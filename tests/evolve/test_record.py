@@ -19,6 +19,7 @@ from heterosis.evolve.files import read_summary
 from heterosis.evolve.record import Record, read_asks
 from heterosis.evolve.space import Dimension
 from heterosis.evolve.table import read_trials
+from heterosis.evolve.trial import Ask, Trial
 
 AWKWARD = 0.1 + 0.2  # one of the floats that need 17 digits
 DIMENSIONS = [
@@ -81,7 +82,8 @@ def test_answers_are_kept_with_the_scores(tmp_path: Path) -> None:
 
 def test_chunks_are_joined_and_none_is_kept_twice(tmp_path: Path) -> None:
     record = open_record(tmp_path)
-    ask = record.ask("search", "one", "r", VALUES, stage=1, incumbent=0)
+    best = Trial(0, Ask(0, "baseline", "uniform", "r", {}, 0), 0.5)
+    ask = record.ask("search", "one", "r", VALUES, stage=1, incumbent=best)
     record.add_scores(ask, "search", SCORES)
     more = Scores({"toy": {1: {"acc,none": 0.0}}}, 0.25)
     record.add_scores(ask, "search", more)

@@ -1,0 +1,200 @@
+"""The search: baselines, then an optimizer's candidates stage by stage, then the finals."""
+
+import logging
+import warnings
+from collections.abc import Collection, Sequence
+from functools import partial
+
+from heterosis.evolve.baselines import Baseline
+from heterosis.evolve.dispatch import Job
+from heterosis.evolve.faults import SearchFailed
+from heterosis.evolve.finals import Finals, Races
+from heterosis.evolve.genome import UNIFORM
+from heterosis.evolve.optimizers import Vector
+from heterosis.evolve.pool import Pool
+from heterosis.evolve.proposals import Proposer
+from heterosis.evolve.racing import DocumentIds, missing
+from heterosis.evolve.scoring import Scoring
+from heterosis.evolve.session import Session
+from heterosis.evolve.stages import Stages
+from heterosis.evolve.trial import Ask, Kind, Trial
+
+log = logging.getLogger("heterosis")
+
+PATIENCE = 8  # failures before their rate says anything
+MEAN_BUDGET = 20  # trials from which on the last is the optimizer's mean
+
+
+class SearchLoop:
+    """What a session searches, from wherever the sessions before it have come.
+
+    Args:
+        session: Says when to stop, and is told what happens.
+        pool: The workers.
+    """
+
+    def __init__(self, session: Session, pool: Pool) -> None:
+        run = session.run
+        self._session, self._pool, self._run, self._config = session, pool, run, run.config
+        self._record, self._referee = run.record, run.referee
+        self._stages = Stages(run)
+        self._scoring = Scoring(
+            pool,
+            run.record,
+            run.referee,
+            stopping=session.stopping,
+            beat=session.beat,
+            show=self._take_in,
+        )
+        self._races = Races(run.record, run.referee, self._score_on)
+        self._tried, self._lost = 0, 0  # candidates of this session that came to an end, and to no score
+
+    def search(self) -> Finals | None:
+        """Search until a budget is spent; None if it is to stop before the finals are over.
+
+        Raises:
+            SearchFailed: If candidates fail at a rate that shows that the set-up is wrong, or nothing can be said
+                without what cannot be scored.
+        """
+        self._score_baselines()
+        ends = self._stages.ends(self._run.checked.expected_trials)
+        for stage, end in enumerate(ends):
+            self._search_stage(stage, end, last=stage == len(ends) - 1)
+        return None if self._session.stopping() else self._finals()
+
+    # ------------------------------------------------------------------ baselines
+
+    def _score_baselines(self) -> None:
+        """Groups of baselines; the first meets all documents, the others race against the best before them.
+
+        Then the parents race each other, till the best of them is known.
+        """
+        record = self._record
+        failed = {trial.ask.number for trial in record.trials if trial.score is None}
+        asked = {ask.name for ask in record.baselines.values() if ask.number not in failed}
+        for place, group in enumerate(self._baseline_groups()):
+            incumbent = record.tally.best if place else None
+            for baseline in group:
+                if baseline.name not in asked and len(record.asks) < self._config.trials:
+                    text = baseline.recipe.to_yaml()
+                    record.ask(baseline.kind, baseline.name, text, {}, incumbent=incumbent)
+            self._scoring.work(self._scoring.open_jobs("parent", "baseline"))
+            if self._session.stopping():
+                return
+            self._check_parents()
+        for text in self._referee.silent_tasks():
+            warnings.warn(text, stacklevel=2)
+            log.warning(text)
+        self._races.parents()
+
+    def _baseline_groups(self) -> list[list[Baseline]]:
+        """The uniform merge, the parents, other recipes; the first two together where parents are needed whole.
+
+        All together where there are workers for all of them: a race saves documents, but everybody waits for those
+        who are raced against.
+        """
+        known = self._run.baselines
+        uniform = [b for b in known if b.name == UNIFORM]
+        parents = [b for b in known if b.kind == "parent"]
+        others = [b for b in known if b not in uniform and b not in parents]
+        if self._session.workers >= len(known) and not self._config.ordered:
+            return [[*parents, *uniform, *others]]
+        if self._referee.needs_parents:
+            return [[*parents, *uniform], others]
+        return [group for group in (uniform, parents, others) if group]
+
+    def _check_parents(self) -> None:
+        for ask in self._record.parents:
+            trial = self._record.result(ask)
+            if trial is not None and trial.score is None:
+                raise SearchFailed(f"the parent {ask.name} cannot be scored: {trial.cause}")
+
+    # ----------------------------------------------------------------- candidates
+
+    def _search_stage(self, stage: int, end: int, *, last: bool) -> None:
+        """Score a stage's candidates until there are ``end`` asks; in the last, then the optimizer's mean."""
+        record, budget = self._record, self._config.trials
+        proposer = self._stages.proposer(stage)
+        of_stage = [t for t in record.trials if t.ask.kind == "search" and t.ask.stage == stage]
+        self._session.stage(proposer.space, of_stage)
+        with_mean = last and self._run.checked.expected_trials >= MEAN_BUDGET and proposer.has_mean
+        limit = budget - with_mean if last else min(end, budget)
+        left = [job for job in self._scoring.open_jobs("search") if job.ask.stage == stage]
+        self._scoring.work(left, partial(self._next_job, proposer, limit, int(with_mean)), proposer.tell)
+        self._scoring.work(self._scoring.open_jobs("mean"))
+        if with_mean and len(record.asks) < budget and not self._is_spent():
+            mean = proposer.mean()
+            if mean is not None:
+                ask = self._ask("mean", "the optimizer's mean", proposer, mean, record.tally.best)
+                self._scoring.work([self._scoring.job(ask)])
+
+    def _next_job(self, proposer: Proposer, limit: int, more: int) -> Job | None:
+        """The next candidate; None for now, or where the budget has no room for it and ``more`` after it."""
+        if len(self._record.asks) >= limit or not proposer.catch_up():
+            return None
+        if self._is_spent(1 + more, proposer.unknown):
+            return None
+        point = proposer.propose()
+        if point is None:
+            return None
+        ask = self._ask("search", f"candidate {len(self._record.asks)}", proposer, point, proposer.best)
+        proposer.adopt(ask, point)
+        if twin := proposer.scored(ask.recipe):
+            self._record.copy_scores(twin.ask, ask, "search")
+        return self._scoring.job(ask)
+
+    def _ask(self, kind: Kind, name: str, proposer: Proposer, point: Vector, incumbent: Trial | None) -> Ask:
+        """Record a point as a candidate."""
+        space = proposer.space
+        values = space.values(point)
+        recipe = space.decode(values).to_yaml()
+        return self._record.ask(kind, name, recipe, values, stage=proposer.stage, incumbent=incumbent)
+
+    def _is_spent(self, candidates: int = 1, unknown: Collection[Ask] = ()) -> bool:
+        """Whether the search is to stop, or more candidates would leave too little for the finals."""
+        session = self._session
+        return session.stopping() or session.budget.is_spent(
+            session.seconds(), self._pool.size, candidates, unknown
+        )
+
+    def _take_in(self, trial: Trial) -> None:
+        """Show a result, and stop if most candidates of this session fail.
+
+        What was wrong in an earlier one may have been mended.
+        """
+        self._session.show(trial)
+        if trial.ask.kind == "search":
+            self._tried += 1
+            self._lost += trial.score is None
+        rate = self._config.failures.max_failure_rate
+        if trial.score is None and self._lost >= PATIENCE and self._lost > rate * self._tried:
+            raise SearchFailed(
+                f"{self._lost} of {self._tried} candidates failed, more than failures.max_failure_rate of {rate}; "
+                f"the last: {trial.cause}"
+            )
+
+    # --------------------------------------------------------------------- finals
+
+    def _finals(self) -> Finals | None:
+        """Compare a shortlist on selection documents; report the champion on held-out ones."""
+        state, budget = self._run.state, self._session.budget
+        state.spent = budget.spent
+        finalists = budget.finalists()
+        self._session.phase(f"selection: {len(finalists)} finalists")
+        finals = self._races.finals(finalists)
+        if finals is not None:
+            state.held_out_before = True
+        return finals
+
+    def _score_on(self, part: str, asks: Sequence[Ask], documents: DocumentIds | None = None) -> bool:
+        """Score candidates on a part of the documents, or on some of it; False if the search is to stop."""
+        state = self._run.state
+        if part == "holdout":
+            self._session.phase("held-out documents: champion, parents and uniform")
+            if state.held_out_before and any(self._record.scores(ask, part) is None for ask in asks):
+                state.holdout_reused = True
+                state.save()  # later, all of them may be scored
+        wanted = documents or getattr(self._run.split, part)
+        left = [(ask, missing(wanted, self._record.scores(ask, part))) for ask in asks]
+        self._scoring.work([Job(ask, part, own) for ask, own in left if own])
+        return not self._session.stopping()
