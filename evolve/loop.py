@@ -57,10 +57,14 @@ class SearchLoop:
                 without what cannot be scored.
         """
         self._score_baselines()
+        if self._session.stopping():  # where stages end is not decided before all baselines are asked
+            return None
         ends = self._stages.ends(self._run.checked.expected_trials)
         for stage, end in enumerate(ends):
             self._search_stage(stage, end, last=stage == len(ends) - 1)
-        return None if self._session.stopping() else self._finals()
+            if self._session.stopping():
+                return None
+        return self._finals()
 
     # ------------------------------------------------------------------ baselines
 

@@ -508,6 +508,18 @@ class TestStopping:
         assert run(trials=10)["status"] == "finished"
         assert [n for n, part in pools.asked if part == "search"] == list(range(10))
 
+    def test_an_interrupt_of_the_baselines_changes_nothing_later(self, run: Any, tmp_path: Path) -> None:
+        def interrupt(pool: Any) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+        options = {"trials": 14, "racing": True, "genome": STAGES, "optimizer": "auto"}
+        run("whole", **options)
+        assert run(pool={"on_wait": interrupt}, **options)["status"] == "stopped"
+        run(**options)
+        assert proposals(tmp_path / "run") == proposals(tmp_path / "whole")
+        ends = [json.loads((tmp_path / name / "run.json").read_text())["stage_ends"] for name in ("run", "whole")]
+        assert ends[0] == ends[1]
+
     def test_a_second_interrupt_stops_at_once(self, run: Any, pools: Any) -> None:
         def interrupt(pool: Any) -> None:
             if pool.finished == 4:
