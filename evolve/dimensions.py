@@ -140,6 +140,11 @@ def values_at(dimensions: Sequence[Dimension], unit: Sequence[float] | Vector) -
     return {d.name: d.value(float(u)) for d, u in zip(dimensions, unit, strict=True)}
 
 
+def random_values(dimensions: Sequence[Dimension], seed: int) -> dict[str, Value]:
+    """A random point, from a stream of its own, since the optimizer draws from the seed itself."""
+    return values_at(dimensions, np.random.default_rng([seed, 1]).random(len(dimensions)))
+
+
 def unit_of(dimensions: Sequence[Dimension], values: Mapping[str, Value]) -> Vector:
     """Values as a unit vector ``[d]``."""
     check_names(dimensions, values)

@@ -24,6 +24,11 @@ class Job:
     documents: Mapping[str, list[int]]
 
 
+def makes_a_trial(job: Job, record: Record) -> bool:
+    """Whether a candidate's result is still open: parents meet further search documents once they have one."""
+    return job.part == "search" and record.result(job.ask) is None
+
+
 class Attempts:
     """Who is tried again, in this session and over all of them.
 
@@ -44,7 +49,7 @@ class Attempts:
     def begin(self, job: Job) -> Failure | None:
         """Take note that work is handed out; a failure instead if it is given up."""
         ask = job.ask
-        if not self._is_searched(job) or ask.number >= self._first_ask or ask.number in self._seen:
+        if not makes_a_trial(job, self._record) or ask.number >= self._first_ask or ask.number in self._seen:
             return None
         # It was handed out by an earlier session, which ended before there was a result.
         self._seen.add(ask.number)
@@ -59,13 +64,9 @@ class Attempts:
         log.warning("%s: %s; %s", job.ask.name, failure.cause, next_)
         return not given_up
 
-    def _is_searched(self, job: Job) -> bool:
-        """Whether it is of the search: parents meet further search documents once they have a result."""
-        return job.part == "search" and self._record.result(job.ask) is None
-
     def _given_up(self, job: Job) -> bool:
         met = self._record.met(job.ask, job.part)
-        known = self._record.attempts[0 if self._is_searched(job) else self._first_attempt :]
+        known = self._record.attempts[0 if makes_a_trial(job, self._record) else self._first_attempt :]
         found = [a for a in known if (a.ask, a.part, a.met) == (job.ask.number, job.part, met)]
         return sum(a.blamed for a in found) >= ATTEMPTS or len(found) >= HANDED_OUT
 

@@ -16,11 +16,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from heterosis.errors import InputError
 from heterosis.evolve.config import EvolveConfig
-from heterosis.evolve.dimensions import Dimension, Space, Value, check_values, unit_of, values_at
+from heterosis.evolve.dimensions import Dimension, Space, Value, check_values, random_values, unit_of, values_at
 from heterosis.evolve.optimizers import Axis, Vector
 from heterosis.evolve.path_config import CHAMPION, LayerPaths
 from heterosis.evolve.path_encodings import Encoding, Indicators, Path, Run, Segments, joined, limits, whole
@@ -186,9 +184,9 @@ class PathSpace:
         if len(self.donors) > 1:
             last, first = len(self.donors) - 1, self.donors[0]
             found.append(Dimension("embeddings", 0, last, first, "embeddings", None, choices=self.donors))
-        if self.config.random_init:  # from a stream of its own, since the optimizer draws from the seed itself
-            random = np.random.default_rng([self.config.seed, 1]).random(len(found))
-            found = [replace(d, initial=d.value(float(u))) for d, u in zip(found, random, strict=True)]
+        if self.config.random_init:
+            start = random_values(found, self.config.seed)
+            found = [replace(d, initial=start[d.name]) for d in found]
         return tuple(found)
 
     @property

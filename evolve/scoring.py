@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from heterosis.evolve.dispatch import Attempts, Job, dispatch
+from heterosis.evolve.dispatch import Attempts, Job, dispatch, makes_a_trial
 from heterosis.evolve.pool import Outcome, Pool
 from heterosis.evolve.record import Record
 from heterosis.evolve.referee import Referee
@@ -87,7 +87,7 @@ class Scoring:
 
     def _failed(self, job: Job, failure: Failure) -> list[Trial]:
         log.warning("%s failed on %s documents: %s", job.ask.name, job.part, failure.cause)
-        if not self._makes_a_trial(job):
+        if not makes_a_trial(job, self._record):
             return []
         trial = self._record.tell(job.ask, None, cause=failure.cause)
         self._show(trial)
@@ -96,17 +96,13 @@ class Scoring:
     def _scored(self, job: Job, evaluation: Evaluation, queue: list[Job]) -> list[Trial]:
         """Record scores. A candidate goes on with its next documents, at once, or becomes a trial."""
         self._record.add_scores(job.ask, job.part, evaluation.scores, evaluation.checksum)
-        if not self._makes_a_trial(job):
+        if not makes_a_trial(job, self._record):
             return []
         self._seconds_of.setdefault(job.ask.number, Counter()).update(evaluation.seconds)
         if documents := self._referee.next_documents(job.ask):
             queue.insert(0, Job(job.ask, "search", documents))  # to the worker that has it in memory
             return []
         return self._finish(job.ask)
-
-    def _makes_a_trial(self, job: Job) -> bool:
-        """Whether a candidate's result is still open; in the finals, parents meet more search documents."""
-        return job.part == "search" and self._record.result(job.ask) is None
 
     def _finish(self, ask: Ask) -> list[Trial]:
         """Make scored candidates trials: this one, and those that waited for it."""

@@ -7,15 +7,21 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from heterosis.errors import InputError
 from heterosis.evolve.baselines import Baseline, baselines_of
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.depth import Depth, check_stages, default_control_points
-from heterosis.evolve.dimensions import Dimension, Space, Value, check_names, check_values, unit_of, values_at
+from heterosis.evolve.dimensions import (
+    Dimension,
+    Space,
+    Value,
+    check_names,
+    check_values,
+    random_values,
+    unit_of,
+    values_at,
+)
 from heterosis.evolve.genes import METHOD, TAKE, Gene, genes_of
-from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.inverse import read_values
 from heterosis.evolve.optimizers import Axis, Vector
 from heterosis.evolve.ranges import REST, Span
@@ -23,9 +29,6 @@ from heterosis.merge.recipe import Recipe
 
 if TYPE_CHECKING:
     from heterosis.merge.methods import Method
-
-__all__ = ["UNIFORM", "Baseline", "Dimension", "SearchSpace", "Space", "Value", "Vector"]
-__all__ += ["control_points_of", "default_control_points", "stages_of"]
 
 # mergekit-evolve normalises these unless told otherwise, which differs from dare_ties' own default.
 _NORMALIZED = frozenset({"linear", "ties", "dare_ties"})
@@ -107,9 +110,7 @@ class SearchSpace:
         ]
         if not self.config.random_init:
             return tuple(dimensions)
-        # A stream of its own, since the optimizer draws from the seed itself.
-        unit = np.random.default_rng([self.config.seed, 1]).random(len(dimensions))
-        start = self._allowed(values_at(dimensions, unit))
+        start = self._allowed(random_values(dimensions, self.config.seed))
         return tuple(dataclasses.replace(d, initial=start[d.name]) for d in dimensions)
 
     @cached_property

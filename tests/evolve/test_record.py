@@ -14,10 +14,10 @@ from heterosis.errors import InputError
 from heterosis.evaluate.answers import Answer
 from heterosis.evaluate.scores import Scores
 from heterosis.evolve.config import EvolveConfig
+from heterosis.evolve.dimensions import Dimension
 from heterosis.evolve.driver import search
 from heterosis.evolve.files import read_summary
 from heterosis.evolve.record import Record, read_asks
-from heterosis.evolve.space import Dimension
 from heterosis.evolve.table import read_trials
 from heterosis.evolve.trial import Ask, Trial
 
