@@ -1,4 +1,7 @@
-"""Baselines: the recipes that every search has to beat, and where they lie in its space."""
+"""Baselines: the recipes that every search has to beat, parents among them, and where they lie in its space.
+
+Those that are no parents are of the kind ``baseline`` in records, summaries and reports.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,7 +29,7 @@ class Baseline:
 
     Attributes:
         name: A parent's short name, or what the baseline is called.
-        kind: Of a search's record.
+        kind: As of `Ask`.
         recipe: What it merges.
         values: The point of the search's space that gives the same tensors (within rounding), if there is one: its
             loss is known once the baseline is scored, so an optimizer can be told it, or start there.

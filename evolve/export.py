@@ -31,10 +31,10 @@ def export_recipe(trial: Trial, provenance: Mapping[str, Any], found: Discovery,
 def discovery(summary: Mapping[str, Any], trial: Trial, config: EvolveConfig) -> Discovery:
     """How a trial's recipe was found; of the champion of a finished run also how it was validated."""
     trials, champion = summary["trials"], summary["champion"]
-    fixed = {**summary["parents"], **summary["baselines"]}
+    baselines = {**summary["parents"], **summary["baselines"]}
     validated = summary["status"] == "finished" and champion["trial"] == trial.number
     mine = champion["holdout"] if validated else None
-    held_out = {name: r["holdout"] for name, r in fixed.items() if r["holdout"] is not None}
+    held_out = {name: r["holdout"] for name, r in baselines.items() if r["holdout"] is not None}
     held_out.pop(trial.ask.name, None)
     reused = summary["documents"]["holdout_reused"]
     packages = ("heterosis", "torch", "transformers", "lm_eval")

@@ -173,7 +173,7 @@ class Races:
             What was found; None if the search is to stop.
 
         Raises:
-            SearchFailed: If a parent, a baseline or the champion cannot be scored.
+            SearchFailed: If a baseline that is compared with, or the champion, cannot be scored.
         """
         if not finalists:
             raise SearchFailed("no candidate could be scored")

@@ -25,7 +25,7 @@ from heterosis.merge.reference import ModelRef, short_names
 if TYPE_CHECKING:
     from heterosis.merge.methods import Method
 
-# What the baselines are called; no parent is.
+# What the baselines beside the parents are called; no parent is.
 UNIFORM = "uniform"
 FIXED_RECIPES = ("task_arithmetic", "ties", "dare_linear")
 # Keys that say what is searched of the merge method's parameters.
@@ -321,5 +321,5 @@ def unknown_method(name: str, methods: Iterable[str]) -> str:
 
 
 def _short_names(models: Iterable[str]) -> tuple[str, ...]:
-    """Names of models that no baseline has."""
+    """Names of models that no other baseline has."""
     return short_names(map(ModelRef.parse, models), reserved=(UNIFORM, *FIXED_RECIPES))

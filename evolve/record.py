@@ -59,8 +59,8 @@ class Record:
         study: Where results go for other programs.
         trials: The results, in the order of their coming.
         tally: What they amount to.
-        baselines: The last ask of each parent and baseline, by name; one that failed is asked again in a later
-            session.
+        baselines: The last ask of each baseline, parents among them, by name; one that failed is asked again in a
+            later session.
 
     Raises:
         InputError: If the storage cannot be used, or a file lacks what another one, or the study, rests on.

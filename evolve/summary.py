@@ -198,7 +198,7 @@ def _better_parent(summary: Mapping[str, Any]) -> str:
 
 
 def closing_table(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Rows of name, search, selection and held-out score: parents, baselines, champion.
+    """Rows of name, search, selection and held-out score: parents, other baselines, champion.
 
     A score with a ``~`` is that of some of the documents, as a race was decided by these.
     """

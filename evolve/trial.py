@@ -15,10 +15,11 @@ class Ask:
 
     Attributes:
         number: From 0, in the order of asking.
-        kind: A parent, another baseline, a point that a search proposed, or its optimizer's centre (``mean``).
+        kind: ``parent``; ``baseline``, any other one; ``search``, a point that an optimizer proposed; ``mean``,
+            its centre.
         name: What people call it.
         recipe: Its recipe, as YAML.
-        values: Its parameters in natural units; empty for parents and baselines.
+        values: Its parameters in natural units; empty for baselines.
         after: How many results were known when it was asked.
         stage: Which of the search's stages it belongs to, from 0.
         incumbent: The ask that it races against, the best one whose result was known then.
@@ -35,12 +36,12 @@ class Ask:
 
     @property
     def is_candidate(self) -> bool:
-        """Whether a search proposed it; parents and other baselines are there before."""
+        """Whether a search proposed it; baselines are there before."""
         return self.kind in ("search", "mean")
 
     @property
     def role(self) -> str:
-        """``parent``, ``baseline`` or ``candidate``."""
+        """``parent``, ``baseline`` for any other one, or ``candidate``."""
         return "candidate" if self.is_candidate else self.kind
 
 

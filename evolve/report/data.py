@@ -31,11 +31,11 @@ _MOST_EXAMPLES = 24
 
 @dataclass(frozen=True)
 class Contender:
-    """A model that scores are shown of: a parent, a baseline, or the best candidate.
+    """A model that scores are shown of: a baseline, or the best candidate.
 
     Attributes:
         name: What people call it.
-        role: ``parent``, ``baseline`` or ``candidate``.
+        role: As of `Ask`.
         champion: Whether it is the champion, or the best so far.
         scores: Of its documents, by part of the split.
     """
@@ -138,7 +138,7 @@ class FrontPoint:
 
     Attributes:
         label: What to call it.
-        role: ``parent``, ``baseline`` or ``candidate``.
+        role: As of `Ask`.
         gains: By task.
         on_front: Whether no other is better in everything.
         recipe: File of its recipe in the run folder, if it is on the front.
@@ -294,7 +294,7 @@ def _champion_trial(summary: Mapping[str, Any], trials: Sequence[Trial]) -> Tria
 def _contenders(
     summary: Mapping[str, Any], trials: Sequence[Trial], scores: Mapping[tuple[int, str], Scores]
 ) -> tuple[Contender, ...]:
-    """Parents, baselines that met all search documents, and the champion, each once."""
+    """Baselines that met all search documents, parents first, and the champion, each once."""
     champion = _champion_trial(summary, trials)
 
     def contender(ask: Ask) -> Contender:
