@@ -12,11 +12,13 @@ from heterosis.errors import InputError, collecting
 from heterosis.words import brief, count, duration, size
 
 if TYPE_CHECKING:
+    from heterosis.evolve.config import EvolveConfig
     from heterosis.evolve.inspection import SearchReport
     from heterosis.merge.checkpoint import Checkpoint
     from heterosis.merge.compatibility import Compatibility
     from heterosis.merge.distances import Distances, Geometry
     from heterosis.merge.inspection import PlanRow, RecipeReport
+    from heterosis.merge.recipe import Recipe
     from heterosis.merge.reference import ModelRef
 
 _PAIRS_SHOWN = 3  # columns of cosines beside the norms of a layer; with more models, the least of them
@@ -94,65 +96,94 @@ def inspect_targets(
     Raises:
         InputError: If a file or model cannot be read, or a recipe or search not be run.
     """
-    from heterosis.merge.checkpoint import WEIGHT_FILES, open_checkpoint
     from heterosis.merge.compatibility import compare
-    from heterosis.merge.distances import task_vector_distances
     from heterosis.merge.inspection import inspect_recipe
-    from heterosis.merge.machine import available_cores
-    from heterosis.merge.recipe import Recipe
-    from heterosis.merge.reference import ModelRef, short_names
-    from heterosis.merge.yaml_file import parse_documents, read_text
 
-    files = [target for target in targets if _is_text_file(target, (*WEIGHT_FILES, ".gguf"))]
-    if files and len(targets) > 1:
-        raise InputError(f"{files[0]}: must stand alone; name one recipe or config, or else models")
-    recipe = config = None
-    if files:
-        text = read_text(files[0], "recipe file or config")
-        if {"genome", "tasks", "task"} & parse_documents(text, files[0])[0].keys():
-            from heterosis.evolve.config import EvolveConfig
-
-            config = EvolveConfig.load(files[0])
-            if include_path:
-                config = config.updated(include_path=[*config.include_path, *map(str, include_path)])
-            names = list(config.genome.models)
-            base = base or config.genome.base_model
-        else:
-            recipe = Recipe.parse(text, files[0])
-            names = [str(ref) for ref in recipe.original_models()]
-            stages = {stage.name for stage in recipe.stages}
-            if recipe.base_model is not None and recipe.base_model.path not in stages:
-                base = base or str(recipe.base_model)
-    else:
-        names = list(targets)
+    target = _Target.of(targets, include_path)
+    base = base or target.base
     if distances and base is None:
         raise InputError("--distances: needs to know what the models were fine-tuned from; add --base MODEL")
-    found = None if recipe is None else inspect_recipe(recipe, origin=files[0], full=full, place=place)
+    recipe = None
+    if target.recipe is not None:
+        recipe = inspect_recipe(target.recipe, origin=targets[0], full=full, place=place)
     if recipe is not None and not distances:
-        return Report(recipe=found)
+        return Report(recipe=recipe)
     with ExitStack() as stack:
-        opened = _open_all([*([base] if base else []), *names], stack, open_checkpoint)
+        opened = _open_all([*([base] if base else []), *target.models], stack)
         models = None if recipe is not None else compare(list(opened.values()))
-        search = None
-        if config is not None and models is not None and models.mergeable:
-            from heterosis.evolve.inspection import inspect_search
-
+        mergeable = models is None or models.mergeable
+        search = measured = None
+        if target.config is not None and mergeable:
             announce(
                 "loading the tasks"
                 + (", and trying a candidate on a few documents (--no-trial leaves that out)" if trial else "")
             )
-            try:
-                search = inspect_search(config, place=place, trial=trial)
-            except InputError as error:
-                raise InputError(*(f"{files[0]}: {fault}" for fault in error.faults)) from error
-        measured = None
-        if distances and base is not None and (models is None or models.mergeable):
-            short = dict(zip(opened, short_names(opened), strict=True))
-            rest = {short[ref]: model for ref, model in opened.items() if ref != ModelRef.parse(base)}
-            measured = task_vector_distances(
-                opened[ModelRef.parse(base)], rest, threads=threads or available_cores()
-            )
-    return Report(recipe=found, models=models, search=search, distances=measured)
+            search = _search_report(target.config, targets[0], place, trial)
+        if distances and base is not None and mergeable:
+            measured = _distances(opened, base, threads)
+    return Report(recipe=recipe, models=models, search=search, distances=measured)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Target:
+    """What is inspected: models, by themselves or as a recipe or a search config names them.
+
+    Attributes:
+        models: As they are named.
+        base: What they were fine-tuned from, if a file says so.
+        recipe: If that is what the file holds.
+        config: If that is.
+    """
+
+    models: Sequence[str]
+    base: str | None = None
+    recipe: "Recipe | None" = None
+    config: "EvolveConfig | None" = None
+
+    @classmethod
+    def of(cls, targets: Sequence[str], include_path: Sequence[Path]) -> "_Target":
+        from heterosis.merge.checkpoint import WEIGHT_FILES
+        from heterosis.merge.recipe import Recipe
+        from heterosis.merge.yaml_file import parse_documents, read_text
+
+        file = next((target for target in targets if _is_text_file(target, (*WEIGHT_FILES, ".gguf"))), None)
+        if file is None:
+            return cls(targets)
+        if len(targets) > 1:
+            raise InputError(f"{file}: must stand alone; name one recipe or config, or else models")
+        text = read_text(file, "recipe file or config")
+        if {"genome", "tasks", "task"} & parse_documents(text, file)[0].keys():
+            from heterosis.evolve.config import EvolveConfig
+
+            config = EvolveConfig.load(file)
+            if include_path:
+                config = config.updated(include_path=[*config.include_path, *map(str, include_path)])
+            return cls(config.genome.models, config.genome.base_model, config=config)
+        recipe = Recipe.parse(text, file)
+        own = recipe.base_model is not None and recipe.base_model.path not in {s.name for s in recipe.stages}
+        models = [str(ref) for ref in recipe.original_models()]
+        return cls(models, str(recipe.base_model) if own else None, recipe=recipe)
+
+
+def _search_report(config: "EvolveConfig", origin: str, place: Path, trial: bool) -> "SearchReport":
+    from heterosis.evolve.inspection import inspect_search
+
+    try:
+        return inspect_search(config, place=place, trial=trial)
+    except InputError as error:
+        raise InputError(*(f"{origin}: {fault}" for fault in error.faults)) from error
+
+
+def _distances(opened: "Mapping[ModelRef, Checkpoint]", base: str, threads: int | None) -> "Distances":
+    """Those of all models from the base, which is one of them."""
+    from heterosis.merge.distances import task_vector_distances
+    from heterosis.merge.machine import available_cores
+    from heterosis.merge.reference import ModelRef, short_names
+
+    root = ModelRef.parse(base)
+    short = dict(zip(opened, short_names(opened), strict=True))
+    others = {short[ref]: model for ref, model in opened.items() if ref != root}
+    return task_vector_distances(opened[root], others, threads=threads or available_cores())
 
 
 def _is_text_file(target: str, weights: tuple[str, ...]) -> bool:
@@ -161,15 +192,15 @@ def _is_text_file(target: str, weights: tuple[str, ...]) -> bool:
     return path.suffix in (".yaml", ".yml") or (path.is_file() and path.suffix.lower() not in weights)
 
 
-def _open_all(
-    names: Iterable[str], stack: ExitStack, open_model: "Callable[[str], Checkpoint]"
-) -> "dict[ModelRef, Checkpoint]":
+def _open_all(names: Iterable[str], stack: ExitStack) -> "dict[ModelRef, Checkpoint]":
     """The models, each once; every fault is told."""
+    from heterosis.merge.checkpoint import open_checkpoint
+
     opened: dict[ModelRef, Checkpoint] = {}
     faults: list[str] = []
     for name in dict.fromkeys(names):
         with collecting(faults):
-            checkpoint = stack.enter_context(open_model(name))
+            checkpoint = stack.enter_context(open_checkpoint(name))
             opened[checkpoint.ref] = checkpoint
     if faults:
         raise InputError(*faults)
