@@ -197,7 +197,8 @@ def check(scorer: Scorer | ExampleScorer, count: int) -> None:
             recipe = search.send(scores[-1])
         best = sorted(scores, reverse=True)
         print(
-            f"  {count} of {name}: best {best[0]:.3f}, 10th {best[min(count, 10) - 1]:.3f}, median {best[count // 2]:.3f}; "
+            f"  {count} of {name}: best {best[0]:.3f}, 10th {best[min(count, 10) - 1]:.3f}, "
+            f"median {best[count // 2]:.3f}; "
             f"{(time.monotonic() - begun) / count:.2f} s each on the true documents",
             flush=True,
         )
