@@ -152,6 +152,39 @@ class TestTerms:
         assert np.mean(with_terms) < np.mean(without)
 
 
+class TestMean:
+    def test_is_where_it_begins_until_there_is_a_model(self) -> None:
+        subject = make(2)
+        assert subject.mean() is not None
+        for _ in range(9):
+            x = subject.ask()
+            subject.tell(x, [float(x.sum())])
+        np.testing.assert_array_equal(subject.mean(), [0.5, 0.5])
+
+    def test_is_better_than_the_luckiest_result(self) -> None:
+        means, luckiest = [], []
+        for seed in range(4):
+            subject, rng, losses = make(4, seed), np.random.default_rng(seed), dict[tuple[float, ...], float]()
+            for _ in range(20):
+                x = subject.ask()
+                losses[tuple(x)] = float(np.sum((x - 0.3) ** 2)) + 0.1 * rng.standard_normal()
+                subject.tell(x, [losses[tuple(x)]])
+            mean = subject.mean()
+            assert mean is not None
+            means.append(np.sum((mean - 0.3) ** 2))
+            luckiest.append(np.sum((np.array(min(losses, key=lambda x: losses[x])) - 0.3) ** 2))
+        assert np.mean(means) < 0.7 * np.mean(luckiest)
+
+    def test_proposals_do_not_depend_on_whether_it_was_asked_for(self) -> None:
+        one, other = make(2), make(2)
+        for _ in range(14):
+            x = one.ask()
+            np.testing.assert_array_equal(x, other.ask())
+            for subject in (one, other):
+                subject.tell(x, [float(np.sum((x - 0.3) ** 2))])
+            np.testing.assert_array_equal(other.mean(), other.mean())
+
+
 def test_workers_get_different_points() -> None:
     subject = make(3)
     for x in drawn(12):

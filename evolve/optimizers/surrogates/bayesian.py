@@ -36,8 +36,10 @@ class BayesianOptimizer:
 
     def __init__(self, axes: Sequence[Axis], initial: Vector, nearby: Iterator[Vector], seed: int) -> None:
         self._axes = tuple(axes)
-        self._first: Vector | None = at_levels(initial, axes)
+        self._initial = at_levels(initial, axes)
+        self._first: Vector | None = self._initial
         self._nearby = nearby
+        self._seed = seed
         self._rng = np.random.default_rng([seed, 1])
         self._running: list[Vector] = []
         self._failed: list[Vector] = []
@@ -71,8 +73,13 @@ class BayesianOptimizer:
         self._terms.append(detail.terms if detail else tuple(known))
         self._shares.append(detail.share if detail else 1.0)
 
-    def mean(self) -> Vector | None:
-        return None
+    def mean(self) -> Vector:
+        """Where the least loss is expected, which is no lucky result; ``initial`` until ten are known."""
+        if len(self._points) < STARTUP:
+            return self._initial.copy()
+        model = self._model()  # no state changes: proposals do not depend on whether this was asked
+        rng = np.random.default_rng([self._seed, 2, len(self._points)])
+        return self._highest(lambda x: -model.posterior(x)[0], self._ranked(model)[0], rng)
 
     def _model(self) -> SumOfProcesses:
         """What is known of the loss now."""
@@ -81,15 +88,13 @@ class BayesianOptimizer:
         if terms.shape[1] > MOST_TERMS:
             terms = np.stack([part.sum(1) for part in np.array_split(terms, MOST_TERMS, axis=1)], axis=1)
         failure = losses_of_failure(terms.min(0), terms.max(0))
-        model = fitted(
+        return fitted(
             np.array([*self._points, *self._failed]),
             np.vstack([terms, *(failure for _ in self._failed)]),
             np.array([*self._shares, *(1.0 for _ in self._failed)]),
             np.array([not axis.ordered for axis in self._axes]),
             self._parameters,
         )
-        self._parameters = model.parameters
-        return model
 
     def _ranked(self, model: SumOfProcesses) -> tuple[Vector, float]:
         """The known points of which most is expected, ``[few, d]``, and the loss that is expected of the best."""
@@ -99,23 +104,24 @@ class BayesianOptimizer:
     def _most_promising(self) -> Vector:
         """Where the expected improvement is largest."""
         model = self._model()
+        self._parameters = model.parameters
         if self._running:
             model = model.expecting(np.array(self._running))
         best, loss = self._ranked(model)
-        return self._highest(lambda x: log_expected_improvement(*model.posterior(x), loss), best)
+        return self._highest(lambda x: log_expected_improvement(*model.posterior(x), loss), best, self._rng)
 
-    def _highest(self, gain: Gain, best: Vector) -> Vector:
+    def _highest(self, gain: Gain, best: Vector, rng: np.random.Generator) -> Vector:
         """Where a function is largest: the best of several climbs from points anywhere, and around the best."""
-        candidates = self._candidates(best)
+        candidates = self._candidates(best, rng)
         gains = gain(torch.from_numpy(candidates)).numpy()
         climbed = np.array([self._climb(gain, candidates[i]) for i in np.argsort(-gains)[:CLIMBS]])
         return np.array(climbed[int(gain(torch.from_numpy(climbed)).argmax())])
 
-    def _candidates(self, best: Vector) -> Vector:
+    def _candidates(self, best: Vector, rng: np.random.Generator) -> Vector:
         """Points anywhere, and around the best known ones, ``[candidates, d]``."""
         d = len(self._axes)
-        anywhere = qmc.Sobol(d, seed=self._rng).random(ANYWHERE)
-        around = best[:, None] + REACH * self._rng.standard_normal((len(best), AROUND, d))
+        anywhere = qmc.Sobol(d, seed=rng).random(ANYWHERE)
+        around = best[:, None] + REACH * rng.standard_normal((len(best), AROUND, d))
         return np.array([at_levels(x, self._axes) for x in (*anywhere, *around.reshape(-1, d))])
 
     def _climb(self, gain: Gain, x: Vector) -> Vector:
