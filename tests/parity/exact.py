@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from itertools import product
 
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
+from heterosis.merge.kernels.uniform import fill_uniform
 from heterosis.merge.lora import LoraTensor
 from heterosis.merge.plan import TensorOp
 from heterosis.merge.sources import TensorSource
@@ -146,6 +146,12 @@ def _undecided(op: TensorOp, rows: list[Tensor]) -> Tensor:
                 if 0 < count < op.numel:
                     cut = row.abs().flatten().topk(count).values[-1]
                     result |= ((row.abs() - cut).abs() <= near) & (row != 0)
+    if "epsilon" in given and name in RANDOM:
+        for j, (row, source) in enumerate(zip(d, op.inputs, strict=True)):
+            if isinstance(source, LoraTensor):  # as above: its ranks are as exact as it is
+                near = 2 * eps * (row + _read(op, op.base)).abs()
+                low, high = (_probabilities(op, j, row, (row.abs() + by).clamp_min(0)) for by in (-near, near))
+                result |= (low <= _drawn(op, j)) & (_drawn(op, j) <= high)
     if name in ELECTING or name == "sce":
         weights = given.get("weight", (1.0,) * len(rows))
         entries = torch.stack([w * s * x for w, s, x in zip(weights, _scales(op, rows), rows, strict=True)])
@@ -261,13 +267,32 @@ def _elected(d: Tensor, weight: Tensor, normalize: bool) -> Tensor:
     return (entries * kept).sum(0) / (torch.where(mass == 0, 1.0, mass) if normalize else 1.0)
 
 
-def _probabilities(op: TensorOp, model: int, row: Tensor) -> Tensor:
+def _probabilities(op: TensorOp, model: int, row: Tensor, sizes: Tensor | None = None) -> Tensor:
+    """With which a model's entries are kept, or entries of other sizes among them."""
     density = op.arguments["density"][model]
     if "epsilon" not in op.arguments or density in (0.0, 1.0):
         return torch.full_like(row, density)
     epsilon = op.arguments["epsilon"][model]
-    lines = row.reshape(row.shape[0], -1) if row.ndim > 1 else row.view(1, -1)
-    shortened = (lines.abs().float().contiguous().view(torch.int32) >> 16).numpy()
-    rank = torch.from_numpy(rankdata(shortened, axis=1) - 1)
+    lines, wanted = (_shortened(x).view(_lines(row)) for x in (row.abs(), row.abs() if sizes is None else sizes))
+    ordered = lines.sort(dim=1).values
+    below, not_above = (torch.searchsorted(ordered, wanted, side=side) for side in ("left", "right"))
+    rank = (below + not_above - 1).double() / 2
     chance: Tensor = density - epsilon + 2 * epsilon * rank / (lines.shape[1] - 1)
     return chance.view(row.shape)
+
+
+def _lines(row: Tensor) -> tuple[int, int]:
+    """The shape of a tensor as rows, as DELLA takes them."""
+    return (row.shape[0], -1) if row.ndim > 1 else (1, -1)
+
+
+def _shortened(sizes: Tensor) -> Tensor:
+    """The bits of magnitudes, as many as bfloat16 has."""
+    return sizes.float().contiguous().view(torch.int32) >> 16
+
+
+def _drawn(op: TensorOp, model: int) -> Tensor:
+    """The random number of each element."""
+    numbers = torch.empty(op.numel, dtype=torch.float32)
+    fill_uniform(0, op.keys[model], numbers.numpy())
+    return numbers.double().view(op.shape)
