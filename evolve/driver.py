@@ -74,7 +74,8 @@ def search(
 
     Raises:
         InputError: If something is wrong with the input; then no new folder is left behind.
-        SearchFailed: If candidates fail at a rate that shows that the set-up is wrong.
+        SearchFailed: If what fails shows that the set-up is wrong, or nothing can be said without what cannot be
+            scored.
         RunStopped: If the disk, the storage or the workers are gone; the same call continues.
     """
     loaded = config if isinstance(config, EvolveConfig) else EvolveConfig.load(config)

@@ -1,4 +1,4 @@
-"""The files of a run folder: what they are called; small ones are read whole, and replaced whole."""
+"""Files of a run folder: what the small ones are called, which are read whole and replaced whole."""
 
 import json
 import os
@@ -32,12 +32,16 @@ def write_text(path: Path, text: str, *, durable: bool = True) -> None:
         durable: Whether to wait until it is on the disk.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        if durable:
-            os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_mapping(path: Path, remedy: str) -> dict[str, Any]:

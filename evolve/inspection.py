@@ -108,10 +108,11 @@ def inspect_search(config: EvolveConfig, *, place: Path = Path(), trial: bool = 
 
 def _length_warnings(checked: Preflight, tried: Rehearsal | None) -> Iterator[str]:
     if tried is not None and tried.shortened:
-        whose = "" if checked.config.max_length else ", which is the model's own limit"
+        whose = "" if checked.config.max_length else ", the model's own limit"
         yield (
-            f"max_length: {sum(tried.shortened.values())} of {tried.asked} search documents have prompts of more "
-            f"than {tried.max_length} tokens{whose}, and lose their beginning ({', '.join(tried.shortened)})"
+            f"max_length: {sum(tried.shortened.values())} of {tried.asked} search documents take more than "
+            f"{tried.max_length} tokens{whose}, with what is to be written, so that prompts lose their beginning "
+            f"({', '.join(tried.shortened)})"
         )
 
 

@@ -130,6 +130,7 @@ class SearchLoop:
             mean = proposer.mean()
             if mean is not None:
                 ask = self._ask("mean", "the optimizer's mean", proposer, mean, record.tally.best)
+                self._copy_twin(proposer, ask)
                 self._scoring.work([self._scoring.job(ask)])
 
     def _next_job(self, proposer: Proposer, limit: int, more: int) -> Job | None:
@@ -143,9 +144,13 @@ class SearchLoop:
             return None
         ask = self._ask("search", f"candidate {len(self._record.asks)}", proposer, point, proposer.best)
         proposer.adopt(ask, point)
+        self._copy_twin(proposer, ask)
+        return self._scoring.job(ask)
+
+    def _copy_twin(self, proposer: Proposer, ask: Ask) -> None:
+        """Spare a recipe that was scored before."""
         if twin := proposer.scored(ask.recipe):
             self._record.copy_scores(twin.ask, ask, "search")
-        return self._scoring.job(ask)
 
     def _ask(self, kind: Kind, name: str, proposer: Proposer, point: Vector, incumbent: Trial | None) -> Ask:
         """Record a point as a candidate."""

@@ -57,7 +57,7 @@ class Proposer:
 
     @property
     def has_mean(self) -> bool:
-        """Whether the optimizer has a centre."""
+        """Whether the optimizer recommends a point."""
         with self._threads.limit(limits=1):
             return self._optimizer.mean() is not None
 
@@ -95,7 +95,7 @@ class Proposer:
             self._inform(trial)
 
     def mean(self) -> Vector | None:
-        """The centre of the optimizer's distribution after all results, which it is told now."""
+        """What the optimizer would recommend after all results, which it is told now."""
         for trial in self._due(len(self._asks)):
             if trial is not None:
                 self._inform(trial)

@@ -80,8 +80,8 @@ def rehearse(
     """Merge the first candidate and score it on a document of each task, then another one on a whole batch.
 
     The second one's time is that of those to come. A batch is what it takes: half of one lasts nearly as long.
-    Where that takes moments, a third one meets more documents: what is done for the first time, and what does
-    not depend on the documents, would be most of the second one's time.
+    Where that takes moments and there are more documents, a third one meets them: what is done for the first
+    time, and what does not depend on the documents, would be most of the second one's time.
 
     Args:
         checked: The search.
@@ -117,7 +117,7 @@ def rehearse(
 
     start = sum(tried(0.0, one).seconds.values())
     usual, documents = tried(NUDGE, batch), batch
-    if sum(usual.seconds.values()) * _count(many) / _count(batch) < MOMENTS:
+    if many != batch and sum(usual.seconds.values()) * _count(many) / _count(batch) < MOMENTS:
         usual, documents = tried(NUDGE, many), many
     resident = checked.config.backend.name == RESIDENT
     limit, shortened = worker.shortened() if worker is not None and resident else (None, {})

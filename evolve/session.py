@@ -199,7 +199,7 @@ class Session:
         """Show a result."""
         best = self._record.tally.best
         result = describe_result(trial)
-        log.info("trial %d (%s): %s; best %s", trial.number, trial.ask.name, result, best and f"{best.score:.4f}")
+        log.info("trial %d (%s): %s; best %s", trial.number, trial.ask.name, result, best and f"{best.score:z.4f}")
         self._pulse.trial(trial, best, self._against_parents)
         self._save_when_due(at_once=trial is best)
         if self._progress:

@@ -35,7 +35,7 @@ class RunState(BaseModel):
         provenance: As of `Preflight.provenance`.
         control_points: As of `Preflight.control_points`.
         layers: Of each model.
-        environment: What scores depend on, as of `outcome.environment`; empty before the first session.
+        environment: What scores depend on, as of `run.environment`; empty before the first session.
         batch_size: That a probe has found.
         stage_ends: The number of asks with which each stage ends; None before the baselines are known.
         optimizers: Who proposes in each stage that has begun.

@@ -16,7 +16,7 @@ class Ask:
     Attributes:
         number: From 0, in the order of asking.
         kind: ``parent``; ``baseline``, any other one; ``search``, a point that an optimizer proposed; ``mean``,
-            its centre.
+            the one that it recommends.
         name: What people call it.
         recipe: Its recipe, as YAML.
         values: Its parameters in natural units; empty for baselines.

@@ -511,11 +511,19 @@ def _usage(error: typer.TyperException, command: str | None) -> str:
 
 @contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
-    """Let SIGTERM end a command as Ctrl-C does, so that nothing half written stays."""
-    if threading.current_thread() is not threading.main_thread():
+    """Let SIGTERM end a command as Ctrl-C does, so that no half of a model stays; what follows it is ignored."""
+    before = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or before in (None, signal.SIG_IGN):
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def interrupt(signum: int, frame: object) -> None:
+        signal.signal(
+            signal.SIGTERM, signal.SIG_IGN
+        )  # some send it twice, and what is half written is removed now
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:

@@ -11,8 +11,8 @@ from heterosis.merge.layout import embedding_name, is_head, layer_count_key
 from heterosis.merge.plan import TensorOp
 
 # Lists of the indices of layers.
-_LISTS_OF_LAYERS: tuple[str, ...] = ("mlp_only_layers", "moe_layers", "full_attn_idxs", "hybrid_layer_ids")
-_LISTS_OF_LAYERS += ("attn_layer_indices", "cross_attention_layers", "rope_scaling_layers", "window_block_indexes")
+LISTS_OF_LAYERS: tuple[str, ...] = ("mlp_only_layers", "moe_layers", "full_attn_idxs", "hybrid_layer_ids")
+LISTS_OF_LAYERS += ("attn_layer_indices", "cross_attention_layers", "rope_scaling_layers", "window_block_indexes")
 # Lists that may happen to be as long as the model is deep, but have no entry for each layer.
 _NOT_BY_LAYER = re.compile("token|architectures|limit|multipliers|image_size|patch_size|aspect_ratios")
 # Model types whose layers are all alike: to have transformers say so takes seconds.
@@ -87,7 +87,7 @@ def _fix_layers(config: dict[str, Any], stack: str, count: int, taken: Taken) ->
         section["num_hidden_layers"] = after
     own = [(_section(source, outer), start, stop) for source, start, stop in taken]
     for name, values in list(section.items()):
-        if name in _LISTS_OF_LAYERS and isinstance(values, list):
+        if name in LISTS_OF_LAYERS and isinstance(values, list):
             section[name] = _renumbered(name, values, own)
         elif isinstance(values, list) and len(values) == before and not _NOT_BY_LAYER.search(name):
             section[name] = [x for s, start, stop in own for x in s.get(name, values)[start:stop]]
@@ -119,7 +119,7 @@ def _write_implied_lists(section: dict[str, Any], taken: Taken) -> None:
     lists = {key: _implied_lists(source) for key, source in sources.items()}
     parts = [(lists[id(source)], start, stop) for source, start, stop in taken]
     for name, values in implied.items():
-        if name in _LISTS_OF_LAYERS:
+        if name in LISTS_OF_LAYERS:
             moved = _renumbered(name, values, parts)
         else:
             moved = [value for lists, start, stop in parts for value in lists.get(name, ())[start:stop]]
@@ -155,7 +155,7 @@ def _implied_lists(section: Mapping[str, Any]) -> dict[str, list[Any]]:
         for name, values in vars(config).items()
         if isinstance(values, list | tuple)
         and not section.get(name)
-        and (name in _LISTS_OF_LAYERS or (len(values) == layers and not _NOT_BY_LAYER.search(name)))
+        and (name in LISTS_OF_LAYERS or (len(values) == layers and not _NOT_BY_LAYER.search(name)))
     }
 
 

@@ -124,7 +124,10 @@ class Optimizer(Protocol):
         ...
 
     def mean(self) -> Vector | None:
-        """The centre of what the optimizer believes, a good candidate with levels as in ``ask``; or None."""
+        """What it recommends, with levels as in ``ask``, or None.
+
+        The mean of its distribution, or the point of which its model expects least.
+        """
         ...
 
 

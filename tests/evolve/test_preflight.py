@@ -124,10 +124,13 @@ def test_of_quick_candidates_one_meets_all_search_documents(checked: Preflight) 
     [
         ({}, None),
         ({"max_length": 4}, None),  # four words, and the answer's one, which is not read
-        ({"max_length": 3}, "max_length: 20 of 20 search documents have prompts of more than 3 tokens, and lose"),
+        (
+            {"max_length": 3},
+            "max_length: 20 of 20 search documents take more than 3 tokens, with what is to be written",
+        ),
         (
             {"num_fewshot": 40},
-            "of more than 128 tokens, which is the model's own limit, and lose their beginning (toy_choice)",
+            "128 tokens, the model's own limit, with what is to be written, so that prompts lose their",
         ),
     ],
 )

@@ -18,7 +18,7 @@ from heterosis.merge import Recipe, merge_models
 from heterosis.merge.layout import layer_count_key, of_the_stack, rivals, tied_to
 from heterosis.merge.modules import candidates, module_of
 from heterosis.merge.names import aligned
-from heterosis.merge.output_config import ALIKE, output_config
+from heterosis.merge.output_config import ALIKE, LISTS_OF_LAYERS, output_config
 
 from .architectures import ARCHITECTURES, MULTIMODAL, VOCAB, build, load, logits, save
 
@@ -535,6 +535,7 @@ def test_layers_that_count_as_alike_have_no_lists_of_their_own(kind: str) -> Non
     assert config.num_hidden_layers == 13
     lists = [name for name, value in vars(config).items() if isinstance(value, list | tuple) and len(value) == 13]
     assert lists == []
+    assert not vars(config).keys() & set(LISTS_OF_LAYERS)
 
 
 @pytest.mark.parametrize(
