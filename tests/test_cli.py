@@ -285,11 +285,14 @@ def test_an_interrupted_merge_says_that_nothing_was_written(
 
     monkeypatch.setattr("heterosis.merge.api.execute", lambda *_, **__: signal.raise_signal(signum))
     before = signal.signal(signal.SIGTERM, handle)
+    # Python leaves this to the system where it was started in the background.
+    of_python = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         code, _, errors = run("merge", write_recipe(toy_models), "out")
         assert signal.getsignal(signal.SIGTERM) is handle
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, of_python)
     assert (code, errors[-1]) == (130, "heterosis: interrupted; nothing was written, run it again")
     assert list(map(str, Path().iterdir())) == ["recipe.yaml"]
 
