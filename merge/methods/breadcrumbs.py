@@ -3,7 +3,6 @@
 import math
 
 from heterosis.merge.methods.base import (
-    INFINITY,
     ZERO,
     Bound,
     Fractions,
@@ -14,7 +13,7 @@ from heterosis.merge.methods.base import (
     merge_method,
 )
 from heterosis.merge.methods.combine import combine, scaling
-from heterosis.merge.methods.elect import elect
+from heterosis.merge.methods.elect import election
 from heterosis.merge.methods.rescale import rescaled
 from heterosis.merge.quantities import magnitude
 from heterosis.merge.statistics import Statistics
@@ -25,9 +24,10 @@ SEARCH = {"weight": Uniform(0.0, 1.5), "density": Uniform(0.05, 1.0), "gamma": U
 
 @formula
 def keep_band(i, d, low, high):  # type: ignore[no-untyped-def]
-    """Drop ``d`` below one cut, and from another on. NaN and infinity stay, to be found at the end."""
+    """Drop ``d`` below one cut, and from another on. Of NaN and infinity NaN stays, to be found at the end."""
     size = abs(d)
-    return ZERO if (size < low) | ((size >= high) & (size < INFINITY)) else d
+    inlier = d * ZERO if size >= high else d
+    return ZERO if size < low else inlier
 
 
 def _masking(deltas: Statistics, density: PerInput, gamma: PerInput) -> Bound:
@@ -85,5 +85,5 @@ def breadcrumbs_ties(
     lambda_: float = 1.0,
 ) -> Program:
     """The masks of Breadcrumbs, then the sign election of TIES. Arguments as of ``breadcrumbs``."""
-    merged = elect.bind(weight, normalize, lambda_)
+    merged = election(weight, normalize, lambda_)
     return rescaled(deltas, merged, _masking(deltas, density, gamma), density, rescale)

@@ -2,7 +2,7 @@
 
 from heterosis.merge.methods.base import Fractions, PerInput, Program, Uniform, merge_method
 from heterosis.merge.methods.combine import combine, scaling
-from heterosis.merge.methods.elect import elect
+from heterosis.merge.methods.elect import election
 from heterosis.merge.methods.random_mask import drop
 from heterosis.merge.methods.rescale import rescaled
 from heterosis.merge.statistics import Statistics
@@ -48,5 +48,5 @@ def dare_ties(
     lambda_: float = 1.0,
 ) -> Program:
     """DARE's random mask, then the sign election of TIES. Arguments as of ``dare_linear``."""
-    merged = elect.bind(weight, normalize, lambda_)
+    merged = election(weight, normalize, lambda_)
     return rescaled(deltas, merged, drop.bind(density), density, rescale)

@@ -2,7 +2,7 @@
 
 from heterosis.merge.methods.base import Bound, Fractions, PerInput, Program, Uniform, merge_method
 from heterosis.merge.methods.combine import combine, scaling
-from heterosis.merge.methods.elect import elect
+from heterosis.merge.methods.elect import election
 from heterosis.merge.methods.random_mask import drop_by_rank
 from heterosis.merge.methods.rescale import rescaled
 from heterosis.merge.statistics import Statistics
@@ -44,7 +44,7 @@ def della(
     lambda_: float = 1.0,
 ) -> Program:
     """DELLA's random mask, then the sign election of TIES. Arguments as of ``della_linear``."""
-    merged = elect.bind(weight, normalize, lambda_)
+    merged = election(weight, normalize, lambda_)
     return rescaled(deltas, merged, _dropping(deltas, density, epsilon), density, rescale)
 
 

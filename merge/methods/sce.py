@@ -65,18 +65,17 @@ def fuse(i, d, weight, cut):  # type: ignore[no-untyped-def]
 
     A sum of zero counts as positive.
     """
-    if not is_selected(d, cut):
-        return ZERO
     total = ZERO
     for j in range(len(d)):
         total += d[j]
-    sign = ONE if total >= 0 else -ONE
+    sign = math.copysign(ONE, total)  # never of -0, as no sum that begins with 0 is
     merged, mass = ZERO, ZERO
     for j in range(len(d)):
         opposes = d[j] * sign <= 0  # false for NaN, which must not vanish
         merged += ZERO if opposes else weight[j] * d[j]
         mass += ZERO if opposes else weight[j]
-    return merged / max(mass, LEAST_MASS)
+    mean = merged / max(mass, LEAST_MASS)
+    return mean if is_selected(d, cut) else ZERO
 
 
 def _select(deltas: Statistics, fraction: float) -> Cut:

@@ -12,7 +12,7 @@ from heterosis.merge.methods.base import (
     formula,
     merge_method,
 )
-from heterosis.merge.methods.elect import elect
+from heterosis.merge.methods.elect import election
 from heterosis.merge.methods.rescale import rescaled
 from heterosis.merge.quantities import magnitude
 from heterosis.merge.statistics import Statistics
@@ -60,4 +60,4 @@ def ties(
     Differs from the paper: trimming is per tensor, because we stream; equal magnitudes at the cut are kept
     by position; a tied election is positive.
     """
-    return rescaled(deltas, elect.bind(weight, normalize, lambda_), trimming(deltas, density), density, rescale)
+    return rescaled(deltas, election(weight, normalize, lambda_), trimming(deltas, density), density, rescale)

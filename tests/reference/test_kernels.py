@@ -579,7 +579,7 @@ def test_loops_vectorise_for_many_models(models: int) -> None:
     loop: Any = map_loop(not_kept(elect.function), not_kept(trim.function))
     weights, steps = (np.float32(0.4),) * models, ((np.float32(0.1),),) * models
     out = np.empty(1000, np.uint16)
-    loop(tuple(others), base, base, 0, 1000, steps, None, None, (weights, True, np.float32(1)), out)
+    loop(tuple(others), base, base, 0, 1000, steps, None, None, (weights, weights, np.float32(1)), out)
     (code,) = loop.inspect_llvm().values()
     assert re.search(r"fdiv <\d+ x float>", code)
     assert not re.search(r"(call|invoke) [^\n]*(elect|trim)", code.split("define")[1])
