@@ -1,11 +1,17 @@
 """Refusing merged values that cannot be used."""
 
-import math
-
+import numpy as np
 import torch
 
-# Integers as wide as a float.
-_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+from heterosis.merge.kernels import largest_magnitude
+
+# The bits of infinity, which are above those of finite numbers, and below those of NaN, but for the sign.
+_INFINITY = {
+    torch.bfloat16: 0xFF << 7,
+    torch.float16: 0x1F << 10,
+    torch.float32: 0xFF << 23,
+    torch.float64: 0x7FF << 52,
+}
 
 
 def check_finite(block: torch.Tensor) -> None:
@@ -19,14 +25,7 @@ def check_finite(block: torch.Tensor) -> None:
 
 
 def _all_finite(block: torch.Tensor) -> bool:
-    """Whether no entry is NaN or infinite.
-
-    Two maxima of the bits, found as fast as they are read. As signed integers, those of positive floats are in the
-    order of their sizes, with infinity and NaN above all; as unsigned ones, those of negative floats, which are
-    above the positive ones.
-    """
-    integer = _INTEGERS[block.element_size()]
-    infinity = int(torch.tensor(math.inf, dtype=block.dtype).view(integer))
-    signed = block.view(integer).numpy()
-    unsigned = signed.view(f"u{signed.itemsize}")
-    return bool(signed.max() < infinity and unsigned.max() < infinity + (1 << 8 * signed.itemsize - 1))
+    integer = np.dtype(f"u{block.element_size()}")
+    bits = block.view(-1).view(getattr(torch, integer.name)).numpy()
+    magnitude = integer.type(np.iinfo(integer).max >> 1)
+    return bool(largest_magnitude(bits, magnitude) < _INFINITY[block.dtype])

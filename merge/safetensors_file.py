@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -120,6 +121,9 @@ class SafetensorsFile:
 
     def read_bytes(self, offset: int, into: Tensor) -> None:
         """Fill a contiguous uint8 tensor from ``offset`` on. Safe to call from any thread."""
+        if self._map is not None:
+            np.copyto(into.numpy(), np.frombuffer(self._map, np.uint8, len(into), offset))
+            return
         target = memoryview(into.numpy())  # type: ignore[arg-type]  # numpy's stubs lack the buffer protocol
         while target:
             count = os.preadv(self._file.fileno(), [target], offset)

@@ -9,9 +9,17 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from heterosis.merge.kernels import Inputs, Unrounded, Values, count_digits, count_magnitudes, find_equal
+from heterosis.merge.kernels import (
+    Inputs,
+    Unrounded,
+    Values,
+    count_digits,
+    count_magnitudes,
+    find_equal,
+    find_magnitude,
+)
 from heterosis.merge.methods.base import Bound, Cut
-from heterosis.merge.quantities import Quantities, key_of, magnitude, pieces
+from heterosis.merge.quantities import Quantities, key_of, magnitude, models_of, pieces
 from heterosis.merge.reductions import Cache, Cached
 from heterosis.merge.workspace import Workspace
 
@@ -189,13 +197,25 @@ class Selection:
     def _find(self, quantity: Bound, value: float, count: int, start: int) -> int:
         """The position of the ``count``-th value equal to ``value``, from ``start`` on."""
         for at, inputs in self._quantities.blocks(start=start):
-            values = self._quantities.values(quantity, at, inputs)
             skipped = max(start - at, 0)
-            position, seen = find_equal(values[skipped:], self._dtype.type(value), count)
+            position, seen = self._find_in_block(
+                quantity, value, count, at + skipped, inputs.part(skipped, inputs.size)
+            )
             if position >= 0:
                 return at + skipped + int(position)
             count -= seen
         raise AssertionError("the histogram has counted what is not there")
+
+    def _find_in_block(
+        self, quantity: Bound, value: float, count: int, start: int, inputs: Inputs
+    ) -> tuple[int, int]:
+        """The same within a block, or -1; and how many were seen."""
+        number = self._dtype.type(value)
+        if not _has_one_digit(quantity, inputs):
+            return find_equal(self._quantities.values(quantity, start, inputs), number, count)  # type: ignore[no-any-return]
+        (model,) = models_of(quantity, inputs)
+        bits = np.uint16(np.float32(number).view(np.uint32) >> 16)
+        return find_magnitude(model, inputs.base, bits, count)  # type: ignore[no-any-return]
 
     @property
     def _region(self) -> int:
@@ -257,9 +277,10 @@ class Selection:
             For each, whether there are bits below it, and how many values are zero.
         """
         quantity = digits[0][0]
-        if quantity.models is not None and _has_one_digit(quantity, inputs):
+        if _has_one_digit(quantity, inputs):
+            (model,) = models_of(quantity, inputs)
             before = int(counts[0][0]) + int(counts[0][1 << 15])
-            count_magnitudes(inputs.models[quantity.models[0]], inputs.base, counts[0])
+            count_magnitudes(model, inputs.base, counts[0])
             return [(False, int(counts[0][0]) + int(counts[0][1 << 15]) - before)]
         unsigned = np.dtype(f"u{self._dtype.itemsize}")
         found = [(False, 0)] * len(digits)

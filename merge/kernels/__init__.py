@@ -18,7 +18,13 @@ arithmetic.py  operations of formulas that numba does not have
 
 from heterosis.merge.kernels.arithmetic import fused
 from heterosis.merge.kernels.compiling import compiled, inlined, inlined_overload, source_hash
-from heterosis.merge.kernels.counting import count_digits, count_magnitudes, find_equal
+from heterosis.merge.kernels.counting import (
+    count_digits,
+    count_magnitudes,
+    find_equal,
+    find_magnitude,
+    largest_magnitude,
+)
 from heterosis.merge.kernels.loops import map_loop, row_loop, step_loop, totals_loop
 from heterosis.merge.kernels.sums import LANES, RUN, add_columns, add_magnitudes, add_products
 from heterosis.merge.kernels.uniform import fill_uniform, uniform
@@ -52,9 +58,11 @@ __all__ = [
     "count_magnitudes",
     "fill_uniform",
     "find_equal",
+    "find_magnitude",
     "fused",
     "inlined",
     "inlined_overload",
+    "largest_magnitude",
     "map_loop",
     "narrow",
     "row_loop",

@@ -1,4 +1,4 @@
-"""Counting magnitudes, and finding the last entry that is kept among equal ones."""
+"""Counting magnitudes, the largest of them, and finding the last entry that is kept among equal ones."""
 
 import numpy as np
 
@@ -88,13 +88,49 @@ def find_equal(values, value, count):  # type: ignore[no-untyped-def]
     seen = np.int64(0)
     for at in range(0, values.shape[0], LANES):
         part = values[at : at + LANES]
-        equal = np.uint16(0)
-        for i in range(part.shape[0]):
-            equal += np.uint16(part[i] == value)
-        if seen + equal >= count:
-            for i in range(part.shape[0]):
-                seen = seen + (part[i] == value)
-                if seen == count:
-                    return at + i, seen
-        seen = seen + np.int64(equal)
-    return -1, seen
+        found, seen = _find_in_lanes(part, value, count, seen)
+        if found >= 0:
+            return at + found, seen
+    return np.int64(-1), seen
+
+
+@compiled
+def find_magnitude(bits, base, value, count):  # type: ignore[no-untyped-def]
+    """The same of the magnitudes of a model's bits, as of `count_magnitudes`."""
+    seen = np.int64(0)
+    sizes = np.empty(LANES, np.uint16)
+    for at in range(0, bits.shape[0], LANES):
+        stop = min(at + LANES, bits.shape[0])
+        part, onto, size = bits[at:stop], slice_of(base, at, stop), sizes[: stop - at]
+        for i in range(size.shape[0]):
+            size[i] = magnitude_bits(part, onto, i)
+        found, seen = _find_in_lanes(size, value, count, seen)
+        if found >= 0:
+            return at + found, seen
+    return np.int64(-1), seen
+
+
+@inlined
+def _find_in_lanes(part, value, count, seen):  # type: ignore[no-untyped-def]
+    """The position in up to `LANES` entries, where so many were seen before, or -1; and how many are seen then."""
+    equal = np.uint16(0)
+    for i in range(part.shape[0]):
+        equal += np.uint16(part[i] == value)
+    if seen + equal < count:
+        return np.int64(-1), seen + np.int64(equal)
+    for i in range(part.shape[0]):
+        seen = seen + (part[i] == value)
+        if seen == count:
+            break
+    return np.int64(i), seen
+
+
+@compiled
+def largest_magnitude(bits, magnitude):  # type: ignore[no-untyped-def]
+    """The largest of the unsigned ``bits`` without their sign, which is what the mask ``magnitude`` leaves out."""
+    unsigned = bits.dtype.type
+    largest = unsigned(0)
+    for i in range(bits.shape[0]):
+        size = unsigned(bits[i] & magnitude)
+        largest = size if size > largest else largest
+    return largest

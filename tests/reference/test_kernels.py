@@ -22,6 +22,7 @@ from heterosis.merge.kernels import (
     LANES,
     RUN,
     Rounded,
+    Subtracted,
     Unrounded,
     add_columns,
     add_magnitudes,
@@ -32,6 +33,7 @@ from heterosis.merge.kernels import (
     count_magnitudes,
     fill_uniform,
     find_equal,
+    find_magnitude,
     map_loop,
     narrow,
     row_loop,
@@ -361,6 +363,18 @@ def test_equal_entries_are_found_in_order(n: int, dtype: type) -> None:
         for count, position in enumerate(positions, 1):
             assert find_equal(values, value, count) == (position, count)
         assert find_equal(values, value, len(positions) + 1) == (-1, len(positions))
+
+
+@pytest.mark.parametrize("n", [*LENGTHS, 3 * LANES + 5])
+def test_equal_magnitudes_are_found_in_order(n: int) -> None:
+    sizes = np.random.default_rng(n).choice(np.array([0.5, -1.5, 1.5], np.float32), n, p=[0.8, 0.1, 0.1])
+    ones = bits_of(np.ones(n))
+    for base, values in ((None, sizes), (ones, sizes + 1), (Subtracted(ones), sizes)):
+        positions = np.flatnonzero(np.abs(sizes) == 1.5).tolist()
+        for count, position in enumerate(positions, 1):
+            assert find_magnitude(bits_of(values), base, bits_of(np.array([1.5]))[0], count) == (position, count)
+        none = find_magnitude(bits_of(values), base, bits_of(np.array([1.5]))[0], len(positions) + 1)
+        assert none == (-1, len(positions))
 
 
 def test_more_equal_entries_than_a_small_counter_holds_are_found() -> None:
