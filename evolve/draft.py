@@ -12,7 +12,7 @@ from heterosis.errors import InputError, collecting
 from heterosis.evaluate.scores import TaskSpec
 from heterosis.evaluate.splits import Sizes, split_documents
 from heterosis.evolve.config import EvolveConfig
-from heterosis.evolve.files import write_text
+from heterosis.merge.files import write_text
 from heterosis.merge.reference import ModelRef
 from heterosis.words import count
 

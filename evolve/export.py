@@ -7,12 +7,13 @@ from typing import Any
 from heterosis.errors import InputError
 from heterosis.evaluate.splits import PARTS
 from heterosis.evolve.config import EvolveConfig
-from heterosis.evolve.files import front_recipe, read_summary, write_text
+from heterosis.evolve.files import front_recipe, read_summary
 from heterosis.evolve.record import read_trials
 from heterosis.evolve.state import RunState
 from heterosis.evolve.trial import Trial
 from heterosis.merge import Recipe
 from heterosis.merge.discovery import Discovery, HeldOut
+from heterosis.merge.files import write_text
 
 
 def export_recipe(trial: Trial, provenance: Mapping[str, Any], found: Discovery, note: str = "") -> str:

@@ -1,7 +1,6 @@
 """Files of a run folder: what the small ones are called, which are read whole and replaced whole."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +20,6 @@ AGAIN = "the same evolve command writes it again"
 def front_recipe(number: int | str) -> str:
     """Where the recipe of a trial on the front is, within a run folder."""
     return f"front/trial-{number}.yaml"
-
-
-def write_text(path: Path, text: str, *, durable: bool = True) -> None:
-    """Replace a file in one step, so that readers see the old text or the new one.
-
-    Args:
-        path: The file.
-        text: Its new content.
-        durable: Whether to wait until it is on the disk.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def read_mapping(path: Path, remedy: str) -> dict[str, Any]:

@@ -9,10 +9,11 @@ from typing import Any
 
 from heterosis.errors import InputError
 from heterosis.evolve.config import EvolveConfig
-from heterosis.evolve.files import ASKS, CONFIG, RESTORE, STATE, STUDY, SUMMARY, read_summary, write_text
+from heterosis.evolve.files import ASKS, CONFIG, RESTORE, STATE, STUDY, SUMMARY, read_summary
 from heterosis.evolve.lease import Lease
 from heterosis.evolve.machine import shared_file_system
 from heterosis.evolve.state import RunState
+from heterosis.merge.files import write_text
 
 
 class RunFolder:

@@ -4,11 +4,12 @@ import json
 from typing import Any
 
 from heterosis.evolve.export import discovery, export_recipe, write_front
-from heterosis.evolve.files import SUMMARY, write_text
+from heterosis.evolve.files import SUMMARY
 from heterosis.evolve.finals import Finals
 from heterosis.evolve.run import Run
 from heterosis.evolve.summary import Results, outcome_sentence
 from heterosis.evolve.table import TableWriter
+from heterosis.merge.files import write_text
 
 
 def write_outcome(

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from heterosis.evolve.dimensions import Space
-from heterosis.evolve.files import write_text
 from heterosis.evolve.optimizers import Vector
 from heterosis.evolve.statistics import Interval
 from heterosis.evolve.trial import Trial
+from heterosis.merge.files import write_text
 
 FILE = "live.json"
 EVERY = 0.5  # seconds between two beats, at least

@@ -9,7 +9,7 @@ from heterosis.errors import InputError
 from heterosis.evaluate.splits import Split
 from heterosis.evolve.baselines import Baseline
 from heterosis.evolve.config import RESIDENT, EvolveConfig
-from heterosis.evolve.files import SPLITS, write_text
+from heterosis.evolve.files import SPLITS
 from heterosis.evolve.folder import RunFolder
 from heterosis.evolve.preflight import Preflight
 from heterosis.evolve.record import Record
@@ -18,6 +18,7 @@ from heterosis.evolve.state import RunState
 from heterosis.evolve.storage import study_url
 from heterosis.evolve.warm_start import warm_starts
 from heterosis.evolve.worker import known_batch_size
+from heterosis.merge.files import write_text
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import BaseModel, PrivateAttr, ValidationError
 
 from heterosis.errors import InputError
-from heterosis.evolve.files import RESTORE, STATE, read_mapping, write_text
+from heterosis.evolve.files import RESTORE, STATE, read_mapping
+from heterosis.merge.files import write_text
 
 
 class ChosenOptimizer(BaseModel):

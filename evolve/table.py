@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import cast
 
 from heterosis.errors import InputError
-from heterosis.evolve.files import AGAIN, SUMMARY, write_text
+from heterosis.evolve.files import AGAIN, SUMMARY
 from heterosis.evolve.trial import Ask, Kind, Trial
+from heterosis.merge.files import write_text
 
 TABLE = "trials.csv"
 _HEAD = ("trial", "ask", "kind", "name", "stage", "score", "pruned", "documents", "cause")

@@ -18,8 +18,9 @@ from typing import Any, Protocol, TypeAlias
 
 import yaml
 
-from heterosis.evolve.files import SUMMARY, write_text
+from heterosis.evolve.files import SUMMARY
 from heterosis.evolve.table import read_table
+from heterosis.merge.files import write_text
 
 LOOK = 2.0  # seconds between two looks into the run folder
 _TIMES = ("merge", "forward", "other")

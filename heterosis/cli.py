@@ -282,10 +282,7 @@ def export(
     if output is None:
         print(text, end="")
         return
-    try:
-        output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{output}: cannot be written: {error.strerror}") from error
+    _write_output(output, text)
 
 
 @app.command()
@@ -362,10 +359,7 @@ def evaluate(
             rows.append((task, key, f"{scores.mean(task, key):z.4f}", f"± {scores.stderr(task, key):.4f}", str(n)))
     _print_table(("task", "metric", "mean", "standard error", "documents"), rows)
     if output is not None:
-        try:
-            output.write_text(scores.to_json() + "\n", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{output}: cannot be written: {error.strerror}") from error
+        _write_output(output, scores.to_json() + "\n")
 
 
 @app.command()
@@ -440,6 +434,23 @@ def _check_output(path: Path, overwrite: bool) -> None:
         raise InputError(f"{path}: cannot be written: {path.parent} is not a folder")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise InputError(f"{path}: cannot be written: no permission; name another file")
+
+
+def _write_output(path: Path, text: str) -> None:
+    """Write a file in one step, or into what is none, such as a pipe.
+
+    Raises:
+        InputError: If it cannot be written.
+    """
+    from heterosis.merge.files import write_text
+
+    try:
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+        else:
+            write_text(path, text)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import json
 import os
 import stat
-import tempfile
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -80,18 +79,27 @@ def _is_deep(content: object) -> bool:
     return bool(level)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file, replacing another in one step, so that readers never see half of it."""
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Replace a file in one step, so that readers see the old text or the new one.
+
+    Args:
+        path: The file.
+        text: Its new content.
+        durable: Whether to wait until it is on the disk.
+
+    Raises:
+        OSError: If it cannot be written; nothing has changed then.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            os.fsync(descriptor)
-        Path(partial).chmod(0o644)
-        Path(partial).replace(path)
+            if durable:
+                os.fsync(file.fileno())
+        temporary.replace(path)
     except BaseException:
-        Path(partial).unlink()
+        temporary.unlink(missing_ok=True)
         raise
 
 

@@ -21,7 +21,7 @@ from pydantic_core import ErrorDetails
 
 from heterosis.errors import InputError, did_you_mean
 from heterosis.merge.faults import Fault, dotted, fault_of, refuse
-from heterosis.merge.files import write_whole
+from heterosis.merge.files import write_text
 from heterosis.merge.parameters import Place, Setting, setting_faults
 from heterosis.merge.recipe_rules import check_range, document_faults, method_faults, other_kind, relation_faults
 from heterosis.merge.reference import ModelRef
@@ -337,7 +337,7 @@ class Recipe(_Section):
     def dump(self, path: str | os.PathLike[str], header_comment: str = "") -> None:
         """Write the recipe, replacing the file in one step, so that readers never see half of it."""
         comment = "".join(f"# {line}".rstrip() + "\n" for line in header_comment.splitlines())
-        write_whole(Path(path), comment + self.to_yaml())
+        write_text(Path(path), comment + self.to_yaml())
 
     # ------------------------------------------------------------- questions
 

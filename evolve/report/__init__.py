@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heterosis.errors import InputError
-from heterosis.evolve.files import SUMMARY, write_text
+from heterosis.evolve.files import SUMMARY
 from heterosis.evolve.report.data import gather
 from heterosis.evolve.report.documents import Known
 from heterosis.evolve.report.page import render
+from heterosis.merge.files import write_text
 
 if TYPE_CHECKING:
     from heterosis.evaluate.harness import TaskSet

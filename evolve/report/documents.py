@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from heterosis.evolve.files import write_text
+from heterosis.merge.files import write_text
 
 if TYPE_CHECKING:
     from heterosis.evaluate.harness import TaskSet
