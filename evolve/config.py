@@ -129,15 +129,15 @@ class Racing(Section):
         enabled: Whether any is.
         first: Documents, of all tasks together, before the first look; None for a sensible number.
         factor: How many times as many documents each further look has.
-        alpha: Chance of stopping a candidate that is as good as the best, over all looks together.
-        order: Of the documents; ``informative`` begins with those on which the parents disagree.
+        alpha: Chance of stopping a candidate that would be ahead of the best in the end, over all looks together.
+        order: Of the documents; ``informative`` begins with those on which the best few differ.
     """
 
     enabled: bool = True
     first: Count | None = None
     factor: Annotated[float, BeforeValidator(not_bool), Field(gt=1)] = 2.0
     alpha: Annotated[float, BeforeValidator(not_bool), Field(gt=0, lt=1)] = 0.2
-    order: Order = "random"
+    order: Order = "informative"
 
     @model_validator(mode="before")
     @classmethod

@@ -77,11 +77,11 @@ class SearchLoop:
         failed = {trial.ask.number for trial in record.trials if trial.score is None}
         asked = {ask.name for ask in record.baselines.values() if ask.number not in failed}
         for place, group in enumerate(self._baseline_groups()):
-            incumbent = record.tally.best if place else None
+            rivals = record.tally.leaders[:1] if place else []
             for baseline in group:
                 if baseline.name not in asked and len(record.asks) < self._config.trials:
                     text = baseline.recipe.to_yaml()
-                    record.ask(baseline.kind, baseline.name, text, {}, incumbent=incumbent)
+                    record.ask(baseline.kind, baseline.name, text, {}, rivals=rivals)
             self._scoring.work(self._scoring.open_jobs("parent", "baseline"))
             if self._session.stopping():
                 return
@@ -129,7 +129,7 @@ class SearchLoop:
         if with_mean and len(record.asks) < budget and not self._is_spent():
             mean = proposer.mean()
             if mean is not None:
-                ask = self._ask("mean", "the optimizer's mean", proposer, mean, record.tally.best)
+                ask = self._ask("mean", "the optimizer's mean", proposer, mean, record.tally.leaders)
                 self._copy_twin(proposer, ask)
                 self._scoring.work([self._scoring.job(ask)])
 
@@ -142,7 +142,7 @@ class SearchLoop:
         point = proposer.propose()
         if point is None:
             return None
-        ask = self._ask("search", f"candidate {len(self._record.asks)}", proposer, point, proposer.best)
+        ask = self._ask("search", f"candidate {len(self._record.asks)}", proposer, point, proposer.leaders)
         proposer.adopt(ask, point)
         self._copy_twin(proposer, ask)
         return self._scoring.job(ask)
@@ -152,12 +152,12 @@ class SearchLoop:
         if twin := proposer.scored(ask.recipe):
             self._record.copy_scores(twin.ask, ask, "search")
 
-    def _ask(self, kind: Kind, name: str, proposer: Proposer, point: Vector, incumbent: Trial | None) -> Ask:
+    def _ask(self, kind: Kind, name: str, proposer: Proposer, point: Vector, rivals: Sequence[Trial]) -> Ask:
         """Record a point as a candidate."""
         space = proposer.space
         values = space.values(point)
         recipe = space.decode(values).to_yaml()
-        return self._record.ask(kind, name, recipe, values, stage=proposer.stage, incumbent=incumbent)
+        return self._record.ask(kind, name, recipe, values, stage=proposer.stage, rivals=rivals)
 
     def _is_spent(self, candidates: int = 1, unknown: Collection[Ask] = ()) -> bool:
         """Whether the search is to stop, or more candidates would leave too little for the finals."""

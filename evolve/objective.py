@@ -4,6 +4,7 @@ Notation: s_t mean score of a model on task t, turned so that larger is better; 
 best parent's s_t; u_t the unit of the task's gains, 1 or |p_t| (see `Judge`); g_t = (s_t - p_t) / u_t the gain.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
+from scipy.special import ndtri
 
 from heterosis.evaluate.scores import Scores
 from heterosis.evolve.statistics import ALPHA, Interval, objective_difference, paired_difference, span_of
@@ -86,6 +88,30 @@ class Verdict:
     score: float
     losses: tuple[float, ...]
     terms: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The difference between two models' scores of all documents, from those that both have met.
+
+    Attributes:
+        mean: What it is expected to be.
+        missing: Its variance: what the documents still to be met may change.
+        sampled: Its variance when all are met, as they are a sample of those that there might be.
+    """
+
+    mean: float
+    missing: float
+    sampled: float
+
+    @property
+    def share(self) -> float:
+        """How many documents of a random sample would tell as much, as a share of all."""
+        return 1 / (1 + self.missing / self.sampled)
+
+    def is_behind(self, alpha: float) -> bool:
+        """Whether the first model would be ahead in the end with a probability below ``alpha``."""
+        return self.mean + float(ndtri(1 - alpha)) * math.sqrt(self.missing) < 0
 
 
 @dataclass(frozen=True)
@@ -239,6 +265,51 @@ class Judge:
             return any(gains[t] + self._upper(t, scores, incumbent, share) < worst for t in gains)
         return self._pooled_difference(scores, incumbent, self._linear, 2 * alpha / tests).high < 0
 
+    def behind(self, scores: Scores, incumbent: Scores, alpha: float) -> bool:
+        """Whether a model would hardly be ahead of the incumbent after all of its documents.
+
+        Less than `beaten`, which speaks of all documents that there might be; where the objective is no sum of the
+        tasks' means, the same.
+
+        Args:
+            scores: Of some of the incumbent's documents, some of every task.
+            incumbent: Of all documents.
+            alpha: The probability that the model would be ahead, at most.
+        """
+        if self.objective.kind in ("worst", "pareto") or self.objective.constraints:
+            return self.beaten(scores, incumbent, alpha)
+        return self.forecast(scores, incumbent).is_behind(alpha)
+
+    def forecast(self, scores: Scores, incumbent: Scores) -> Forecast:
+        """What the difference of the weighted sum would be after all of the incumbent's documents.
+
+        What a model has met of a stratum is a sample of it, without replacement. The variance there is that of all
+        tasks' documents, and of half a document more that differs as much as one can: it is hardly ever nothing.
+        """
+        groups, values, mean, reach = self.objective.groups, self.objective.values(incumbent), 0.0, 0.0
+        found: dict[str, dict[object, list[float]]] = {}  # of each stratum, what documents add, by their groups
+        cells: list[
+            tuple[str, float, int]
+        ] = []  # a stratum of a task: how many documents it has, and how many are met
+        for task, pairs in self._pairs(scores, incumbent).items():
+            documents = len(values[task])
+            weight = self._linear[task] / documents
+            for stratum, (mine, theirs, share) in pairs.items():
+                cells.append((stratum, share * documents, len(mine)))
+                mean += self._linear[task] * share * math.fsum(mine[d] - theirs[d] for d in mine) / len(mine)
+                reach = max(reach, weight * span_of(mine, theirs))
+                for d in mine:
+                    member = task, groups[task][d] if task in groups else d
+                    added = found.setdefault(stratum, {}).setdefault(member, [])
+                    added.append(weight * (mine[d] - theirs[d]))
+        variance = {stratum: _variance([*own.values()], reach) for stratum, own in found.items()}
+        left = [(variance[stratum], size - met, met) for stratum, size, met in cells]
+        return Forecast(
+            mean,
+            missing=math.fsum(own * more * (1 + more / met) for own, more, met in left),
+            sampled=math.fsum(variance[stratum] * size for stratum, size, _ in cells),
+        )
+
     def alike(self, scores: Scores, other: Scores) -> bool:
         """Whether two models have the same score of every document that both have met."""
         pairs = self._pairs(scores, other)
@@ -324,6 +395,13 @@ class Judge:
             low, high = min(i.low for i in own), max(i.high for i in own)
         n = sum(len(own[0]) for strata in pairs.values() for own in strata.values())
         return Interval(float(differences[0]), float(low), float(high), n)
+
+
+def _variance(members: Sequence[Sequence[float]], reach: float) -> float:
+    """The variance of one of some groups' numbers, and of half a number more that is ``reach`` away."""
+    n = sum(map(len, members))
+    mean = math.fsum(x for own in members for x in own) / n
+    return (math.fsum(math.fsum(x - mean for x in own) ** 2 for own in members) + reach**2 / 2) / (n + 1)
 
 
 def _resampled(

@@ -8,7 +8,7 @@ from threadpoolctl import ThreadpoolController
 from heterosis.evolve.dimensions import Space, same_values
 from heterosis.evolve.optimizers import Detail, Optimizer, Vector
 from heterosis.evolve.record import Record
-from heterosis.evolve.tally import best_of
+from heterosis.evolve.tally import leading
 from heterosis.evolve.trial import Ask, Trial
 
 log = logging.getLogger("heterosis")
@@ -30,7 +30,7 @@ class Proposer:
         ordered: 0 for results as they come.
 
     Attributes:
-        best: The best result of all that the next proposal may depend on; of equals, the one asked first.
+        leaders: The best few results of all that the next proposal may depend on, best first; see `leading`.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Proposer:
         self._points: dict[int, Vector] = {}  # what the optimizer proposed, to the last bit
         self._told = 0
         self._waiting: dict[int, Trial] = {}  # results that are not told yet, by ask
-        self.best: Trial | None = None
+        self.leaders: list[Trial] = []
         self._scored: dict[str, Trial] = {}  # by recipe
         for trial in record.trials:
             if trial.ask.kind != "search" or trial.ask.stage < stage:
@@ -124,7 +124,7 @@ class Proposer:
 
     def _count_on(self, trial: Trial) -> None:
         """Take in a result that all further proposals may depend on."""
-        self.best = best_of([self.best, trial])
+        self.leaders = leading([*self.leaders, trial])
         known = self._scored.get(trial.ask.recipe)
         if trial.score is not None and (known is None or _worth(trial) > _worth(known)):
             self._scored[trial.ask.recipe] = trial
@@ -160,7 +160,7 @@ def inform(optimizer: Optimizer, x: Vector, trial: Trial, documents: int) -> Non
         documents: Of the search, as many as a candidate meets.
     """
     single = len(trial.losses) == 1
-    detail = Detail(trial.terms or trial.losses, trial.documents / documents) if single else None
+    detail = Detail(trial.terms or trial.losses, trial.share) if single else None
     optimizer.tell(x, trial.losses or None, detail)
 
 

@@ -1,13 +1,15 @@
-"""Racing: candidates meet the search documents in chunks, and stop when they are probably beaten.
+"""Racing: candidates meet the search documents in chunks, and stop when they would hardly be ahead in the end.
 
-The documents of every task come in the order of the split's shuffle, so those that a candidate has met are a
-random sample, and the same for all candidates: differences are paired. After each chunk but the last a candidate
-is compared with the best one at the time when it was asked; the error of all looks together is at most ``alpha``
-(Bonferroni). Half-way, one who has answered all documents as the best one did stops too.
+After each chunk but the last a candidate is compared with the best one at the time when it was asked, its
+incumbent, on the documents that both have met: differences are paired. It stops where its probability of being
+ahead after all documents is below ``alpha`` over the number of looks, and half-way where it has answered all as
+the incumbent did. (Birattari et al., "A racing algorithm for configuring metaheuristics", GECCO 2002, has the
+idea.)
 
-With the order ``informative``, documents on which the parents' scores differ come sooner than the others. These
-two parts are strata: differences are weighted by how many documents of each there are, so estimates have no bias.
-(Birattari et al., "A racing algorithm for configuring metaheuristics", GECCO 2002, has the idea.)
+With the order ``informative``, documents on which the scores of the best few differ come sooner than those on
+which they are equal, as nearly all differences to the next good candidate are there. Either part comes in the
+order of the split's shuffle, so what a candidate has met is a random sample of each. These parts are strata:
+differences are weighted by how many documents of each there are, so estimates have no bias.
 """
 
 import math
@@ -24,8 +26,8 @@ Judged: TypeAlias = Mapping[str, Mapping[int, float]]
 # The first chunk: a share of the documents, and so many of each task at least.
 FIRST_SHARE = 1 / 8
 FIRST_OF_TASK = 4
-# Documents on which parents differ, for each of those on which they are equal, as long as there are both.
-INFORMATIVE = 3
+# Documents on which models differ, for each of those on which they are equal, as long as there are both.
+INFORMATIVE = 1
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,10 @@ class Schedule:
         """Whether a candidate is beaten by the incumbent."""
         return judge.beaten(met, incumbent, alpha / max(1, len(self.looks) - 1))
 
+    def is_behind(self, judge: Judge, met: Scores, incumbent: Scores, alpha: float) -> bool:
+        """Whether a candidate would hardly be ahead of the incumbent in the end."""
+        return judge.behind(met, incumbent, alpha / max(1, len(self.looks) - 1))
+
     def is_drawn(self, judge: Judge, met: Scores, incumbent: Scores) -> bool:
         """Whether a candidate has answered half of the documents as the incumbent did: it is hardly better."""
         half = all(2 * len(met.documents.get(task, ())) >= len(own) for task, own in self.documents.items())
@@ -82,13 +88,13 @@ def missing(documents: DocumentIds, met: Scores | None) -> dict[str, list[int]]:
     return {task: own for task, own in left.items() if own}
 
 
-def by_disagreement(parents: Sequence[Judged]) -> dict[str, dict[int, str]]:
-    """Strata for a race: the documents on which the parents' scores differ, and those on which they are equal.
+def by_disagreement(models: Sequence[Judged]) -> dict[str, dict[int, str]]:
+    """Strata for a race: the documents on which some models' scores differ, and those on which they are equal.
 
     Args:
-        parents: The scores of each parent's documents, by task.
+        models: The scores of each model's documents, by task.
     """
-    first, *others = parents
+    first, *others = models
     return {
         task: {
             d: "equal" if all(other[task].get(d) == value for other in others) else "differing"
@@ -99,13 +105,13 @@ def by_disagreement(parents: Sequence[Judged]) -> dict[str, dict[int, str]]:
 
 
 def interleaved(documents: DocumentIds, strata: Mapping[str, Mapping[int, str]]) -> dict[str, list[int]]:
-    """Documents in an order that begins with three of those that differ for each of the others."""
+    """Documents in an order that begins with as many of those that differ as of the others."""
     order = {}
     for task, ids in documents.items():
         # A document that has no score of the metric tells nobody apart.
         differing = [d for d in ids if strata[task].get(d) == "differing"]
         equal = [d for d in ids if strata[task].get(d) != "differing"]
-        # Places on a line: those that differ at 0, 1, 2, ..., the others at 2.5, 5.5, ...
+        # Places on a line: those that differ at 0, 1, 2, ..., the others at 0.5, 1.5, ...
         places = [(float(k), d) for k, d in enumerate(differing)]
         places += [(INFORMATIVE * k + INFORMATIVE - 0.5, d) for k, d in enumerate(equal)]
         order[task] = [d for _, d in sorted(places)]

@@ -22,7 +22,7 @@ Repeating the asks and tells in their recorded order rebuilds an optimizer.
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -142,11 +142,12 @@ class Record:
         values: Mapping[str, Value],
         *,
         stage: int = 0,
-        incumbent: Trial | None = None,
+        rivals: Sequence[Trial] = (),
     ) -> Ask:
         """Record a candidate that is handed out; see `Ask`."""
-        against = None if incumbent is None else incumbent.ask.number
-        ask = Ask(len(self.asks), kind, name, recipe, dict(values), len(self.trials), stage, against)
+        numbers = tuple(rival.ask.number for rival in rivals)
+        incumbent = numbers[0] if numbers else None
+        ask = Ask(len(self.asks), kind, name, recipe, dict(values), len(self.trials), stage, incumbent, numbers)
         self._append(ASKS, asdict(ask))
         self._take_ask(ask)
         return ask
@@ -217,13 +218,14 @@ class Record:
         cause: str | None = None,
         pruned: bool = False,
         documents: int = 0,
+        share: float = 1.0,
         seconds: Mapping[str, float] | None = None,
     ) -> Trial:
         """Record a candidate's result: score, losses and terms, or the cause of its failure."""
         assert (score is None) == (cause is not None) == (not losses)
         times = {k: round(v, 4) for k, v in (seconds or {}).items()}
         at = round(time.time(), 3)
-        told = Trial(len(self.trials), ask, score, cause, times, losses, pruned, documents, terms, at)
+        told = Trial(len(self.trials), ask, score, cause, times, losses, pruned, documents, share, terms, at)
         line = {name: getattr(told, name) for name in _RESULT}
         self._append_about(ask, RESULTS, {"ask": ask.number, **line})
         self._take(told)
@@ -275,7 +277,7 @@ _RESULT = [f.name for f in fields(Trial) if f.name not in ("number", "ask")]
 def read_asks(folder: Path) -> Iterator[Ask]:
     """The candidates of a run folder, in the order of asking."""
     for line in _read_lines(folder / ASKS):
-        yield Ask(**line)
+        yield Ask(**{**line, "rivals": tuple(line.get("rivals", ()))})
 
 
 def read_scores(folder: Path) -> dict[tuple[int, str], Scores]:

@@ -1,13 +1,13 @@
 """The referee: which documents a candidate meets next, and what its scores amount to."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from heterosis.evaluate.scores import Scores
 from heterosis.evaluate.splits import Split
 from heterosis.evolve.config import Racing
-from heterosis.evolve.objective import Judge, Objective, Verdict
-from heterosis.evolve.racing import Schedule, by_disagreement, interleaved
+from heterosis.evolve.objective import Judge, Objective, Strata, Verdict
+from heterosis.evolve.racing import DocumentIds, Schedule, by_disagreement, interleaved
 from heterosis.evolve.record import Record
 from heterosis.evolve.statistics import ALPHA
 from heterosis.evolve.trial import Ask
@@ -21,11 +21,13 @@ class Result:
         verdict: Score and losses; of a candidate that was stopped early, their estimates.
         pruned: Whether it was stopped early.
         documents: Documents that it has met.
+        share: How many documents of a random sample would tell as much, as a share of all.
     """
 
     verdict: Verdict
     pruned: bool
     documents: int
+    share: float = 1.0
 
 
 class Referee:
@@ -43,20 +45,22 @@ class Referee:
         self._racing = racing
         self._alone = Schedule.of(split.search, enabled=False)
         self._judges: dict[str, Judge] = {}
+        self._races: dict[tuple[int, ...], tuple[Schedule, Strata]] = {}  # by rivals
 
     def next_documents(self, ask: Ask) -> dict[str, list[int]]:
         """The search documents that a candidate is to meet next; none when its race is over."""
         met, incumbent = self._record.scores(ask, "search"), self._incumbent(ask)
         if incumbent is None:
             return self._alone.next(met)
-        rest, judge = self._race.next(met), self.judge("search")
+        race, judge = self._race_of(ask)
+        rest = race.next(met)
         if not rest or met is None:
             return rest
         if ask.is_candidate:
-            over = self._race.is_lost(judge, met, incumbent, self._racing.alpha)
-            over = over or self._race.is_drawn(judge, met, incumbent)
+            over = race.is_behind(judge, met, incumbent, self._racing.alpha)
+            over = over or race.is_drawn(judge, met, incumbent)
         else:  # nobody is called the best parent by mistake
-            over = self._race.is_lost(judge, met, incumbent, min(self._racing.alpha, ALPHA))
+            over = race.is_lost(judge, met, incumbent, min(self._racing.alpha, ALPHA))
         return {} if over else rest
 
     def result(self, ask: Ask) -> Result:
@@ -68,14 +72,16 @@ class Referee:
             return Result(judge.verdict(scores), pruned=False, documents=met)
         incumbent = self._incumbent(ask)
         assert incumbent is not None
-        return Result(judge.estimate(scores, incumbent), pruned=True, documents=met)
+        judge = self._race_of(ask)[1]
+        share = judge.forecast(scores, incumbent).share
+        return Result(judge.estimate(scores, incumbent), pruned=True, documents=met, share=share)
 
     def judge(self, part: str) -> Judge:
         """What tells models from each other on a part of the documents; see `can_judge`."""
         if part not in self._judges:
             if not self.parents_scored(part):
                 return self._objective.judge([])  # of a weighted sum
-            self._judges[part] = self._objective.judge(self._parents(part), self._strata(part))
+            self._judges[part] = self._objective.judge(self._parents(part))
         return self._judges[part]
 
     def can_judge(self, part: str) -> bool:
@@ -85,7 +91,7 @@ class Referee:
     @property
     def needs_parents(self) -> bool:
         """Whether every parent's scores of all documents are needed, to compare others or to order documents."""
-        return self._objective.needs_parents or self._racing.order == "informative" or not self._racing.enabled
+        return self._objective.needs_parents or not self._racing.enabled
 
     @property
     def parents_race(self) -> Schedule:
@@ -126,15 +132,23 @@ class Referee:
 
     @cached_property
     def _race(self) -> Schedule:
-        racing, documents = self._racing, self._split.search
-        if strata := self._strata("search"):
-            documents = interleaved(documents, strata)
+        return self._schedule(self._split.search)
+
+    def _schedule(self, documents: DocumentIds) -> Schedule:
+        racing = self._racing
         return Schedule.of(documents, first=racing.first, factor=racing.factor, enabled=racing.enabled)
 
-    def _strata(self, part: str) -> dict[str, dict[int, str]]:
-        """Documents that parents differ on, and others, where a race is to tell them apart."""
-        informative = self._racing.enabled and self._racing.order == "informative" and part == "search"
-        return by_disagreement([self._objective.values(s) for s in self._parents(part)]) if informative else {}
+    def _race_of(self, ask: Ask) -> tuple[Schedule, Judge]:
+        """A candidate's race, and what tells it from others on a part of the documents in its order."""
+        judge = self.judge("search")
+        if len(ask.rivals) < 2 or not self._racing.enabled or self._racing.order != "informative":
+            return self._race, judge
+        if ask.rivals not in self._races:
+            rivals = [self._record.scores(self._record.asks[number], "search") for number in ask.rivals]
+            strata = by_disagreement([self._objective.values(scores) for scores in rivals if scores])
+            self._races[ask.rivals] = self._schedule(interleaved(self._split.search, strata)), strata
+        race, strata = self._races[ask.rivals]
+        return race, replace(judge, strata=strata)
 
     def _parents(self, part: str) -> list[Scores]:
         found = [self._record.scores(ask, part) for ask in self._record.parents]

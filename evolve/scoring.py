@@ -122,6 +122,7 @@ class Scoring:
             terms=result.verdict.terms,
             pruned=result.pruned,
             documents=result.documents,
+            share=result.share,
             seconds=seconds,
         )
         self._show(trial)

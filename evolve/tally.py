@@ -6,12 +6,14 @@ from collections.abc import Iterable
 
 from heterosis.evolve.trial import Trial
 
+LEADERS = 5
+
 
 class Tally:
     """Counts and sums over results. A look costs the same after any number of them.
 
     Attributes:
-        best: The best of those that met all search documents; of equals, the one asked first.
+        leaders: The best few of those that met all search documents, best first; see `leading`.
         complete: How many met all search documents.
         pruned: How many were stopped early.
         failed: How many have no score.
@@ -20,7 +22,7 @@ class Tally:
     """
 
     def __init__(self) -> None:
-        self.best: Trial | None = None
+        self.leaders: list[Trial] = []
         self.complete = self.pruned = self.failed = 0
         self.causes: Counter[str] = Counter()
         self.seconds: dict[str, float] = {}
@@ -39,7 +41,12 @@ class Tally:
             self.seconds[kind] = self.seconds.get(kind, 0.0) + seconds
         if trial.seconds:
             insort(self._whole if trial.complete else self._shorter, sum(trial.seconds.values()))
-        self.best = best_of([self.best, trial])
+        self.leaders = leading([*self.leaders, trial])
+
+    @property
+    def best(self) -> Trial | None:
+        """The best of those that met all search documents; of equals, the one asked first."""
+        return self.leaders[0] if self.leaders else None
 
     @property
     def median_seconds(self) -> float | None:
@@ -47,6 +54,13 @@ class Tally:
         times = self._whole or self._shorter
         n = len(times)
         return (times[(n - 1) // 2] + times[n // 2]) / 2 if n else None
+
+
+def leading(trials: Iterable[Trial]) -> list[Trial]:
+    """The best `LEADERS` of those that met all search documents, best first; of equals, the one asked first."""
+    complete = sorted((t for t in trials if t.complete), key=lambda t: (-(t.score or 0.0), t.ask.number))
+    of_recipes = {t.ask.recipe: t for t in reversed(complete)}
+    return sorted(of_recipes.values(), key=complete.index)[:LEADERS]
 
 
 def best_of(trials: Iterable[Trial | None]) -> Trial | None:

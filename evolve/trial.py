@@ -23,6 +23,7 @@ class Ask:
         after: How many results were known when it was asked.
         stage: Which of the search's stages it belongs to, from 0.
         incumbent: The ask that it races against, the best one whose result was known then.
+        rivals: The best few of these, the incumbent first: documents on which their scores differ tell most.
     """
 
     number: int
@@ -33,6 +34,7 @@ class Ask:
     after: int
     stage: int = 0
     incumbent: int | None = None
+    rivals: tuple[int, ...] = ()
 
     @property
     def is_candidate(self) -> bool:
@@ -58,6 +60,7 @@ class Trial:
         losses: What an optimizer minimises; none if it failed.
         pruned: Whether it was stopped early, and the score is an estimate.
         documents: Search documents that it has met.
+        share: How many documents of a random sample would tell as much, as a share of all.
         terms: What a single loss is the sum of, if it is one.
         at: When it came, in seconds since the epoch.
     """
@@ -70,6 +73,7 @@ class Trial:
     losses: tuple[float, ...] = ()
     pruned: bool = False
     documents: int = 0
+    share: float = 1.0
     terms: tuple[float, ...] = ()
     at: float = 0.0
 

@@ -83,7 +83,7 @@ def test_answers_are_kept_with_the_scores(tmp_path: Path) -> None:
 def test_chunks_are_joined_and_none_is_kept_twice(tmp_path: Path) -> None:
     record = open_record(tmp_path)
     best = Trial(0, Ask(0, "baseline", "uniform", "r", {}, 0), 0.5)
-    ask = record.ask("search", "one", "r", VALUES, stage=1, incumbent=best)
+    ask = record.ask("search", "one", "r", VALUES, stage=1, rivals=[best])
     record.add_scores(ask, "search", SCORES)
     more = Scores({"toy": {1: {"acc,none": 0.0}}}, 0.25)
     record.add_scores(ask, "search", more)
