@@ -123,13 +123,14 @@ class OptimizerConfig(Section):
 
 
 class Racing(Section):
-    """When a candidate that is clearly worse than the best is stopped before it has met all search documents.
+    """When a candidate that would hardly be ahead of the best is stopped before it has met all search documents.
 
     Attributes:
         enabled: Whether any is.
         first: Documents, of all tasks together, before the first look; None for a sensible number.
         factor: How many times as many documents each further look has.
-        alpha: Chance of stopping a candidate that would be ahead of the best in the end, over all looks together.
+        alpha: Chance of stopping a candidate that would be ahead of the best in the end, over all looks together;
+            where the worst task, a front or constraints decide, of one that is as good.
         order: Of the documents; ``informative`` begins with those on which the best few differ.
     """
 

@@ -11,6 +11,7 @@ from heterosis.evolve.racing import DocumentIds, Schedule, missing
 from heterosis.evolve.record import Record
 from heterosis.evolve.referee import Referee
 from heterosis.evolve.statistics import ALPHA
+from heterosis.evolve.tally import distinct
 from heterosis.evolve.trial import Ask, Trial
 
 RESERVE = 5  # candidates that are tried one after the other if none of the finalists can be scored
@@ -66,7 +67,7 @@ def shortlist(record: Record, size: int, judge: Judge, unknown: Collection[Ask] 
     ranked = [t for t in scored if t.complete]
     uniform = [t for t in ranked if t.ask.name == UNIFORM]
     others = [t for t in ranked if t.ask.kind == "baseline" and t.ask.name != UNIFORM]
-    found = _distinct([t for t in ranked if t.ask.is_candidate])
+    found = distinct([t for t in ranked if t.ask.is_candidate])
     if ranked and len(ranked[0].losses) > 1:
         return [*_spread(front(found), 2 * size), *others[:1], *uniform, *parents]
     means = [t for t in found[size:] if t.ask.kind == "mean"]
@@ -81,14 +82,6 @@ def _scored(record: Record) -> list[Trial]:
     """Those with a score, best first; equals in the order of asking, as that of results may differ each time."""
     scored = [t for t in record.trials if t.score is not None]
     return sorted(scored, key=lambda t: (-(t.score or 0.0), t.ask.number))
-
-
-def _distinct(ranked: Sequence[Trial]) -> list[Trial]:
-    """The first of each recipe."""
-    first: dict[str, Trial] = {}
-    for trial in ranked:
-        first.setdefault(trial.ask.recipe, trial)
-    return list(first.values())
 
 
 def front(trials: Sequence[Trial]) -> list[Trial]:
@@ -124,7 +117,7 @@ def reserve(record: Record, finalists: Sequence[Trial]) -> list[Trial]:
     """The next best candidates, of which one takes part if none of the finalists can be scored."""
     candidates = [t for t in _scored(record) if t.complete and t.ask.is_candidate]
     recipes = {t.ask.recipe for t in finalists}
-    return [t for t in _distinct(candidates) if t.ask.recipe not in recipes][:RESERVE]
+    return [t for t in distinct(candidates) if t.ask.recipe not in recipes][:RESERVE]
 
 
 @dataclass(frozen=True)

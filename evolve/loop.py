@@ -77,7 +77,7 @@ class SearchLoop:
         failed = {trial.ask.number for trial in record.trials if trial.score is None}
         asked = {ask.name for ask in record.baselines.values() if ask.number not in failed}
         for place, group in enumerate(self._baseline_groups()):
-            rivals = record.tally.leaders[:1] if place else []
+            rivals = _numbers(record.tally.leaders[:1]) if place else []
             for baseline in group:
                 if baseline.name not in asked and len(record.asks) < self._config.trials:
                     text = baseline.recipe.to_yaml()
@@ -130,7 +130,6 @@ class SearchLoop:
             mean = proposer.mean()
             if mean is not None:
                 ask = self._ask("mean", "the optimizer's mean", proposer, mean, record.tally.leaders)
-                self._copy_twin(proposer, ask)
                 self._scoring.work([self._scoring.job(ask)])
 
     def _next_job(self, proposer: Proposer, limit: int, more: int) -> Job | None:
@@ -144,20 +143,19 @@ class SearchLoop:
             return None
         ask = self._ask("search", f"candidate {len(self._record.asks)}", proposer, point, proposer.leaders)
         proposer.adopt(ask, point)
-        self._copy_twin(proposer, ask)
         return self._scoring.job(ask)
 
-    def _copy_twin(self, proposer: Proposer, ask: Ask) -> None:
-        """Spare a recipe that was scored before."""
-        if twin := proposer.scored(ask.recipe):
-            self._record.copy_scores(twin.ask, ask, "search")
-
-    def _ask(self, kind: Kind, name: str, proposer: Proposer, point: Vector, rivals: Sequence[Trial]) -> Ask:
-        """Record a point as a candidate."""
+    def _ask(self, kind: Kind, name: str, proposer: Proposer, point: Vector, leaders: Sequence[Trial]) -> Ask:
+        """Record a point as a candidate; of a recipe that was scored before, with its race and its scores."""
         space = proposer.space
         values = space.values(point)
         recipe = space.decode(values).to_yaml()
-        return self._record.ask(kind, name, recipe, values, stage=proposer.stage, rivals=rivals)
+        twin = proposer.scored(recipe)
+        rivals = twin.ask.rivals if twin else _numbers(leaders)
+        ask = self._record.ask(kind, name, recipe, values, stage=proposer.stage, rivals=rivals)
+        if twin:
+            self._record.copy_scores(twin.ask, ask, "search")
+        return ask
 
     def _is_spent(self, candidates: int = 1, unknown: Collection[Ask] = ()) -> bool:
         """Whether the search is to stop, or more candidates would leave too little for the finals."""
@@ -207,3 +205,8 @@ class SearchLoop:
         left = [(ask, missing(wanted, self._record.scores(ask, part))) for ask in asks]
         self._scoring.work([Job(ask, part, own) for ask, own in left if own])
         return not self._session.stopping()
+
+
+def _numbers(trials: Sequence[Trial]) -> list[int]:
+    """Of what was asked."""
+    return [trial.ask.number for trial in trials]

@@ -107,7 +107,8 @@ class Forecast:
     @property
     def share(self) -> float:
         """How many documents of a random sample would tell as much, as a share of all."""
-        return 1 / (1 + self.missing / self.sampled)
+        variance = self.sampled + self.missing
+        return self.sampled / variance if variance else 1.0
 
     def is_behind(self, alpha: float) -> bool:
         """Whether the first model would be ahead in the end with a probability below ``alpha``."""
@@ -268,8 +269,8 @@ class Judge:
     def behind(self, scores: Scores, incumbent: Scores, alpha: float) -> bool:
         """Whether a model would hardly be ahead of the incumbent after all of its documents.
 
-        Less than `beaten`, which speaks of all documents that there might be; where the objective is no sum of the
-        tasks' means, the same.
+        Asks less than `beaten`: only of these documents. Where the objective is no sum of the tasks' means it is
+        `beaten`.
 
         Args:
             scores: Of some of the incumbent's documents, some of every task.
@@ -283,31 +284,31 @@ class Judge:
     def forecast(self, scores: Scores, incumbent: Scores) -> Forecast:
         """What the difference of the weighted sum would be after all of the incumbent's documents.
 
-        What a model has met of a stratum is a sample of it, without replacement. The variance there is that of all
-        tasks' documents, and of half a document more that differs as much as one can: it is hardly ever nothing.
+        What a model has met of a stratum is a sample of it, without replacement. A stratum's variance is that of
+        all tasks' documents there, in units of the largest difference that the task shows, and of one document
+        more, of which half differs as much (Jeffreys' prior): it is hardly ever nothing.
         """
-        groups, values, mean, reach = self.objective.groups, self.objective.values(incumbent), 0.0, 0.0
-        found: dict[str, dict[object, list[float]]] = {}  # of each stratum, what documents add, by their groups
-        cells: list[
-            tuple[str, float, int]
-        ] = []  # a stratum of a task: how many documents it has, and how many are met
+        groups, values, mean = self.objective.groups, self.objective.values(incumbent), 0.0
+        found: dict[str, dict[object, list[float]]] = {}  # of each stratum, differences by groups of documents
+        # Of each stratum of a task: a unit's square in the sum, documents, and those that were met.
+        cells: list[tuple[str, float, float, int]] = []
         for task, pairs in self._pairs(scores, incumbent).items():
-            documents = len(values[task])
-            weight = self._linear[task] / documents
-            for stratum, (mine, theirs, share) in pairs.items():
-                cells.append((stratum, share * documents, len(mine)))
-                mean += self._linear[task] * share * math.fsum(mine[d] - theirs[d] for d in mine) / len(mine)
-                reach = max(reach, weight * span_of(mine, theirs))
-                for d in mine:
+            weight, documents = self._linear[task], len(values[task])
+            differences = {s: {d: mine[d] - theirs[d] for d in mine} for s, (mine, theirs, _) in pairs.items()}
+            largest = max((abs(x) for own in differences.values() for x in own.values()), default=0.0)
+            unit = largest or max((span_of(mine, theirs) for mine, theirs, _ in pairs.values()), default=1.0)
+            for stratum, own in differences.items():
+                share = pairs[stratum][2]
+                mean += weight * share * math.fsum(own.values()) / len(own)
+                cells.append((stratum, (weight * unit / documents) ** 2, share * documents, len(own)))
+                for d, x in own.items():
                     member = task, groups[task][d] if task in groups else d
-                    added = found.setdefault(stratum, {}).setdefault(member, [])
-                    added.append(weight * (mine[d] - theirs[d]))
-        variance = {stratum: _variance([*own.values()], reach) for stratum, own in found.items()}
-        left = [(variance[stratum], size - met, met) for stratum, size, met in cells]
+                    found.setdefault(stratum, {}).setdefault(member, []).append(x / unit)
+        variance = {stratum: _variance([*own.values()]) for stratum, own in found.items()}
         return Forecast(
             mean,
-            missing=math.fsum(own * more * (1 + more / met) for own, more, met in left),
-            sampled=math.fsum(variance[stratum] * size for stratum, size, _ in cells),
+            missing=math.fsum(u * variance[s] * (n - met) * (1 + (n - met) / met) for s, u, n, met in cells),
+            sampled=math.fsum(u * variance[s] * n for s, u, n, _ in cells),
         )
 
     def alike(self, scores: Scores, other: Scores) -> bool:
@@ -397,11 +398,11 @@ class Judge:
         return Interval(float(differences[0]), float(low), float(high), n)
 
 
-def _variance(members: Sequence[Sequence[float]], reach: float) -> float:
-    """The variance of one of some groups' numbers, and of half a number more that is ``reach`` away."""
+def _variance(members: Sequence[Sequence[float]]) -> float:
+    """The variance of one of some groups' numbers, and of one number more, half of which is 1 away."""
     n = sum(map(len, members))
     mean = math.fsum(x for own in members for x in own) / n
-    return (math.fsum(math.fsum(x - mean for x in own) ** 2 for own in members) + reach**2 / 2) / (n + 1)
+    return (math.fsum(math.fsum(x - mean for x in own) ** 2 for own in members) + 1 / 2) / (n + 1)
 
 
 def _resampled(

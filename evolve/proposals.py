@@ -26,18 +26,14 @@ class Proposer:
         space: Its space.
         optimizer: As it was when the stage began.
         record: The run's; what was asked and told in this stage is repeated.
-        documents: Of the search, as many as a candidate meets.
         ordered: 0 for results as they come.
 
     Attributes:
         leaders: The best few results of all that the next proposal may depend on, best first; see `leading`.
     """
 
-    def __init__(
-        self, stage: int, space: Space, optimizer: Optimizer, record: Record, documents: int, ordered: int = 0
-    ) -> None:
+    def __init__(self, stage: int, space: Space, optimizer: Optimizer, record: Record, ordered: int = 0) -> None:
         self.stage, self.space = stage, space
-        self._documents = documents
         self._optimizer = optimizer
         # Optimizers compute little at a time, and have to share the cores with the workers: a second thread that
         # waits for a core makes a Gaussian process five times as slow.
@@ -119,7 +115,7 @@ class Proposer:
         for waiting in (self._waiting, self._unknown):
             waiting.pop(trial.ask.number, None)
         with self._threads.limit(limits=1):
-            inform(self._optimizer, self._points[trial.ask.number], trial, self._documents)
+            inform(self._optimizer, self._points[trial.ask.number], trial)
         self._count_on(trial)
 
     def _count_on(self, trial: Trial) -> None:
@@ -150,14 +146,13 @@ class Proposer:
             self.tell(trial)
 
 
-def inform(optimizer: Optimizer, x: Vector, trial: Trial, documents: int) -> None:
+def inform(optimizer: Optimizer, x: Vector, trial: Trial) -> None:
     """Tell an optimizer a result, and what it is made of.
 
     Args:
         optimizer: Is told.
         x: The result's point.
         trial: The result.
-        documents: Of the search, as many as a candidate meets.
     """
     single = len(trial.losses) == 1
     detail = Detail(trial.terms or trial.losses, trial.share) if single else None

@@ -15,6 +15,7 @@ differences are weighted by how many documents of each there are, so estimates h
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TypeAlias
 
 from heterosis.evaluate.scores import Scores
@@ -22,12 +23,13 @@ from heterosis.evolve.objective import Judge
 
 DocumentIds: TypeAlias = Mapping[str, Sequence[int]]
 Judged: TypeAlias = Mapping[str, Mapping[int, float]]
+Groups: TypeAlias = Mapping[str, Mapping[int, str]]
 
-# The first chunk: a share of the documents, and so many of each task at least.
+# The first chunk: a share of the documents, so many for each task, and so many of each, whatever its size: one
+# on which the best differ, and one on which they are equal.
 FIRST_SHARE = 1 / 8
 FIRST_OF_TASK = 4
-# Documents on which models differ, for each of those on which they are equal, as long as there are both.
-INFORMATIVE = 1
+LEAST_OF_TASK = 2
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,9 @@ class Schedule:
         at = float(first or max(math.ceil(total * FIRST_SHARE), FIRST_OF_TASK * len(sizes)))
         looks = []
         while enabled and at * (1 + factor) / 2 <= total:
-            looks.append({task: min(n, max(1, math.ceil(at * n / total))) for task, n in sizes.items()})
+            looks.append(
+                {task: min(n, max(LEAST_OF_TASK, math.ceil(at * n / total))) for task, n in sizes.items()}
+            )
             at = max(at * factor, at + 1)
         return cls(documents, (*looks, sizes))
 
@@ -88,31 +92,28 @@ def missing(documents: DocumentIds, met: Scores | None) -> dict[str, list[int]]:
     return {task: own for task, own in left.items() if own}
 
 
-def by_disagreement(models: Sequence[Judged]) -> dict[str, dict[int, str]]:
+def by_disagreement(models: Sequence[Judged], groups: Groups) -> dict[str, dict[int, str]]:
     """Strata for a race: the documents on which some models' scores differ, and those on which they are equal.
 
     Args:
         models: The scores of each model's documents, by task.
+        groups: Of documents of some tasks; a group is in one stratum.
     """
     first, *others = models
-    return {
-        task: {
-            d: "equal" if all(other[task].get(d) == value for other in others) else "differing"
-            for d, value in own.items()
-        }
-        for task, own in first.items()
-    }
+    strata = {}
+    for task, own in first.items():
+        of = groups.get(task, {})
+        differing = {of.get(d, d) for d in own if any(other[task].get(d) != own[d] for other in others)}
+        strata[task] = {d: "differing" if of.get(d, d) in differing else "equal" for d in own}
+    return strata
 
 
 def interleaved(documents: DocumentIds, strata: Mapping[str, Mapping[int, str]]) -> dict[str, list[int]]:
-    """Documents in an order that begins with as many of those that differ as of the others."""
+    """Documents in an order in which those that differ and the others take turns, as long as there are both."""
     order = {}
     for task, ids in documents.items():
         # A document that has no score of the metric tells nobody apart.
         differing = [d for d in ids if strata[task].get(d) == "differing"]
         equal = [d for d in ids if strata[task].get(d) != "differing"]
-        # Places on a line: those that differ at 0, 1, 2, ..., the others at 0.5, 1.5, ...
-        places = [(float(k), d) for k, d in enumerate(differing)]
-        places += [(INFORMATIVE * k + INFORMATIVE - 0.5, d) for k, d in enumerate(equal)]
-        order[task] = [d for _, d in sorted(places)]
+        order[task] = [d for pair in zip_longest(differing, equal) for d in pair if d is not None]
     return order

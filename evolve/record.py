@@ -142,12 +142,10 @@ class Record:
         values: Mapping[str, Value],
         *,
         stage: int = 0,
-        rivals: Sequence[Trial] = (),
+        rivals: Sequence[int] = (),
     ) -> Ask:
         """Record a candidate that is handed out; see `Ask`."""
-        numbers = tuple(rival.ask.number for rival in rivals)
-        incumbent = numbers[0] if numbers else None
-        ask = Ask(len(self.asks), kind, name, recipe, dict(values), len(self.trials), stage, incumbent, numbers)
+        ask = Ask(len(self.asks), kind, name, recipe, dict(values), len(self.trials), stage, tuple(rivals))
         self._append(ASKS, asdict(ask))
         self._take_ask(ask)
         return ask
@@ -277,7 +275,9 @@ _RESULT = [f.name for f in fields(Trial) if f.name not in ("number", "ask")]
 def read_asks(folder: Path) -> Iterator[Ask]:
     """The candidates of a run folder, in the order of asking."""
     for line in _read_lines(folder / ASKS):
-        yield Ask(**{**line, "rivals": tuple(line.get("rivals", ()))})
+        first = line.pop("incumbent", None)  # of versions without further rivals
+        rivals = line.pop("rivals", [] if first is None else [first])
+        yield Ask(**line, rivals=tuple(rivals))
 
 
 def read_scores(folder: Path) -> dict[tuple[int, str], Scores]:

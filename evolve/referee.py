@@ -6,7 +6,7 @@ from functools import cached_property
 from heterosis.evaluate.scores import Scores
 from heterosis.evaluate.splits import Split
 from heterosis.evolve.config import Racing
-from heterosis.evolve.objective import Judge, Objective, Strata, Verdict
+from heterosis.evolve.objective import Judge, Objective, Verdict
 from heterosis.evolve.racing import DocumentIds, Schedule, by_disagreement, interleaved
 from heterosis.evolve.record import Record
 from heterosis.evolve.statistics import ALPHA
@@ -27,7 +27,7 @@ class Result:
     verdict: Verdict
     pruned: bool
     documents: int
-    share: float = 1.0
+    share: float
 
 
 class Referee:
@@ -45,7 +45,7 @@ class Referee:
         self._racing = racing
         self._alone = Schedule.of(split.search, enabled=False)
         self._judges: dict[str, Judge] = {}
-        self._races: dict[tuple[int, ...], tuple[Schedule, Strata]] = {}  # by rivals
+        self._races: dict[tuple[int, ...], tuple[Schedule, Judge]] = {}  # by rivals
 
     def next_documents(self, ask: Ask) -> dict[str, list[int]]:
         """The search documents that a candidate is to meet next; none when its race is over."""
@@ -65,14 +65,13 @@ class Referee:
 
     def result(self, ask: Ask) -> Result:
         """What came of a candidate whose race is over."""
-        scores, judge = self._record.scores(ask, "search"), self.judge("search")
+        scores, (_, judge) = self._record.scores(ask, "search"), self._race_of(ask)
         assert scores is not None
         met = scores.count
         if met == self._split.size("search"):
-            return Result(judge.verdict(scores), pruned=False, documents=met)
+            return Result(judge.verdict(scores), pruned=False, documents=met, share=1.0)
         incumbent = self._incumbent(ask)
         assert incumbent is not None
-        judge = self._race_of(ask)[1]
         share = judge.forecast(scores, incumbent).share
         return Result(judge.estimate(scores, incumbent), pruned=True, documents=met, share=share)
 
@@ -90,7 +89,7 @@ class Referee:
 
     @property
     def needs_parents(self) -> bool:
-        """Whether every parent's scores of all documents are needed, to compare others or to order documents."""
+        """Whether every parent's scores of all documents are needed."""
         return self._objective.needs_parents or not self._racing.enabled
 
     @property
@@ -104,11 +103,6 @@ class Referee:
         racing = self._racing
         enabled = racing.enabled and not self._objective.needs_parents
         return Schedule.of(self._split.selection, factor=racing.factor, enabled=enabled)
-
-    @property
-    def documents(self) -> int:
-        """Search documents."""
-        return self._split.size("search")
 
     def silent_tasks(self) -> list[str]:
         """What to say of tasks that tell no baseline from another: most often something is wrong with them."""
@@ -139,16 +133,16 @@ class Referee:
         return Schedule.of(documents, first=racing.first, factor=racing.factor, enabled=racing.enabled)
 
     def _race_of(self, ask: Ask) -> tuple[Schedule, Judge]:
-        """A candidate's race, and what tells it from others on a part of the documents in its order."""
-        judge = self.judge("search")
-        if len(ask.rivals) < 2 or not self._racing.enabled or self._racing.order != "informative":
-            return self._race, judge
+        """How a candidate meets the search documents, and what tells it from its incumbent on the way."""
+        informative = self._racing.enabled and self._racing.order == "informative"
+        if len(ask.rivals) < 2 or not informative:
+            return self._race, self.judge("search")
         if ask.rivals not in self._races:
             rivals = [self._record.scores(self._record.asks[number], "search") for number in ask.rivals]
-            strata = by_disagreement([self._objective.values(scores) for scores in rivals if scores])
-            self._races[ask.rivals] = self._schedule(interleaved(self._split.search, strata)), strata
-        race, strata = self._races[ask.rivals]
-        return race, replace(judge, strata=strata)
+            strata = by_disagreement([self._objective.values(s) for s in rivals if s], self._objective.groups)
+            race = self._schedule(interleaved(self._split.search, strata))
+            self._races[ask.rivals] = race, replace(self.judge("search"), strata=strata)
+        return self._races[ask.rivals]
 
     def _parents(self, part: str) -> list[Scores]:
         found = [self._record.scores(ask, part) for ask in self._record.parents]

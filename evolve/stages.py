@@ -58,10 +58,8 @@ class Stages:
         for trial in self._told(stage, known):
             values = self._values(trial, stage)
             if values is not None:
-                inform(optimizer, self._spaces[stage].encode(values), trial, self._referee.documents)
-        return Proposer(
-            stage, self._spaces[stage], optimizer, self._record, self._referee.documents, self._config.ordered
-        )
+                inform(optimizer, self._spaces[stage].encode(values), trial)
+        return Proposer(stage, self._spaces[stage], optimizer, self._record, self._config.ordered)
 
     def _told(self, stage: int, known: Sequence[Trial]) -> Sequence[Trial]:
         """What an optimizer is told when its stage begins: first the baselines; later all, if it has a model."""

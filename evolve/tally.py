@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from heterosis.evolve.trial import Trial
 
-LEADERS = 5
+LEADERS = 5  # whose differing answers say which documents tell most
 
 
 class Tally:
@@ -59,8 +59,15 @@ class Tally:
 def leading(trials: Iterable[Trial]) -> list[Trial]:
     """The best `LEADERS` of those that met all search documents, best first; of equals, the one asked first."""
     complete = sorted((t for t in trials if t.complete), key=lambda t: (-(t.score or 0.0), t.ask.number))
-    of_recipes = {t.ask.recipe: t for t in reversed(complete)}
-    return sorted(of_recipes.values(), key=complete.index)[:LEADERS]
+    return distinct(complete)[:LEADERS]
+
+
+def distinct(trials: Iterable[Trial]) -> list[Trial]:
+    """The first of each recipe."""
+    first: dict[str, Trial] = {}
+    for trial in trials:
+        first.setdefault(trial.ask.recipe, trial)
+    return list(first.values())
 
 
 def best_of(trials: Iterable[Trial | None]) -> Trial | None:

@@ -22,8 +22,8 @@ class Ask:
         values: Its parameters in natural units; empty for baselines.
         after: How many results were known when it was asked.
         stage: Which of the search's stages it belongs to, from 0.
-        incumbent: The ask that it races against, the best one whose result was known then.
-        rivals: The best few of these, the incumbent first: documents on which their scores differ tell most.
+        rivals: Asks of the best whose results were known then, best first: it races against the first, and
+            documents on which their scores differ tell most. None where it meets all documents.
     """
 
     number: int
@@ -33,8 +33,12 @@ class Ask:
     values: Mapping[str, Value]
     after: int
     stage: int = 0
-    incumbent: int | None = None
     rivals: tuple[int, ...] = ()
+
+    @property
+    def incumbent(self) -> int | None:
+        """The ask that it races against."""
+        return self.rivals[0] if self.rivals else None
 
     @property
     def is_candidate(self) -> bool:

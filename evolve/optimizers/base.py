@@ -68,7 +68,8 @@ class Detail:
 
     Attributes:
         terms: What the loss is the sum of: the tasks' shares of it, in the same order for all results.
-        share: Of the documents that it was measured on, in (0, 1]: its noise is that of a sample.
+        share: How many documents of a random sample would tell as much, as a share of all, in (0, 1]: its noise is
+            that of such a sample.
     """
 
     terms: tuple[float, ...]

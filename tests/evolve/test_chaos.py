@@ -81,7 +81,7 @@ def test_differences_are_seen(content: Any, folders: dict[str, Path], copied: Pa
         return [line.partition(":")[0] for line in content.differences(expected, found)]
 
     assert seen() == ["trials"]
-    edit(copied / "asks.jsonl", 7, lambda ask: ask.update(incumbent=None))
+    edit(copied / "asks.jsonl", 7, lambda ask: ask.update(rivals=[]))
     assert seen() == ["asks", "trials"]
     edit(copied / "scores.jsonl", 3, lambda line: line["scores"]["documents"]["toy_choice"].popitem())
     assert seen() == ["asks", "scores", "trials"]

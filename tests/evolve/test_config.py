@@ -150,7 +150,7 @@ def test_new_keys_of_a_search() -> None:
             tasks=["x", "y"],
             objective="gain",
             constraints={"x": 0.01},
-            racing={"first": 8, "factor": 1.5, "alpha": 0.1, "order": "informative"},
+            racing={"first": 8, "factor": 1.5, "alpha": 0.1, "order": "random"},
             ordered=4,
             warm_start="runs/first",
             optimizer="auto",
@@ -159,7 +159,7 @@ def test_new_keys_of_a_search() -> None:
     assert config.genome.methods == ("ties", "dare_linear")
     assert config.genome.control_points == (1, 3, 5)
     assert config.constraints == {"x": 0.01}
-    assert config.racing == Racing(first=8, factor=1.5, alpha=0.1, order="informative")
+    assert config.racing == Racing(first=8, factor=1.5, alpha=0.1, order="random")
     assert config.warm_start == ("runs/first",)
     assert EvolveConfig.parse(config.to_yaml()) == config
 
@@ -167,7 +167,7 @@ def test_new_keys_of_a_search() -> None:
 def test_defaults_of_the_new_keys() -> None:
     config = parse(plain())
     assert (config.objective, config.optimizer.name) == ("weighted", "auto")
-    assert config.racing == Racing(enabled=True, first=None, factor=2.0, alpha=0.2, order="random")
+    assert config.racing == Racing(enabled=True, first=None, factor=2.0, alpha=0.2, order="informative")
     assert (config.constraints, config.ordered, config.warm_start) == ({}, 0, ())
     assert (config.genome.control_points, config.genome.subset) == (None, None)
 

@@ -765,7 +765,7 @@ class TestOrdered:
             # Later candidates finish first, as fast ones may.
             more = {"workers": workers, "ordered": 4, "racing": True, "pool": {"last_first": True}}
             summary = run(folder, **{"trials": 200, **options, **more})
-            asked = [(a.name, a.recipe, a.incumbent) for a in read_asks(tmp_path / folder)]
+            asked = [(a.name, a.recipe, a.rivals) for a in read_asks(tmp_path / folder)]
             found.append((asked, summary["champion"]["name"], summary["documents"]["scored"]))
         assert found[0] == found[1] == found[2]
         assert len(found[0][0]) < 60, "the documents are what ended the search"

@@ -19,7 +19,6 @@ from heterosis.evolve.driver import search
 from heterosis.evolve.files import read_summary
 from heterosis.evolve.record import Record, read_asks
 from heterosis.evolve.table import read_trials
-from heterosis.evolve.trial import Ask, Trial
 
 AWKWARD = 0.1 + 0.2  # one of the floats that need 17 digits
 DIMENSIONS = [
@@ -82,8 +81,7 @@ def test_answers_are_kept_with_the_scores(tmp_path: Path) -> None:
 
 def test_chunks_are_joined_and_none_is_kept_twice(tmp_path: Path) -> None:
     record = open_record(tmp_path)
-    best = Trial(0, Ask(0, "baseline", "uniform", "r", {}, 0), 0.5)
-    ask = record.ask("search", "one", "r", VALUES, stage=1, rivals=[best])
+    ask = record.ask("search", "one", "r", VALUES, stage=1, rivals=[0, 2])
     record.add_scores(ask, "search", SCORES)
     more = Scores({"toy": {1: {"acc,none": 0.0}}}, 0.25)
     record.add_scores(ask, "search", more)
@@ -92,7 +90,7 @@ def test_chunks_are_joined_and_none_is_kept_twice(tmp_path: Path) -> None:
     for found in (record, open_record(tmp_path)):
         assert found.scores(ask, "search") == SCORES.merged(more)
         assert found.documents_scored() == 3
-        assert (found.asks[0].stage, found.asks[0].incumbent) == (1, 0)
+        assert (found.asks[0].stage, found.asks[0].rivals, found.asks[0].incumbent) == (1, (0, 2), 0)
 
 
 def test_several_losses(tmp_path: Path) -> None:

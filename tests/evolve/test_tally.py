@@ -5,7 +5,7 @@ import statistics
 from collections import Counter
 from typing import Any
 
-from heterosis.evolve.tally import Tally, best_of
+from heterosis.evolve.tally import LEADERS, Tally, best_of, leading
 from heterosis.evolve.trial import Ask, Trial
 
 
@@ -47,3 +47,16 @@ def test_of_equals_the_first_asked_is_raced_against_whichever_came_first() -> No
     came = [Trial(0, second, 0.5), Trial(1, first, 0.5), Trial(2, second, 0.9, pruned=True)]
     assert best_of(came) == came[1]
     assert best_of(came[2:]) is None
+
+
+def test_leaders_are_the_best_of_as_many_recipes() -> None:
+    scores = [0.5, 0.9, 0.9, 0.1, 0.7, 0.8, 0.6, 0.4]
+    asks = [Ask(k, "search", "c", f"recipe {k % 7}", {}, 0) for k in range(8)]  # the last is the first's
+    trials = [Trial(k, ask, score) for k, (ask, score) in enumerate(zip(asks, scores, strict=True))]
+    expected = [trials[k] for k in (1, 2, 5, 4, 6)]
+    assert LEADERS == 5
+    for seed in range(10):
+        tally, shuffled = Tally(), random.Random(seed).sample(trials, 8)
+        for trial in shuffled:
+            tally.add(trial)
+        assert tally.leaders == leading(shuffled) == expected

@@ -99,7 +99,7 @@ def fitted(
     Args:
         points: ``[n, d]``, n >= 1.
         terms: ``[n, terms]``.
-        shares: Of the documents that each result is of, in (0, 1], ``[n]``.
+        shares: Of the documents that each result is worth, in (0, 1], ``[n]``; see `Detail`.
         categories: ``[d]``.
         begin: Parameters of an earlier fit, from which these are looked for if there are as many terms.
     """
