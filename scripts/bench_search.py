@@ -15,6 +15,7 @@ then. The GA needs pymoo.
 import argparse
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.json is None and (options.tables or options.plot or options.coverage is not None):
         parser.error("--tables, --plot and --coverage need --json")
+    measures = not (options.tables or options.plot or options.coverage is not None)
+    has_rivals = options.check or ("mergenetic" in options.contenders and not options.ablate)
+    if measures and has_rivals and find_spec("pymoo") is None:
+        parser.error("mergenetic's GA needs pymoo: pip install pymoo, or leave mergenetic out of --contenders")
     torch.set_num_threads(1)
     if options.coverage is not None:
         done = read_coverage(options.json)
