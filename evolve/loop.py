@@ -208,5 +208,5 @@ class SearchLoop:
 
 
 def _numbers(trials: Sequence[Trial]) -> list[int]:
-    """Of what was asked."""
+    """The asks that trials are of."""
     return [trial.ask.number for trial in trials]

@@ -288,12 +288,13 @@ class Judge:
         all tasks' documents there, in units of the largest difference that the task shows, and of one document
         more, of which half differs as much (Jeffreys' prior): it is hardly ever nothing.
         """
-        groups, values, mean = self.objective.groups, self.objective.values(incumbent), 0.0
+        weights, groups, values = self._linear, self.objective.groups, self.objective.values(incumbent)
+        mean = 0.0
         found: dict[str, dict[object, list[float]]] = {}  # of each stratum, differences by groups of documents
         # Of each stratum of a task: a unit's square in the sum, documents, and those that were met.
         cells: list[tuple[str, float, float, int]] = []
         for task, pairs in self._pairs(scores, incumbent).items():
-            weight, documents = self._linear[task], len(values[task])
+            weight, documents = weights[task], len(values[task])
             differences = {s: {d: mine[d] - theirs[d] for d in mine} for s, (mine, theirs, _) in pairs.items()}
             largest = max((abs(x) for own in differences.values() for x in own.values()), default=0.0)
             unit = largest or max((span_of(mine, theirs) for mine, theirs, _ in pairs.values()), default=1.0)
