@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import TypeAlias
 
 import numpy as np
 import torch
 
+from heterosis.merge.finite import NOT_FINITE
 from heterosis.merge.input_blocks import InputBlocks
 from heterosis.merge.kernels import Inputs, Rounded, Values, map_loop, slice_of
 from heterosis.merge.methods import Bound, Program
@@ -20,8 +20,9 @@ from heterosis.merge.workspace import Workspace, as_array
 # Where loops with random numbers begin anew.
 _KEYED = 1 << 32
 
-# Where a block may be computed at once: elements [start, stop) of the merged tensor, or None.
-Places: TypeAlias = Callable[[int, int], torch.Tensor | None]
+# Elements of a block that is read, computed and put in its place without a buffer: Python between the loops costs
+# more than what leaves the cache.
+PLACED_BLOCK = 1 << 21
 
 
 def read_copy(op: TensorOp, start: int, out: torch.Tensor) -> None:
@@ -102,19 +103,25 @@ class Computation:
 
     # ------------------------------------------------------------------ merging
 
-    def blocks(self, places: Places | None = None) -> Iterator[tuple[int, torch.Tensor, bool]]:
+    def blocks(self, place: torch.Tensor | None = None) -> Iterator[tuple[int, torch.Tensor, bool]]:
         """The merged tensor, block after block: the start, the values, and whether they are in their place.
 
         Elsewhere the next block overwrites them, and they are floats still to be rounded unless the output is of
         bfloat16 and the arithmetic of float32.
 
         Args:
-            places: Where blocks may be computed at once.
+            place: Where the tensor's elements may be computed at once, ``[n]``.
+
+        Raises:
+            ValueError: If a merged value is NaN or infinite, or the method's numbers cannot be had.
         """
-        for start, stop in self._inputs.ranges(self._row_length):
-            place = places and places(start, stop)
-            merged = self._merged(start, stop, place)
-            yield start, merged, merged is place
+        if place is not None and not self._fits(place.dtype):
+            place = None
+        buffered = place is None or self._takes_rows or not self._inputs.viewed
+        block = self._inputs.block if buffered else PLACED_BLOCK
+        for start, stop in self._inputs.ranges(self._row_length, block=block):
+            merged = self._merged(start, stop, None if place is None else place[start:stop])
+            yield start, merged, place is not None
 
     def read(self, start: int, stop: int) -> torch.Tensor:
         """Merged elements ``[start, stop)``, as of `blocks`; the next call overwrites them."""
@@ -128,6 +135,12 @@ class Computation:
         each = self.program.each
         return each.row_length or 1 if each else 1
 
+    @property
+    def _takes_rows(self) -> bool:
+        """Whether a step takes whole rows, apart from the loop that merges."""
+        each = self.program.each
+        return each is not None and each.formula.per_row
+
     def _merged(self, start: int, stop: int, place: torch.Tensor | None = None) -> torch.Tensor:
         each = self.program.each
         in_place = each is not None and each is self._statistics.applied
@@ -136,26 +149,28 @@ class Computation:
         models, base = inputs
         if in_place:
             base = None
-        elif each is not None and each.formula.per_row:
+        elif each is not None and self._takes_rows:
             models, base = self._after(each, start, inputs), None
-        result, out = self._result(stop - start, place)
+        result = self._workspace.buffer("result", stop - start, self._result_dtype) if place is None else place
+        out = as_array(result) if result.dtype == self._result_dtype else Rounded(result.numpy())
         for at, end, (loop, numbers) in clipped(self._segments, start, stop):
             part = at - start, end - start
             own, onto = Inputs(models, base).part(*part), slice_of(inputs.base, *part)
-            loop(*own, onto, at, *numbers, slice_of(out, *part))
+            if not loop(*own, onto, at, *numbers, slice_of(out, *part)):
+                raise ValueError(NOT_FINITE)
         return result
 
     @cached_property
-    def _segments(self) -> list[Segment[tuple[Callable[..., None], tuple[object, ...]]]]:
+    def _segments(self) -> list[Segment[tuple[Callable[..., bool], tuple[object, ...]]]]:
         """The loop and its numbers, where the thresholds of cuts stay the same."""
         program, each = self.program, self.program.each
-        if each is not None and (each.formula.per_row or each is self._statistics.applied):
+        if self._takes_rows or each is self._statistics.applied:
             each = None
         loop = map_loop(program.map.formula.function, None if each is None else each.formula.function)
         scale = None if program.scale is None else typed(program.scale, self._numpy)
         keys = self._op.keys if each is not None and each.formula.random else None
         cuts = [*cuts_in(program.map.numbers), *cuts_in(each.numbers if each else ())]
-        segments: list[Segment[tuple[Callable[..., None], tuple[object, ...]]]] = []
+        segments: list[Segment[tuple[Callable[..., bool], tuple[object, ...]]]] = []
         for start, stop in between(0, self._op.numel, cuts, _KEYED if keys else None):
             steps = each and tuple(
                 typed(tuple(number[j] for number in each.numbers), self._numpy, start)
@@ -174,13 +189,14 @@ class Computation:
             self._statistics.step(each, j, start, inputs, values)
         return models
 
-    def _result(self, size: int, place: torch.Tensor | None) -> tuple[torch.Tensor, Values | Rounded]:
-        """A block's tensor, in its place if it can be computed there, and the same as loops take it."""
+    @property
+    def _result_dtype(self) -> torch.dtype:
+        """The dtype in which results are computed."""
         narrow = self._op.dtype == torch.bfloat16 and self._work == torch.float32
-        to = torch.bfloat16 if narrow else self._work
-        if place is not None and place.dtype == torch.float32 and narrow:
-            return place, Rounded(place.numpy())
-        if place is not None and place.dtype == to == self._op.dtype:
-            return place, as_array(place)
-        result = self._workspace.buffer("result", size, to)
-        return result, as_array(result)
+        return torch.bfloat16 if narrow else self._work
+
+    def _fits(self, dtype: torch.dtype) -> bool:
+        """Whether results may be computed where values have this dtype, at least as wide as the output's."""
+        if dtype == self._result_dtype:
+            return dtype == self._op.dtype
+        return dtype == torch.float32 and self._result_dtype == torch.bfloat16

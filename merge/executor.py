@@ -1,7 +1,6 @@
 """Run a plan: read blocks, compute, hand them to a sink, within a memory budget and on several threads."""
 
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from functools import partial
 
 import torch
 
@@ -88,11 +87,12 @@ class _Workers:
 
     def run(self, op: TensorOp) -> None:
         try:
+            place = self._sink.place(op)
             if op.method is None or op.numel == 0:  # there is nothing to ask statistics of
-                self._copy(op)
+                self._copy(op, place)
             else:
                 computation = Computation(op, self._workspace, self._budget, self._counts, self._reductions)
-                for start, block, placed in computation.blocks(partial(self._sink.place, op)):
+                for start, block, placed in computation.blocks(place):
                     self._write(op, start, block, placed)
             self._sink.done(op)
         except (ValueError, ArithmeticError) as error:
@@ -100,18 +100,22 @@ class _Workers:
         finally:
             self._workspace.release()  # the sources' own memory may be among it
 
-    def _copy(self, op: TensorOp) -> None:
+    def _copy(self, op: TensorOp, place: torch.Tensor | None) -> None:
         """Copy the one input, at once to its place if it has the same dtype."""
+        if place is not None and not place.dtype == op.compute == op.dtype:
+            place = None
         for start in range(0, op.numel, COPIED_BLOCK):
             stop = min(start + COPIED_BLOCK, op.numel)
-            block = place = self._sink.place(op, start, stop)
-            if block is None or not block.dtype == op.compute == op.dtype:
+            if place is None:
                 block = self._workspace.buffer("copied", stop - start, op.compute)
+            else:
+                block = place[start:stop]
             read_copy(op, start, block)
-            self._write(op, start, block, block is place)
+            check_finite(block)
+            self._write(op, start, block, place is not None)
 
     def _write(self, op: TensorOp, start: int, block: torch.Tensor, placed: bool) -> None:
-        check_finite(block)
+        """Hand a block of finite values to the sink, unless it is there already."""
         if placed:
             return
         if block.dtype != op.dtype:

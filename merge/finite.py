@@ -13,6 +13,8 @@ _INFINITY = {
     torch.float64: 0x7FF << 52,
 }
 
+NOT_FINITE = "the merged tensor has NaN or infinity; check the inputs, weights and dtype"
+
 
 def check_finite(block: torch.Tensor) -> None:
     """Refuse merged elements that cannot be used.
@@ -21,7 +23,7 @@ def check_finite(block: torch.Tensor) -> None:
         ValueError: If one is NaN or infinite.
     """
     if block.dtype.is_floating_point and block.numel() and not _all_finite(block):
-        raise ValueError("the merged tensor has NaN or infinity; check the inputs, weights and dtype")
+        raise ValueError(NOT_FINITE)
 
 
 def _all_finite(block: torch.Tensor) -> bool:

@@ -87,11 +87,16 @@ class InputBlocks:
         for at, stop in self.ranges(row_length, start):
             yield at, self.inputs(at, stop)
 
-    def ranges(self, row_length: int = 1, first: int = 0) -> Iterator[tuple[int, int]]:
-        """The tensor in blocks of whole rows, without those before ``first``."""
-        size = max(row_length, self.block // row_length * row_length)
+    def ranges(self, row_length: int = 1, first: int = 0, block: int | None = None) -> Iterator[tuple[int, int]]:
+        """The tensor in blocks of whole rows, without those before ``first``; None takes `block` elements."""
+        size = max(row_length, (block or self.block) // row_length * row_length)
         for start in range(first // size * size, self._op.numel, size):
             yield start, min(start + size, self._op.numel)
+
+    @property
+    def viewed(self) -> bool:
+        """Whether all values stay in the sources' own memory."""
+        return not self._missing
 
     @property
     def kept(self) -> bool:

@@ -15,8 +15,8 @@ class Sink(Protocol):
         """Whether the tensor has to be computed; False if the sink holds it already."""
         ...
 
-    def place(self, op: TensorOp, start: int, stop: int) -> torch.Tensor | None:
-        """Where flat elements ``[start, stop)`` may be put at once instead of being written; None if nowhere."""
+    def place(self, op: TensorOp) -> torch.Tensor | None:
+        """The flat tensor whose elements may be put there at once instead of being written; None if nowhere."""
         ...
 
     def write(self, op: TensorOp, start: int, block: torch.Tensor) -> None:
@@ -51,9 +51,9 @@ class ModelSink:
         self._held.pop(op.name, None)
         return True
 
-    def place(self, op: TensorOp, start: int, stop: int) -> torch.Tensor | None:
+    def place(self, op: TensorOp) -> torch.Tensor | None:
         tensor = self._flat[op.name]
-        return tensor[start:stop] if tensor.device.type == "cpu" else None
+        return tensor if tensor.device.type == "cpu" else None
 
     def write(self, op: TensorOp, start: int, block: torch.Tensor) -> None:
         self._flat[op.name][start : start + block.numel()].copy_(block)

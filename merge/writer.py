@@ -103,7 +103,7 @@ class SafetensorsSink:
     def wants(self, op: TensorOp) -> bool:
         return True
 
-    def place(self, op: TensorOp, start: int, stop: int) -> torch.Tensor | None:
+    def place(self, op: TensorOp) -> torch.Tensor | None:
         return None
 
     def write(self, op: TensorOp, start: int, block: torch.Tensor) -> None:

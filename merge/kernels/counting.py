@@ -1,8 +1,11 @@
 """Counting magnitudes, the largest of them, and finding the last entry that is kept among equal ones."""
 
-import numpy as np
+from typing import Any
 
-from heterosis.merge.kernels.compiling import compiled, inlined
+import numpy as np
+from numba import types
+
+from heterosis.merge.kernels.compiling import compiled, inlined, inlined_overload
 from heterosis.merge.kernels.sums import LANES
 from heterosis.merge.kernels.values import magnitude_bits, slice_of
 
@@ -134,3 +137,19 @@ def largest_magnitude(bits, magnitude):  # type: ignore[no-untyped-def]
         size = unsigned(bits[i] & magnitude)
         largest = size if size > largest else largest
     return largest
+
+
+# The bits of infinity, above those of finite numbers and below those of NaN but for the sign, of what loops write.
+_INFINITY = {16: (np.uint16, 0xFF << 7), 32: (np.uint32, 0xFF << 23), 64: (np.uint64, 0x7FF << 52)}
+
+
+def all_finite(out: Any) -> Any:
+    """Whether a loop's result, floats or bits of bfloat16, has neither NaN nor infinity."""
+
+
+@inlined_overload(all_finite)
+def _all_finite_overload(out):  # type: ignore[no-untyped-def]
+    if isinstance(out, types.BaseTuple):
+        return lambda out: all_finite(out.values)
+    unsigned, infinity = _INFINITY[out.dtype.bitwidth]
+    return lambda out: largest_magnitude(out.view(unsigned), unsigned(infinity | infinity - 1)) < infinity

@@ -8,6 +8,7 @@ import numpy as np
 from numba import types
 
 from heterosis.merge.kernels.compiling import compiled, inlined, inlined_overload, written_out
+from heterosis.merge.kernels.counting import all_finite
 from heterosis.merge.kernels.sums import LANES, RUN, add_magnitudes
 from heterosis.merge.kernels.uniform import fill_uniform, uniform
 from heterosis.merge.kernels.values import (
@@ -22,9 +23,12 @@ from heterosis.merge.kernels.values import (
     widen_each,
 )
 
+# Elements of a result that are looked at, whether they are finite, while they are in the L1 cache.
+PIECE = 8192
+
 
 @cache
-def map_loop(formula: Callable[..., Any], each: Callable[..., Any] | None = None) -> Callable[..., None]:
+def map_loop(formula: Callable[..., Any], each: Callable[..., Any] | None = None) -> Callable[..., bool]:
     """Merge the values of all models into one, for every element of a block.
 
     Args:
@@ -37,16 +41,17 @@ def map_loop(formula: Callable[..., Any], each: Callable[..., Any] | None = None
         of the tensor, for the arrays among ``numbers`` (see `Bound`); a block may begin and end inside of rows.
         Values, after their steps, are multiplied by ``scales[j]`` unless that is None; ``onto`` is added to what
         the formula gives, unless it is None; ``out`` takes floats, bits of bfloat16, or is `Rounded`. With keys,
-        no multiple of 2 ** 32 lies inside the block.
+        no multiple of 2 ** 32 lies inside the block. The loop tells whether all that it put there is finite.
     """
     jitable, step_each = inlined(formula), _step_each(each)
 
     def loop(models, base, onto, start, length, steps, keys, scales, numbers, out):  # type: ignore[no-untyped-def]
-        done, end = 0, size_of(out)
+        done, end, finite = 0, size_of(out), True
         while done < end:
             at = start + done
             row, column = divmod(at, length)
             size = min(length - column, end - done)
+            size = min(size, PIECE)  # of three numbers, numba would keep the caller's frame
             stop = done + size
             own = _in_row(numbers, row, column, column + size)
             part, of_base = slice_each(models, done, stop), slice_of(base, done, stop)
@@ -54,7 +59,9 @@ def map_loop(formula: Callable[..., Any], each: Callable[..., Any] | None = None
             for k in range(np.int32(size)):
                 x = _scaled(step_each(at, k, values_at(part, of_base, k), keys, steps), scales)
                 store(onto_base(jitable(at + k, x, *_in_column(own, k)), below, k), to, k)
+            finite &= all_finite(to)
             done = stop
+        return finite
 
     return compiled(loop, *filter(None, (formula, each)), error_model="numpy")
 

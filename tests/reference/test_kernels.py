@@ -239,6 +239,27 @@ def test_results_are_bits_or_take_values_of_bfloat16(base: str, stepped: bool) -
     assert same(live, rounded(wide))
 
 
+def scaled(i: Any, x: Any, by: Any) -> Any:
+    return by * x[0]
+
+
+@pytest.mark.parametrize("kind", ["bits", "rounded", "float32", "float64"])
+@pytest.mark.parametrize("at", [0, 8191, 8192, 16388])
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_a_loop_tells_whether_its_result_is_finite(kind: str, at: int, bad: float) -> None:
+    n, largest = 16389, float(torch.finfo(torch.bfloat16).max)
+    floats = np.float64 if kind == "float64" else np.float32
+    values = np.resize(np.array([largest, -largest, 0.0, -0.0], floats), n)
+    out = np.empty(n, np.uint16 if kind == "bits" else floats)
+    to = Rounded(out) if kind == "rounded" else out
+    assert map_loop(scaled)((values,), None, None, 0, n, None, None, None, (floats(1),), to)
+    # What is rounded to infinity is not finite either.
+    rounds = kind in ("bits", "rounded")
+    assert map_loop(scaled)((values,), None, None, 0, n, None, None, None, (floats(1.003),), to) is not rounds
+    values[at] = bad
+    assert not map_loop(scaled)((values,), None, None, 0, n, None, None, None, (floats(1),), to)
+
+
 # --- sums -------------------------------------------------------------------------------------------------------
 
 
