@@ -149,7 +149,7 @@ def typed(numbers: tuple[object, ...], dtype: np.dtype[Any], position: int = 0) 
 
 def _typed(number: object, dtype: np.dtype[Any], position: int) -> object:
     if isinstance(number, tuple):
-        return typed(number, dtype, position)
+        return tuple(_typed(one, dtype, position) for one in number)
     if isinstance(number, Cut):
         return number.threshold(position, dtype)
     if isinstance(number, np.ndarray) and number.dtype.kind == "f":

@@ -22,7 +22,7 @@ Cached: TypeAlias = npt.NDArray[Any]
 Cache: TypeAlias = Callable[[Hashable, Callable[[], Cached]], Cached]
 
 # Of what the arrays mean; what another version left behind is not used.
-VERSION = 2
+VERSION = 3
 
 # A file has a header of so many 64-bit integers, the kind and the shape; then the array. (numpy's own format is
 # parsed as Python, which in Python 3.11 fails now and then when threads do so at once.)

@@ -28,7 +28,7 @@ SMALL = 1 << 12
 
 # A region of a tensor is where a position is searched: whole blocks, of any usual size.
 _REGIONS = 8  # at most
-_SMALLEST_REGION = 1 << 20
+_SMALLEST_REGION = 1 << 19
 _PIECE = 1 << 17  # elements whose floats stay in the L2 cache
 _AT_ONCE = 8  # digits whose counts stay in the L3 cache
 _COUNTS_BYTES = 4 << 16  # of one digit in one region
