@@ -193,6 +193,29 @@ def test_workers_get_different_points() -> None:
     assert all(np.abs(a - b).max() > 1e-3 for i, a in enumerate(asked) for b in asked[:i])
 
 
+def test_what_was_proposed_is_not_proposed_again() -> None:
+    """The least loss is in a corner, where a search would go on scoring nothing new."""
+    subject, asked = make(2), []
+    for _ in range(40):
+        asked.append(subject.ask())
+        subject.tell(asked[-1], [float(asked[-1].sum())])
+    assert any(np.array_equal(x, [0.0, 0.0]) for x in asked)
+    assert len(np.unique(asked, axis=0)) == 40
+    assert np.array_equal(cast(BayesianOptimizer, subject).mean(), [0.0, 0.0])
+
+
+def test_goes_on_where_everything_was_proposed() -> None:
+    axes = [Axis(levels=2)] * 2
+    subject = get_optimizer("gp")(
+        axes=axes, objectives=1, initial=np.zeros(2), seed=0, sigma0=None, popsize=None, budget=25
+    )
+    asked = []
+    for _ in range(15):
+        asked.append(subject.ask())
+        subject.tell(asked[-1], [float(asked[-1].sum())])
+    assert len(np.unique(asked, axis=0)) == 4
+
+
 def test_many_terms_are_added_up() -> None:
     """Sixty tasks take as long as eight, and the sum stays what it was."""
     subject = make(3)

@@ -24,8 +24,9 @@ MOST_TERMS = 8
 class BayesianOptimizer:
     """Proposes where the expected improvement is largest, ``initial`` first.
 
-    Points that failed count as worse than all others in every term; of those without a result, what is expected of
-    them counts as theirs.
+    Nothing is proposed twice while there is anything else, as scoring it again would give the same. Points that
+    failed count as worse than all others in every term; of those without a result, what is expected of them counts
+    as theirs.
 
     Args:
         axes: Of the cube.
@@ -79,7 +80,8 @@ class BayesianOptimizer:
             return self._initial.copy()
         model = self._model()  # no state changes: proposals do not depend on whether this was asked
         rng = np.random.default_rng([self._seed, 2, len(self._points)])
-        return self._highest(lambda x: -model.posterior(x)[0], self._ranked(model)[0], rng)
+        (highest, *_) = self._highest(lambda x: -model.posterior(x)[0], self._ranked(model)[0], rng)
+        return highest
 
     def _model(self) -> SumOfProcesses:
         """What is known of the loss now."""
@@ -108,14 +110,20 @@ class BayesianOptimizer:
         if self._running:
             model = model.expecting(np.array(self._running))
         best, loss = self._ranked(model)
-        return self._highest(lambda x: log_expected_improvement(*model.posterior(x), loss), best, self._rng)
+        ranked = self._highest(lambda x: log_expected_improvement(*model.posterior(x), loss), best, self._rng)
+        asked = np.array([*self._points, *self._failed, *self._running])
+        return next((x for x in ranked if not (asked == x).all(1).any()), ranked[0])
 
-    def _highest(self, gain: Gain, best: Vector, rng: np.random.Generator) -> Vector:
-        """Where a function is largest: the best of several climbs from points anywhere, and around the best."""
+    def _highest(self, gain: Gain, best: Vector, rng: np.random.Generator) -> list[Vector]:
+        """Where a function is large, the largest first.
+
+        They are several climbs from points anywhere, and around the best, and then these.
+        """
         candidates = self._candidates(best, rng)
-        gains = gain(torch.from_numpy(candidates)).numpy()
-        climbed = np.array([self._climb(gain, candidates[i]) for i in np.argsort(-gains)[:CLIMBS]])
-        return np.array(climbed[int(gain(torch.from_numpy(climbed)).argmax())])
+        candidates = candidates[np.argsort(-gain(torch.from_numpy(candidates)).numpy())]
+        climbed = np.array([self._climb(gain, x) for x in candidates[:CLIMBS]])
+        order = np.argsort(-gain(torch.from_numpy(climbed)).numpy(), kind="stable")
+        return [*climbed[order], *candidates]
 
     def _candidates(self, best: Vector, rng: np.random.Generator) -> Vector:
         """Points anywhere, and around the best known ones, ``[candidates, d]``."""
