@@ -13,6 +13,7 @@ from heterosis.evolve.baselines import RECIPES_BUDGET, Baseline
 from heterosis.evolve.config import RESIDENT, EvolveConfig
 from heterosis.evolve.contamination import task_warnings
 from heterosis.evolve.dimensions import Space
+from heterosis.evolve.finals import finals_documents
 from heterosis.evolve.genes import METHOD
 from heterosis.evolve.objective import Objective
 from heterosis.evolve.paths import PathSpace
@@ -266,7 +267,7 @@ def _expected_trials(config: EvolveConfig, split: Split) -> int:
     most, models = config.max_documents, len(config.genome.models)
     if most is None:
         return config.trials
-    search, report = split.size("search"), (models + 2) * split.size("holdout")
+    search, report = split.size("search"), finals_documents(split, models, 0)
     least = search + report  # at least one meets all search documents
     if most < least:
         raise InputError(
@@ -279,7 +280,7 @@ def _expected_trials(config: EvolveConfig, split: Split) -> int:
 def _budget_warnings(config: EvolveConfig, split: Split) -> Iterator[str]:
     """What to say of a budget of documents that baselines may use up."""
     most, models = config.max_documents, len(config.genome.models)
-    first, report = (models + 2) * split.size("search"), (models + 2) * split.size("holdout")
+    first, report = (models + 2) * split.size("search"), finals_documents(split, models, 0)
     if most is not None and most < first + report:
         yield (
             f"max_documents: {most} may leave nothing for candidates; parents, their uniform merge and a first "

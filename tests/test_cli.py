@@ -461,6 +461,11 @@ class TestARun:
         assert run(*export) == (2, "", [says])
         assert Path("recipe.yaml").read_text() == "mine"
         assert run(*export, "--overwrite") == (0, "", [])
+        os.mkfifo("pipe")
+        reader = os.open("pipe", os.O_RDONLY | os.O_NONBLOCK)
+        assert run(*export[:-1], "pipe") == (0, "", [])
+        assert os.read(reader, 1 << 16).decode() == Path("recipe.yaml").read_text()
+        os.close(reader)
         code, output, errors = run("export", "out", "--trial", 6)
         assert (code, output, len(errors)) == (2, "", 1)
         assert "trials 0 to 5, but got 6" in errors[0]
