@@ -83,7 +83,7 @@ class Computation:
             op.keys,
             workspace,
             counts,
-            self._inputs.in_place,
+            self._inputs.owned,
             cache,
         )
         self._program: Program | None = None

@@ -36,7 +36,6 @@ class InputBlocks:
 
     Attributes:
         block: Elements worked on at a time.
-        in_place: Whether all of the tensor is kept, in memory of its own that may be changed.
     """
 
     def __init__(
@@ -48,25 +47,48 @@ class InputBlocks:
         resident: bool,
     ) -> None:
         assert op.method is not None
-        self._op, self._workspace, self._work = op, workspace, work
+        self._op, self._workspace, self._work, self._budget = op, workspace, work, budget
         self._sources = op.sources
         self._dtypes = tuple(self._kept_dtype(source) for source in self._sources)
-        # What several passes read is subtracted from once; where one pass is all, the loop does it in registers.
-        views = [self._is_view(*pair) for pair in zip(self._sources, self._dtypes, strict=True)]
-        bits = op.base is not None and set(self._dtypes) == {torch.bfloat16} == {op.compute}
-        self._subtracts = bits and op.method.reduces and not (resident and any(views))
-        # Of the others, values stay in the sources' own memory.
-        subtracted = range(len(op.inputs) if self._subtracts else 0)
-        self._own = [not view or j in subtracted for j, view in enumerate(views)]
-        self._missing = tuple(d for d, own in zip(self._dtypes, self._own, strict=True) if own)
+        self._views = [self._is_view(*pair) for pair in zip(self._sources, self._dtypes, strict=True)]
         itemsize = sum(dtype.itemsize for dtype in self._dtypes)
-        fits = op.numel * itemsize <= budget
-        self._fits = (op.method.reduces and fits) if self._missing else (resident or fits)
         fitting = BLOCK_BYTES // itemsize
         self.block = min(STREAMING_BLOCK, 1 << fitting.bit_length() - 1)
+        self._arrange(resident)
+
+    def _arrange(self, resident: bool) -> None:
+        """Decide which values are copied, and whether all of the tensor is kept."""
+        op = self._op
+        assert op.method is not None
+        # What several passes read is subtracted from once; where one pass is all, the loop does it in registers.
+        bits = op.base is not None and set(self._dtypes) == {torch.bfloat16} == {op.compute}
+        self._subtracts = bits and op.method.reduces and not (resident and any(self._views))
+        # Of the others, values stay in the sources' own memory.
+        subtracted = range(len(op.inputs) if self._subtracts else 0)
+        self._own = [not view or j in subtracted for j, view in enumerate(self._views)]
+        self._missing = tuple(d for d, own in zip(self._dtypes, self._own, strict=True) if own)
+        fits = op.numel * sum(dtype.itemsize for dtype in self._dtypes) <= self._budget
+        self._fits = (op.method.reduces and fits) if self._missing else (resident or fits)
+        self._resident = resident
+
+    def owned(self, copied: bool) -> bool:
+        """Whether all of the tensor is kept, in memory of its own that may be changed.
+
+        Args:
+            copied: Whether to copy there, if there is room, what has stayed in the sources' own memory.
+        """
+        if copied and self._resident and not self._is_owned:
+            self._arrange(resident=False)
+            self._arrange(resident=not self._is_owned)
+            self._workspace.release()
+        return self._is_owned
+
+    @property
+    def _is_owned(self) -> bool:
+        op = self._op
         # A step drops or keeps entries: of task vectors rounded to bfloat16, it makes bits of bfloat16 again.
         exact = op.base is None or op.compute == torch.bfloat16 or torch.bfloat16 not in self._dtypes
-        self.in_place = self._fits and exact and all(self._own[: len(op.inputs)])
+        return self._fits and exact and all(self._own[: len(op.inputs)])
 
     def _is_view(self, source: TensorSource, dtype: torch.dtype) -> bool:
         """Whether a source's values lie in memory just as they are kept, in this dtype."""

@@ -72,7 +72,8 @@ class Statistics:
         keys: Each model's address of random masks.
         workspace: Where blocks of floats, and counts, are kept.
         counts: Bytes of counts (see `Selection`).
-        in_place: Whether `absolute_sums` may leave in the blocks what the step makes of them.
+        owned: Whether `absolute_sums` may leave in the blocks what the step makes of them; it is told whether this
+            is worth copies of them.
         cache: Where to keep what needs no numbers of a recipe; None computes it anew.
 
     Attributes:
@@ -88,7 +89,7 @@ class Statistics:
         keys: tuple[tuple[int, int], ...],
         workspace: Workspace | None = None,
         counts: int = MOST_COUNTS,
-        in_place: bool = False,
+        owned: Callable[[bool], bool] = lambda copied: False,
         cache: Cache | None = None,
     ) -> None:
         self._blocks = blocks
@@ -97,7 +98,7 @@ class Statistics:
         self.shape = shape
         self.keys = keys
         self._workspace = workspace or Workspace()
-        self._in_place = in_place
+        self._owned = owned
         self._cache = cache
         self.applied: Bound | None = None
         self._quantities = Quantities(blocks, dtype, self.numel, self._workspace)
@@ -237,11 +238,12 @@ class Statistics:
         # The norms before the step need no numbers of a recipe: candidates of a search have them in common.
         norms = None if self._cache is None else self.totals(magnitudes.bind())
         before = self._partials(self.models, "before") if norms is None else [_NO_SUMS] * self.models
+        in_place = self._owned(each.formula.per_row)  # ranks take longer than copies, random numbers do not
         for start, inputs in self._blocks(each.row_length or 1):
-            apart = None if self._in_place else self._workspace.array("after a step", (inputs.size,), self._dtype)
+            apart = None if in_place else self._workspace.array("after a step", (inputs.size,), self._dtype)
             for j, values in enumerate(inputs.models):
                 self.step(each, j, start, inputs, values if apart is None else apart, before[j], after[j])
-        if self._in_place:
+        if in_place:
             self.applied = each
         return norms or tuple(map(_total, before)), tuple(map(_total, after))
 

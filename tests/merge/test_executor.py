@@ -304,6 +304,15 @@ def test_a_step_in_place_changes_no_bit(
             assert all(torch.equal(live[name], again[name]) for name in again), (block, threads, memory_limit)
     assert set(places) == ({True, False} if in_place else {False})
 
+    # A candidate copies what is mapped where the step takes long, and there is room.
+    places.clear()
+    reductions = Reductions()
+    for memory_limit in (1 << 29, 1, 1 << 29):
+        live = run(recipe, threads=1, memory_limit=memory_limit, reductions=reductions).tensors
+        assert all(torch.equal(live[name], again[name]) for name in again), memory_limit
+    mapped = stored == dtype == "bfloat16"
+    assert (True in places) == (in_place and (method == "della" or not mapped))
+
 
 # --- memory -----------------------------------------------------------------------------------------------------
 

@@ -135,7 +135,8 @@ def test_a_step_in_place_leaves_its_results_in_the_blocks() -> None:
     expected = statistics(models).absolute_sums(step)
     whole = Inputs(tuple(models))
     blocks = [(at, whole.part(at, at + RUN)) for at in range(0, whole.size, RUN)]
-    deltas = Statistics(lambda *_: blocks, models[0].dtype, 2, models[0].shape, KEYS[:2], in_place=True)
+    about = models[0].dtype, 2, models[0].shape, KEYS[:2]
+    deltas = Statistics(lambda *_: blocks, *about, owned=lambda copied: True)
     assert deltas.absolute_sums(step) == expected
     assert deltas.applied is step
     assert all(np.array_equal(values, result) for values, result in zip(models, results, strict=True))
