@@ -24,7 +24,7 @@ import yaml
 from search_bench.contenders import CONTENDERS
 from search_bench.coverage import coverage_table, read_coverage, repeat
 from search_bench.french_math import Example, ExampleScorer, example_home
-from search_bench.ours import ABLATIONS, make_split, searches
+from search_bench.ours import ABLATIONS, BUDGETS, make_split, searches
 from search_bench.plot import curves_plot
 from search_bench.results import OURS, Results, tables
 from search_bench.scoring import Scorer, Unscorable
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--contenders", nargs="+", choices=(OURS, *CONTENDERS), default=[OURS, *CONTENDERS])
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--evaluations", type=int, default=100, help="full evaluations, which set the budget")
+    parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS, help="of heterosis' curve, likewise")
     parser.add_argument("--folder", type=Path, default=Path("runs/search-bench"), help="of the zoos")
     parser.add_argument(
         "--zoo-seed", type=int, default=0, help="added to the seeds that the zoos are trained from"
@@ -128,7 +129,7 @@ def measure(
             continue
         begun = time.monotonic()
         if name in wanted:
-            curve = list(searches(scorer, seed, budget, wanted[name]))
+            curve = list(searches(scorer, seed, budget, wanted[name], options.budgets))
         else:
             curve = follow(scorer, name, seed, split.search, options.evaluations)
         seconds = round(time.monotonic() - begun, 1)

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -80,8 +80,10 @@ def _changed(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     return changed
 
 
-def searches(scorer: Scorer, seed: int, budget: int, changes: Mapping[str, Any]) -> Iterator[Point]:
-    """Searches with more and more documents.
+def searches(
+    scorer: Scorer, seed: int, budget: int, changes: Mapping[str, Any], budgets: Sequence[float] = BUDGETS
+) -> Iterator[Point]:
+    """Searches with more and more documents: those of the budgets, in full evaluations, that lie within one.
 
     Each is a run of its own, as of a user who gave that budget, so each pays for its baselines and its finals. Its
     documents are all that the pool was asked for but the held-out ones, on which nothing is decided; these are
@@ -90,7 +92,7 @@ def searches(scorer: Scorer, seed: int, budget: int, changes: Mapping[str, Any])
     config = config_of(scorer.place, seed, changes)
     split = make_split(scorer.place, seed)
     report = (len(scorer.place.experts) + 2) * split.size("holdout")
-    for documents in (round(evaluations * split.size("search")) for evaluations in BUDGETS):
+    for documents in (round(evaluations * split.size("search")) for evaluations in budgets):
         if documents <= budget:
             yield run(scorer, config.updated(max_documents=documents + report), TRIALS)
 

@@ -193,15 +193,21 @@ def test_workers_get_different_points() -> None:
     assert all(np.abs(a - b).max() > 1e-3 for i, a in enumerate(asked) for b in asked[:i])
 
 
-def test_what_was_proposed_is_not_proposed_again() -> None:
+@pytest.mark.parametrize("end", ["scored", "failed", "running"])
+def test_what_was_proposed_is_not_proposed_again(end: str) -> None:
     """The least loss is in a corner, where a search would go on scoring nothing new."""
     subject, asked = make(2), []
-    for _ in range(40):
-        asked.append(subject.ask())
-        subject.tell(asked[-1], [float(asked[-1].sum())])
-    assert any(np.array_equal(x, [0.0, 0.0]) for x in asked)
-    assert len(np.unique(asked, axis=0)) == 40
-    assert np.array_equal(cast(BayesianOptimizer, subject).mean(), [0.0, 0.0])
+    for i in range(40):
+        x = subject.ask()
+        asked.append(x)
+        if end == "scored" or i < 12:
+            subject.tell(x, [float(x.sum())])
+        elif end == "failed":
+            subject.tell(x, None)
+    assert any(np.array_equal(x, [0.0, 0.0]) for x in asked) or end == "failed"
+    assert all(np.abs(x - y).max() >= 1e-3 for i, x in enumerate(asked) for y in asked[:i])
+    if end == "scored":
+        assert np.array_equal(cast(BayesianOptimizer, subject).mean(), [0.0, 0.0])
 
 
 def test_goes_on_where_everything_was_proposed() -> None:

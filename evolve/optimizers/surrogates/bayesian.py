@@ -15,6 +15,8 @@ from heterosis.evolve.optimizers.surrogates.gaussian_process import SumOfProcess
 
 Gain: TypeAlias = Callable[[torch.Tensor], torch.Tensor]  # of points ``[m, d]``, ``[m]``
 
+# Points closer than this in every axis are as good as the same.
+NEAR = 1e-3
 # Where a best point is looked for: anywhere, around the best known ones, and from the best of all these on.
 ANYWHERE, AROUND, BEST, REACH, CLIMBS = 1024, 64, 5, 0.1, 5
 # More terms are added up, neighbours with each other, to so many: each has parameters of its own to be fitted.
@@ -24,9 +26,9 @@ MOST_TERMS = 8
 class BayesianOptimizer:
     """Proposes where the expected improvement is largest, ``initial`` first.
 
-    Nothing is proposed twice while there is anything else, as scoring it again would give the same. Points that
-    failed count as worse than all others in every term; of those without a result, what is expected of them counts
-    as theirs.
+    After the first ten, nothing is proposed next to what was proposed before, as long as there is anything else:
+    scoring it again would give the same. Points that failed count as worse than all others in every term; of those
+    without a result, what is expected of them counts as theirs.
 
     Args:
         axes: Of the cube.
@@ -112,7 +114,7 @@ class BayesianOptimizer:
         best, loss = self._ranked(model)
         ranked = self._highest(lambda x: log_expected_improvement(*model.posterior(x), loss), best, self._rng)
         asked = np.array([*self._points, *self._failed, *self._running])
-        return next((x for x in ranked if not (asked == x).all(1).any()), ranked[0])
+        return next((x for x in ranked if np.abs(asked - x).max(1).min() >= NEAR), ranked[0])
 
     def _highest(self, gain: Gain, best: Vector, rng: np.random.Generator) -> list[Vector]:
         """Where a function is large, the largest first.
