@@ -22,7 +22,7 @@ _KEYED = 1 << 32
 
 # Elements of a block that is read, computed and put in its place without a buffer: Python between the loops costs
 # more than what leaves the cache.
-PLACED_BLOCK = 1 << 21
+_PLACED_BLOCK = 1 << 21
 
 
 def read_copy(op: TensorOp, start: int, out: torch.Tensor) -> None:
@@ -115,10 +115,10 @@ class Computation:
         Raises:
             ValueError: If a merged value is NaN or infinite, or the method's numbers cannot be had.
         """
-        if place is not None and not self._fits(place.dtype):
+        if place is not None and not self._may_hold(place.dtype):
             place = None
         buffered = place is None or self._takes_rows or not self._inputs.viewed
-        block = self._inputs.block if buffered else PLACED_BLOCK
+        block = self._inputs.block if buffered else _PLACED_BLOCK
         for start, stop in self._inputs.ranges(self._row_length, block=block):
             merged = self._merged(start, stop, None if place is None else place[start:stop])
             yield start, merged, place is not None
@@ -195,7 +195,7 @@ class Computation:
         narrow = self._op.dtype == torch.bfloat16 and self._work == torch.float32
         return torch.bfloat16 if narrow else self._work
 
-    def _fits(self, dtype: torch.dtype) -> bool:
+    def _may_hold(self, dtype: torch.dtype) -> bool:
         """Whether results may be computed where values have this dtype, at least as wide as the output's."""
         if dtype == self._result_dtype:
             return dtype == self._op.dtype

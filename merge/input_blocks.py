@@ -110,7 +110,7 @@ class InputBlocks:
             yield at, self.inputs(at, stop)
 
     def ranges(self, row_length: int = 1, first: int = 0, block: int | None = None) -> Iterator[tuple[int, int]]:
-        """The tensor in blocks of whole rows, without those before ``first``; None takes `block` elements."""
+        """Blocks of whole rows, without those before ``first``; of ``self.block`` elements if ``block`` is None."""
         size = max(row_length, (block or self.block) // row_length * row_length)
         for start in range(first // size * size, self._op.numel, size):
             yield start, min(start + size, self._op.numel)

@@ -16,7 +16,7 @@ class Sink(Protocol):
         ...
 
     def place(self, op: TensorOp) -> torch.Tensor | None:
-        """The flat tensor whose elements may be put there at once instead of being written; None if nowhere."""
+        """The tensor, flat, contiguous and on the CPU, where elements may be put at once; None to `write` them."""
         ...
 
     def write(self, op: TensorOp, start: int, block: torch.Tensor) -> None:

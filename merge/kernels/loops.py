@@ -23,8 +23,8 @@ from heterosis.merge.kernels.values import (
     widen_each,
 )
 
-# Elements of a result that are looked at, whether they are finite, while they are in the L1 cache.
-PIECE = 8192
+# Elements of a result that are looked at, whether they are finite, while they are in the cache.
+_PIECE = 8192
 
 
 @cache
@@ -48,19 +48,20 @@ def map_loop(formula: Callable[..., Any], each: Callable[..., Any] | None = None
     def loop(models, base, onto, start, length, steps, keys, scales, numbers, out):  # type: ignore[no-untyped-def]
         done, end, finite = 0, size_of(out), True
         while done < end:
-            at = start + done
-            row, column = divmod(at, length)
-            size = min(length - column, end - done)
-            size = min(size, PIECE)  # of three numbers, numba would keep the caller's frame
-            stop = done + size
-            own = _in_row(numbers, row, column, column + size)
-            part, of_base = slice_each(models, done, stop), slice_of(base, done, stop)
-            below, to = slice_of(onto, done, stop), slice_of(out, done, stop)
-            for k in range(np.int32(size)):
-                x = _scaled(step_each(at, k, values_at(part, of_base, k), keys, steps), scales)
-                store(onto_base(jitable(at + k, x, *_in_column(own, k)), below, k), to, k)
-            finite &= all_finite(to)
-            done = stop
+            piece = done, min(done + _PIECE, end)
+            while done < piece[1]:
+                at = start + done
+                row, column = divmod(at, length)
+                size = min(length - column, piece[1] - done)
+                stop = done + size
+                own = _in_row(numbers, row, column, column + size)
+                part, of_base = slice_each(models, done, stop), slice_of(base, done, stop)
+                below, to = slice_of(onto, done, stop), slice_of(out, done, stop)
+                for k in range(np.int32(size)):
+                    x = _scaled(step_each(at, k, values_at(part, of_base, k), keys, steps), scales)
+                    store(onto_base(jitable(at + k, x, *_in_column(own, k)), below, k), to, k)
+                done = stop
+            finite &= all_finite(slice_of(out, *piece))
         return finite
 
     return compiled(loop, *filter(None, (formula, each)), error_model="numpy")

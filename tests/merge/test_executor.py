@@ -342,6 +342,25 @@ def test_little_memory_is_enough_for_the_counts_of_a_digit(
     assert all(torch.equal(merged[0][name], merged[1][name]) for name in merged[0])
 
 
+def test_what_a_step_makes_of_rows_takes_a_block_at_most(
+    make_llama: MakeLlama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    class Noting(Workspace):
+        def array(self, name: str, shape: tuple[int, ...], dtype: Any) -> Any:
+            array = super().array(name, shape, dtype)
+            if name == "after a step":
+                sizes.append(array.size)
+            return array
+
+    models = [make_llama(f"stepped-{i}", seed=i, layers=1, hidden=48, vocab=515) for i in range(3)]
+    monkeypatch.setattr(input_blocks, "STREAMING_BLOCK", 4096)
+    monkeypatch.setattr(executor, "Workspace", Noting)
+    run(recipe_of("della", models), threads=1, memory_limit=THREAD_MINIMUM, reductions=Reductions())
+    assert 4000 < max(sizes) <= 2 * 4096
+
+
 # --- numbers ----------------------------------------------------------------------------------------------------
 
 
@@ -357,6 +376,23 @@ def test_nan_and_infinity_are_found(
     bad = changed(family[1], tmp_path / "bad", model__norm__weight=norm)
     with pytest.raises(MergeError, match=rf"^{NORM}: "):
         run(recipe_of(method, [family[0], bad, family[2]]), threads=threads)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("live", [torch.bfloat16, torch.float32])
+def test_nan_and_infinity_are_found_in_what_is_only_copied(
+    value: float, live: torch.dtype, family: list[Path], tmp_path: Path
+) -> None:
+    norm = load_file(family[1] / "model.safetensors")[NORM]
+    norm[-1] = value
+    bad = changed(family[1], tmp_path / "bad", model__norm__weight=norm)
+    recipe = recipe_of("passthrough", [bad, bad], parameters={})
+    assert build_plan(recipe).ops[0].method is None
+    with pytest.raises(MergeError, match=rf"^{NORM}: "):
+        run(recipe, Recorder(build_plan(recipe), live))
+    with pytest.raises(MergeError, match=rf"^{NORM}: "):
+        merge_models(recipe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("normalize", [True, False])

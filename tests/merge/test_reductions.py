@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from heterosis.merge import ModelSink, Recipe, Reductions, build_plan, execute, open_checkpoint
+from heterosis.merge import ModelSink, Recipe, Reductions, build_plan, computation, execute, open_checkpoint
 from heterosis.merge.checkpoint import Checkpoint
 from heterosis.merge.reductions import Cached, node_folder
 from heterosis.merge.reference import ModelRef
@@ -216,7 +216,9 @@ def test_candidates_are_the_same_bit_for_bit(
     files: list[Path],
     mapped: Callable[[ModelRef], Checkpoint],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(computation, "_PLACED_BLOCK", 1000)
     reductions = Reductions(tmp_path / "kept")
     before = [load_file(file)["large"] for file in files]
     for density in (0.3, 0.6, 0.6):
