@@ -110,7 +110,7 @@ class InputBlocks:
             yield at, self.inputs(at, stop)
 
     def ranges(self, row_length: int = 1, first: int = 0, block: int | None = None) -> Iterator[tuple[int, int]]:
-        """Blocks of whole rows, without those before ``first``; of ``self.block`` elements if ``block`` is None."""
+        """Blocks of whole rows, of ``block`` elements or the usual number, without those before ``first``."""
         size = max(row_length, (block or self.block) // row_length * row_length)
         for start in range(first // size * size, self._op.numel, size):
             yield start, min(start + size, self._op.numel)
