@@ -3,8 +3,8 @@
     python scripts/bench_update.py [--size 2.2GB] [--candidates 5] [--methods ties linear] [--threads 2]
 
 The parents are mapped, and what does not depend on the genome is kept, as in a search's worker: the first
-candidate, which computes it, is printed apart. The floor is a loop over the same mapped files that combines 64-bit
-words, on as many threads. Checkpoints are those of bench_merge.py. Prints medians and their ratio.
+candidate, which computes it, is printed apart. The floor is a loop over the same files, which stay mapped as the
+parents do, that combines 64-bit words, on as many threads. Checkpoints are those of bench_merge.py. Prints medians and their ratio.
 """
 
 import argparse
@@ -32,10 +32,13 @@ def combine(rows, out):  # type: ignore[no-untyped-def]
         out[i] = word
 
 
-def floor(files: list[Path], out: np.ndarray, threads: int) -> float:
-    """Seconds to read every file's words, where the system keeps them, and to write one file's worth."""
-    words = out.view(np.uint64)
-    rows = tuple(np.memmap(file, np.uint64, "c", file.stat().st_size % 8, shape=words.shape) for file in files)
+def mapped(file: Path, size: int) -> np.ndarray:
+    """So many 64-bit words of a file, where the system keeps them."""
+    return np.memmap(file, np.uint64, "c", file.stat().st_size % 8, shape=(size,))
+
+
+def floor(rows: tuple[np.ndarray, ...], words: np.ndarray, threads: int) -> float:
+    """Seconds to read all rows and to write one."""
     parts = [slice(k * len(words) // threads, (k + 1) * len(words) // threads) for k in range(threads)]
     begun = time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:
@@ -67,9 +70,10 @@ def main() -> None:
         live = {op.name: torch.zeros(op.shape, dtype=getattr(torch, options.live)) for op in plan.ops}
         files = [file for checkpoint in opened.values() for file in checkpoint.files]
         words = np.zeros(sum(op.numel for op in plan.ops) // 4, np.uint64)
+        rows = tuple(mapped(file, len(words)) for file in files)
         reductions, floors, times = Reductions(), [], []
         for _ in range(options.candidates + 1):
-            floors.append(floor(files, words, options.threads))
+            floors.append(floor(rows, words, options.threads))
             begun = time.perf_counter()
             # A new sink holds nothing yet, so that the same numbers are merged again.
             execute(plan, ModelSink(live), threads=options.threads, reductions=reductions)
