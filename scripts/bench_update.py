@@ -4,7 +4,8 @@
 
 The parents are mapped, and what does not depend on the genome is kept, as in a search's worker: the first
 candidate, which computes it, is printed apart. The floor is a loop over the same files, which stay mapped as the
-parents do, that combines 64-bit words, on as many threads. Checkpoints are those of bench_merge.py. Prints medians and their ratio.
+parents do, that combines 64-bit words, on as many threads. Checkpoints are those of bench_merge.py. Prints medians
+and their ratio.
 """
 
 import argparse
