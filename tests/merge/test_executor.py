@@ -317,23 +317,29 @@ def test_a_step_in_place_changes_no_bit(
 # --- memory -----------------------------------------------------------------------------------------------------
 
 
-def test_little_memory_is_enough_for_the_counts_of_a_digit(
-    make_llama: MakeLlama, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def noted(buffer: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The bytes that merges will ask for a buffer from now on."""
     sizes: list[int] = []
 
     class Noting(Workspace):
         def array(self, name: str, shape: tuple[int, ...], dtype: Any) -> Any:
             array = super().array(name, shape, dtype)
-            if name == "counts":
+            if name == buffer:
                 sizes.append(array.nbytes)
             return array
 
+    monkeypatch.setattr(executor, "Workspace", Noting)
+    return sizes
+
+
+def test_little_memory_is_enough_for_the_counts_of_a_digit(
+    make_llama: MakeLlama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = noted("counts", monkeypatch)
     options: dict[str, Any] = {"layers": 1, "hidden": 48, "vocab": 515, "dtype": torch.float32}
     models = [make_llama(f"counted-{i}", seed=i, **options) for i in range(6)]
     recipe = recipe_of("breadcrumbs", models)
     monkeypatch.setattr(selection, "_SMALLEST_REGION", 1 << 12)
-    monkeypatch.setattr(executor, "Workspace", Noting)
     merged = []
     for limit, most in ((executor.DEFAULT_MEMORY_LIMIT, MOST_COUNTS), (THREAD_MINIMUM, THREAD_MINIMUM - BLOCKS)):
         sizes.clear()
@@ -345,20 +351,11 @@ def test_little_memory_is_enough_for_the_counts_of_a_digit(
 def test_what_a_step_makes_of_rows_takes_a_block_at_most(
     make_llama: MakeLlama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes: list[int] = []
-
-    class Noting(Workspace):
-        def array(self, name: str, shape: tuple[int, ...], dtype: Any) -> Any:
-            array = super().array(name, shape, dtype)
-            if name == "after a step":
-                sizes.append(array.size)
-            return array
-
+    sizes = noted("after a step", monkeypatch)
     models = [make_llama(f"stepped-{i}", seed=i, layers=1, hidden=48, vocab=515) for i in range(3)]
     monkeypatch.setattr(input_blocks, "STREAMING_BLOCK", 4096)
-    monkeypatch.setattr(executor, "Workspace", Noting)
     run(recipe_of("della", models), threads=1, memory_limit=THREAD_MINIMUM, reductions=Reductions())
-    assert 4000 < max(sizes) <= 2 * 4096
+    assert 4000 < max(sizes) / 4 <= 2 * 4096  # float32, of two models
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------
