@@ -1,11 +1,14 @@
 """What a run may still spend: seconds and documents, with enough of both left for the finals."""
 
 from collections.abc import Collection, Sequence
+from typing import Literal, TypeAlias
 
 from heterosis.evolve.finals import finals_documents, shortlist
 from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.run import Run
 from heterosis.evolve.trial import Ask, Trial
+
+Spent: TypeAlias = Literal["hours", "max_documents"]
 
 
 class Budget:
@@ -16,7 +19,6 @@ class Budget:
 
     Attributes:
         finals: What the finals take at most, in candidates that meet all search documents.
-        spent: The budget that has ended the search: ``hours`` or ``max_documents``; None for the number of trials.
     """
 
     def __init__(self, run: Run) -> None:
@@ -25,11 +27,12 @@ class Budget:
         self._parents, self._shortlisted = len(config.genome.models), config.shortlisted(checked.expected_trials)
         self._split, self._record, self._referee = run.split, run.record, run.referee
         self._most_finalists = checked.most_finalists
-        self.spent: str | None = None
         self.finals = finals_documents(run.split, self._parents, self._most_finalists) / run.split.size("search")
 
-    def is_spent(self, seconds: float, workers: int, candidates: int = 1, unknown: Collection[Ask] = ()) -> bool:
-        """Whether more candidates would leave too little for the finals.
+    def spent(
+        self, seconds: float, workers: int, candidates: int = 1, unknown: Collection[Ask] = ()
+    ) -> Spent | None:
+        """The budget of which more candidates would leave too little for the finals; None if there is none.
 
         Args:
             seconds: Spent so far.
@@ -39,14 +42,11 @@ class Budget:
                 documents go.
         """
         if self._is_late(seconds, workers, candidates):
-            self.spent = "hours"
-        elif self._is_scored_out(candidates, unknown) and (
+            return "hours"
+        scored_out = self._is_scored_out(candidates, unknown) and (
             self._record.open_asks or self._is_scored_out(candidates, ())
-        ):
-            self.spent = "max_documents"
-        else:
-            self.spent = None
-        return self.spent is not None
+        )
+        return "max_documents" if scored_out else None
 
     def finalists(self) -> list[Trial]:
         """The shortlist. Its last are left out where they might take more documents than the run may score."""

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -138,10 +139,20 @@ def check_same_config(folder: Path, config: EvolveConfig) -> None:
         raise InputError(f"{folder}: was made by another config ({differences}); choose another --run-dir")
 
 
-def finished_summary(run_dir: Path, budget: int) -> dict[str, Any] | None:
-    """The summary of a run that has spent this budget and picked its champion."""
+def with_champion(run_dir: Path) -> dict[str, Any] | None:
+    """The summary of a run that has picked its champion, and scored nothing since."""
     if not (run_dir / SUMMARY).exists():
         return None
     summary = read_summary(run_dir)
-    spent = sum(summary["trials"][state] for state in ("complete", "pruned", "failed"))
-    return summary if summary["status"] == "finished" and spent >= budget else None
+    return summary if summary["finalists"] else None
+
+
+def is_spent(summary: Mapping[str, Any], config: EvolveConfig) -> bool:
+    """Whether a config's budgets leave nothing to do in a run that was finished."""
+    trials = sum(summary["trials"][state] for state in ("complete", "pruned", "failed"))
+    ends = {
+        "hours": (config.hours and config.hours * 3600, summary["seconds"].get("budget")),
+        "max_documents": (config.max_documents, summary["documents"].get("budget")),
+    }
+    now, then = ends.get(summary.get("ended_by"), (None, None))
+    return summary["status"] == "finished" and (trials >= config.trials or bool(now and then and now <= then))

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from functools import partial
 
 from heterosis.evolve.baselines import Baseline
+from heterosis.evolve.budget import Spent
 from heterosis.evolve.dispatch import Job
 from heterosis.evolve.faults import SearchFailed
 from heterosis.evolve.finals import Finals, Races
@@ -48,6 +49,7 @@ class SearchLoop:
         )
         self._races = Races(run.record, run.referee, self._score_on)
         self._tried, self._lost = 0, 0  # candidates of this session that came to an end, and to no score
+        self._spent: Spent | None = None  # the budget that has ended the search, if it was not that of trials
 
     def search(self) -> Finals | None:
         """Search until a budget is spent; None if it is to stop before the finals are over.
@@ -126,7 +128,7 @@ class SearchLoop:
         left = [job for job in self._scoring.open_jobs("search") if job.ask.stage == stage]
         self._scoring.work(left, partial(self._next_job, proposer, limit, int(with_mean)), proposer.tell)
         self._scoring.work(self._scoring.open_jobs("mean"))
-        if with_mean and len(record.asks) < budget and not self._is_spent():
+        if with_mean and len(record.asks) < budget and self._has_room():
             mean = proposer.mean()
             if mean is not None:
                 ask = self._ask("mean", "the optimizer's mean", proposer, mean, record.tally.leaders)
@@ -134,9 +136,10 @@ class SearchLoop:
 
     def _next_job(self, proposer: Proposer, limit: int, more: int) -> Job | None:
         """The next candidate; None for now, or where the budget has no room for it and ``more`` after it."""
+        self._spent = None
         if len(self._record.asks) >= limit or not proposer.catch_up():
             return None
-        if self._is_spent(1 + more, proposer.unknown):
+        if not self._has_room(1 + more, proposer.unknown):
             return None
         point = proposer.propose()
         if point is None:
@@ -157,12 +160,12 @@ class SearchLoop:
             self._record.copy_scores(twin.ask, ask, "search")
         return ask
 
-    def _is_spent(self, candidates: int = 1, unknown: Collection[Ask] = ()) -> bool:
-        """Whether the search is to stop, or more candidates would leave too little for the finals."""
+    def _has_room(self, candidates: int = 1, unknown: Collection[Ask] = ()) -> bool:
+        """Whether the search goes on, and the budgets leave enough for the finals after more candidates."""
         session = self._session
-        return session.stopping() or session.budget.is_spent(
-            session.seconds(), self._pool.size, candidates, unknown
-        )
+        spent = session.budget.spent(session.seconds(), self._pool.size, candidates, unknown)
+        self._spent = self._spent or spent  # what has no room for a candidate may have it for the mean
+        return not session.stopping() and spent is None
 
     def _take_in(self, trial: Trial) -> None:
         """Show a result, and stop if most candidates of this session fail.
@@ -184,13 +187,12 @@ class SearchLoop:
 
     def _finals(self) -> Finals | None:
         """Compare a shortlist on selection documents; report the champion on held-out ones."""
-        state, budget = self._run.state, self._session.budget
-        state.spent = budget.spent
-        finalists = budget.finalists()
+        self._run.state.spent = self._spent
+        finalists = self._session.budget.finalists()
         self._session.phase(f"selection: {len(finalists)} finalists")
         finals = self._races.finals(finalists)
         if finals is not None:
-            state.held_out_before = True
+            self._run.state.held_out_before = True
         return finals
 
     def _score_on(self, part: str, asks: Sequence[Ask], documents: DocumentIds | None = None) -> bool:

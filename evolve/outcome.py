@@ -1,6 +1,7 @@
 """What a run leaves in its folder for people and programs: summary.json, trials.csv, best.yaml, front/."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from heterosis.evolve.export import discovery, export_recipe, write_front
@@ -40,8 +41,12 @@ def write_outcome(
         "optimizers": {str(stage): chosen.model_dump() for stage, chosen in state.optimizers.items()},
         "trials": {**found["trials"], "budget": config.trials},
         "ended_by": state.spent,
-        "documents": {**found["documents"], "holdout_reused": state.holdout_reused},
-        "seconds": {"total": round(state.seconds, 1), **spent},
+        "documents": {
+            **found["documents"],
+            "holdout_reused": state.holdout_reused,
+            "budget": config.max_documents,
+        },
+        "seconds": {"total": round(state.seconds, 1), **spent, "budget": config.hours and config.hours * 3600},
         "environment": state.environment,
     }
     summary["outcome"] = outcome_sentence(summary)
@@ -52,5 +57,27 @@ def write_outcome(
     if finals and finals.front:
         write_front(folder, summary, finals.front, config, state.provenance)
     table.write(record.trials)
-    write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    _write(folder, summary)
     return summary
+
+
+def leave_outcome(run: Run, earlier: dict[str, Any], *, status: str, stopped: str | None) -> dict[str, Any]:
+    """Leave what an earlier session has found as it is, while a session has scored nothing.
+
+    Args:
+        run: The run.
+        earlier: Its summary, with a champion.
+        status: ``running`` or ``stopped``; the file says ``finished`` then, as before.
+        stopped: Why, if it was.
+
+    Returns:
+        The summary of this session.
+    """
+    budget = {**earlier["trials"], "budget": run.config.trials}
+    summary = {**earlier, "status": status, "stopped": stopped, "trials": budget}
+    _write(run.folder.path, {**earlier, "status": "finished"} if status == "stopped" else summary)
+    return summary
+
+
+def _write(folder: Path, summary: dict[str, Any]) -> None:
+    write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")

@@ -20,8 +20,8 @@ from heterosis.evolve.cluster import RayPool, probed_batch_size
 from heterosis.evolve.dimensions import Space
 from heterosis.evolve.faults import RunStopped, SearchFailed, disk_faults
 from heterosis.evolve.finals import Finals
-from heterosis.evolve.folder import RunFolder
-from heterosis.evolve.outcome import write_outcome
+from heterosis.evolve.folder import RunFolder, with_champion
+from heterosis.evolve.outcome import leave_outcome, write_outcome
 from heterosis.evolve.pool import Pool
 from heterosis.evolve.preflight import Preflight
 from heterosis.evolve.pulse import Pulse, PulseWriter
@@ -85,6 +85,7 @@ class Session:
         self._spent_before = self._state.seconds
         self._table = TableWriter(folder.path)
         self._save_from, self._saved = self._begun, self._progressed()
+        self._earlier, self._earlier_progress = with_champion(folder.path), self._saved
         pulse = Pulse(
             workers=self.workers,
             finals=self.budget.finals,
@@ -229,6 +230,8 @@ class Session:
     def _save(self, status: str, finals: Finals | None = None) -> dict[str, Any]:
         self._state.seconds = self.seconds()
         self._state.save()
+        if finals is None and self._earlier and self._progressed() == self._earlier_progress:
+            return leave_outcome(self.run, self._earlier, status=status, stopped=self._stop)
         return write_outcome(self.run, self._table, status=status, stopped=self._stop, finals=finals)
 
 

@@ -40,7 +40,7 @@ class RunState(BaseModel):
         batch_size: That a probe has found.
         stage_ends: The number of asks with which each stage ends; None before the baselines are known.
         optimizers: Who proposes in each stage that has begun.
-        spent: The budget that ended the search, as of `Budget.spent`.
+        spent: The budget that ended the search, ``hours`` or ``max_documents``; None for the number of trials.
         held_out_before: Whether there were finals.
         holdout_reused: Whether held-out documents were used before what is reported on them was found.
     """

@@ -130,8 +130,11 @@ def test_a_run_leaves_what_the_design_says(run: Any, pools: Any, tmp_path: Path)
     # Searched: 24 candidates; selection: the finalists; held out: champion and 3 baselines.
     finalists = len(summary["finalists"])
     assert 1 <= finalists <= 5 + 3
-    assert summary["documents"] == PARTS | {"scored": 24 * 20 + finalists * 20 + 4 * 30, "holdout_reused": False}
-    assert summary["seconds"].keys() == {"total", "merge", "forward", "other"}
+    assert summary["documents"] == PARTS | {
+        "scored": 24 * 20 + finalists * 20 + 4 * 30,
+        "holdout_reused": False,
+    } | {"budget": None}
+    assert summary["seconds"].keys() == {"total", "merge", "forward", "other", "budget"}
     assert summary["seconds"]["forward"] == pytest.approx(24 * 0.0008, abs=1e-3)
     assert {"heterosis", "torch", "transformers", "lm_eval", "seed"} <= summary["environment"].keys()
 
@@ -409,6 +412,42 @@ class TestResume:
         assert [a.number for a in asks if a.kind == "mean"] == [23, 39]
         searched = [n for n, part in pools.asked if part == "search"]
         assert searched == list(range(40))
+
+    def test_keeps_the_champion_while_nothing_more_is_scored(self, run: Any, pools: Any, tmp_path: Path) -> None:
+        """Who the best is on search documents is not the champion here."""
+        seen = []
+
+        def judge(ask: Ask, part: str) -> float:
+            return pools.hill(ask, part) if part == "search" else 1 - 0.01 * ask.number
+
+        def look(pool: Any) -> None:
+            seen.append(json.loads((tmp_path / "run/summary.json").read_text()))
+
+        options = {"judge": judge, "pool": {"on_wait": look, "luck": 0.0, "crash_after": 0}}
+        finished = run(judge=judge, trials=24, pool={"luck": 0.0})
+        best = (tmp_path / "run/best.yaml").read_text()
+        assert best.splitlines()[1].startswith("# The champion.")
+        with pytest.raises(pools.crash):
+            run(trials=40, **options)
+        assert (seen[0]["status"], seen[0]["trials"]["budget"]) == ("running", 40)
+        assert (seen[0]["champion"], seen[0]["outcome"]) == (finished["champion"], finished["outcome"])
+        assert json.loads((tmp_path / "run/summary.json").read_text()) == finished
+        assert (tmp_path / "run/best.yaml").read_text() == best
+        with pytest.raises(pools.crash):
+            run(trials=40, judge=judge, pool={"luck": 0.0, "crash_after": 1})
+        assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "stopped"
+        assert "# Best so far on the search documents.\n" in (tmp_path / "run/best.yaml").read_text()
+
+    @pytest.mark.parametrize("limit", [{"max_documents": 700}, {"hours": 0.01}])
+    def test_the_same_command_has_nothing_to_do(self, run: Any, pools: Any, limit: dict[str, float]) -> None:
+        """Whichever budget has ended the run. Another one of more trials has nothing to do either."""
+        pool = {"seconds": 3.0} if "hours" in limit else {}
+        finished = run(trials=1000, pool=pool, **limit)
+        assert sum(finished["trials"][state] for state in ("complete", "pruned", "failed")) < 1000
+        assert run(trials=2000, pool={**pool, "crash_after": 0}, **limit) == finished
+        (name, value), *_ = limit.items()
+        with pytest.raises(pools.crash):
+            run(trials=1000, pool={**pool, "crash_after": 0}, **{name: 2 * value})
 
 
 class TestFailures:
@@ -1353,10 +1392,14 @@ def test_an_estimate_is_exported_as_one(run: Any, tmp_path: Path) -> None:
     assert head.endswith(f"on the search documents, of which it has met {stopped['documents']}.")
 
 
-@pytest.mark.parametrize(("limit", "ended_by"), [({}, None), ({"max_documents": 300}, "max_documents")])
+@pytest.mark.parametrize(
+    ("limit", "ended_by"),
+    [({}, None), ({"max_documents": 300}, "max_documents"), ({"max_documents": 700}, "max_documents")],
+)
 def test_what_ended_a_search_is_told(
     run: Any, tmp_path: Path, limit: dict[str, int], ended_by: str | None
 ) -> None:
+    """Where a budget has room for the optimizer's mean, and where it has none."""
     assert run(trials=12 if not limit else 100, **limit)["ended_by"] == ended_by
     said = CliRunner().invoke(cli.app, ["status", str(tmp_path / "run")]).stdout.splitlines()[0]
     assert (f", ended by {ended_by}, " in said) == bool(limit)
