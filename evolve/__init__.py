@@ -27,11 +27,13 @@ faults.py      what ends a session, in one line
 folder.py      the run folder and its lock; lease.py: a claim that other machines see; files.py: what is in it;
                state.py: what a run keeps for its later sessions
 driver.py      from a config and options to a session; run.py: what all sessions of a run work on
-session.py     one session: its workers and signals, and what others see of it
+session.py     one session: its workers, and what others see of it; signals.py: what Ctrl-C does; logs.py: where
+               messages go
 loop.py        the search: baselines, candidates stage by stage, finals
 stages.py      where stages end, who proposes in them; proposals.py: asking an optimizer, and again from the record
 warm_start.py  recipes of earlier searches
-finals.py      the shortlist, the champion; budget.py: how much may be spent before
+finals.py      the shortlist, and what the finals found; races.py: how parents and finalists are compared;
+               budget.py: how much may be spent before
 progress.py    the run on a terminal, live or in lines; standing.py: where it stands, read from its folder;
                pulse.py: what the driver does at the moment
 trackers.py    what TensorBoard, MLflow and Weights & Biases are told; tracking.py: by processes of their own

@@ -11,12 +11,13 @@ from heterosis.errors import InputError
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.faults import SearchFailed, disk_faults
 from heterosis.evolve.folder import RunFolder, check_run_folder, check_same_config, is_spent, with_champion
+from heterosis.evolve.logs import logging_to, optuna_quietly
 from heterosis.evolve.loop import SearchLoop
 from heterosis.evolve.pool import Pool
 from heterosis.evolve.preflight import preflight
 from heterosis.evolve.report import load_tasks, report_is_written, write_report
 from heterosis.evolve.resources import check_workers, merges_to, resources
-from heterosis.evolve.session import Progress, Session, logging_to
+from heterosis.evolve.session import Progress, Session
 from heterosis.evolve.state import RunState
 from heterosis.evolve.tracking import check_trackers, tracked
 from heterosis.evolve.worker import Setup
@@ -121,6 +122,7 @@ def search(
         with (
             disk_faults(folder.path),
             logging_to(folder.path / "run.log"),
+            optuna_quietly(),
             tracked(folder.path, loaded.log_to),
         ):
             session = Session(checked, folder, storage, device, progress)

@@ -154,5 +154,5 @@ def is_spent(summary: Mapping[str, Any], config: EvolveConfig) -> bool:
         "hours": (config.hours and config.hours * 3600, summary["seconds"].get("budget")),
         "max_documents": (config.max_documents, summary["documents"].get("budget")),
     }
-    now, then = ends.get(summary.get("ended_by"), (None, None))
+    now, then = ends.get(summary.get("ended_by") or "", (None, None))
     return summary["status"] == "finished" and (trials >= config.trials or bool(now and then and now <= then))

@@ -9,11 +9,12 @@ from heterosis.evolve.baselines import Baseline
 from heterosis.evolve.budget import Spent
 from heterosis.evolve.dispatch import Job
 from heterosis.evolve.faults import SearchFailed
-from heterosis.evolve.finals import Finals, Races
+from heterosis.evolve.finals import Finals
 from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.optimizers import Vector
 from heterosis.evolve.pool import Pool
 from heterosis.evolve.proposals import Proposer
+from heterosis.evolve.races import Races
 from heterosis.evolve.racing import DocumentIds, missing
 from heterosis.evolve.scoring import Scoring
 from heterosis.evolve.session import Session

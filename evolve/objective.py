@@ -25,6 +25,7 @@ Pair: TypeAlias = tuple[dict[int, float], dict[int, float], float]
 # How often a violation of a constraint counts.
 PENALTY = 10.0
 RESAMPLES = 2000
+MOST_DRAWS = 1 << 20  # of the bootstrap at a time, which take 24 bytes each
 
 
 @dataclass(frozen=True)
@@ -417,6 +418,10 @@ def _resampled(
         members.setdefault(groups[document] if groups else document, []).append(document)
     sums = np.array([[sum(side[d] for d in own) for side in pair[:2]] for own in members.values()])
     counts = np.array([len(own) for own in members.values()])
-    draws = random.integers(len(members), size=(RESAMPLES, len(members)))
-    means = sums[draws].sum(axis=1) / counts[draws].sum(axis=1)[:, None]
-    return np.concatenate([[sums.sum(axis=0) / counts.sum()], means])
+    n = len(members)
+    means = [sums.sum(axis=0, keepdims=True) / counts.sum()]
+    at_once = max(1, MOST_DRAWS // n)  # whatever that is, the draws are the same
+    for size in (min(at_once, RESAMPLES - done) for done in range(0, RESAMPLES, at_once)):
+        draws = random.integers(n, size=(size, n))
+        means.append(sums[draws].sum(axis=1) / counts[draws].sum(axis=1)[:, None])
+    return np.concatenate(means)

@@ -10,6 +10,7 @@ from heterosis.evolve.finals import Finals
 from heterosis.evolve.run import Run
 from heterosis.evolve.summary import Results, outcome_sentence
 from heterosis.evolve.table import TableWriter
+from heterosis.evolve.trial import TIMES
 from heterosis.merge.files import write_text
 
 
@@ -33,7 +34,7 @@ def write_outcome(
     config, state, record, folder = run.config, run.state, run.record, run.folder.path
     champion = finals.champion if finals else record.tally.best
     found = Results(record, run.referee, run.split, champion, finals).summary()
-    spent = {key: round(record.tally.seconds.get(key, 0.0), 3) for key in ("merge", "forward", "other")}
+    spent = {key: round(record.tally.seconds.get(key, 0.0), 3) for key in TIMES}
     summary = {
         "status": status,
         "stopped": stopped,

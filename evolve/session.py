@@ -1,18 +1,14 @@
 """One session of a run: its workers, why it stops, and what others see of it meanwhile.
 
-The log file, the pulse, the summary with the table, and whatever shows progress are told what happens; the search
+The log, the pulse, the summary with the table, and whatever shows progress are told what happens; the search
 itself is in loop.py.
 """
 
 import logging
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 from heterosis.evolve.budget import Budget
@@ -28,6 +24,7 @@ from heterosis.evolve.pulse import Pulse, PulseWriter
 from heterosis.evolve.record import Record
 from heterosis.evolve.resources import worker_setup, workers_and_threads
 from heterosis.evolve.run import Run
+from heterosis.evolve.signals import stopping_on_signals
 from heterosis.evolve.statistics import Interval
 from heterosis.evolve.summary import describe_result
 from heterosis.evolve.table import TableWriter
@@ -233,50 +230,3 @@ class Session:
         if finals is None and self._earlier and self._progressed() == self._earlier_progress:
             return leave_outcome(self.run, self._earlier, status=status, stopped=self._stop)
         return write_outcome(self.run, self._table, status=status, stopped=self._stop, finals=finals)
-
-
-class _LogFile(logging.FileHandler):
-    def handleError(self, record: logging.LogRecord) -> None:
-        """Leave a line out: a full disk is told by whoever cannot do without it."""
-
-
-@contextmanager
-def logging_to(path: Path) -> Iterator[None]:
-    """Write the package's log to a file meanwhile."""
-    handler = _LogFile(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        with suppress(OSError):
-            handler.close()
-
-
-@contextmanager
-def stopping_on_signals(request_stop: Callable[[], None]) -> Iterator[None]:
-    """The first SIGINT or SIGTERM asks for a clean stop, the second raises KeyboardInterrupt.
-
-    Within another such context it takes over from that one, which has the handlers again afterwards.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    asked = False
-
-    def handle(signum: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        request_stop()
-
-    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)

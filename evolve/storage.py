@@ -69,7 +69,6 @@ class StudyWriter:
         objectives: int,
         wait_on: Callable[[str], bool],
     ) -> None:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._folder, self._secrets, self._wait_on = folder, _secrets(url), wait_on
         self._distributions: dict[str, BaseDistribution] = {}
         self.add_dimensions(dimensions)

@@ -9,12 +9,11 @@ from typing import cast
 
 from heterosis.errors import InputError
 from heterosis.evolve.files import AGAIN, SUMMARY
-from heterosis.evolve.trial import Ask, Kind, Trial
+from heterosis.evolve.trial import TIMES, Ask, Kind, Trial
 from heterosis.merge.files import write_text
 
 TABLE = "trials.csv"
 _HEAD = ("trial", "ask", "kind", "name", "stage", "score", "pruned", "documents", "cause")
-_TIMES = ("merge", "forward", "other")
 
 
 class TableWriter:
@@ -39,7 +38,7 @@ class TableWriter:
         names = list(dict.fromkeys((*self._names, *(name for t in new for name in t.ask.values))))
         if not self._written or names != self._names:
             self._names = names
-            times = (f"{key}_s" for key in _TIMES)
+            times = (f"{key}_s" for key in TIMES)
             write_text(self._path, _lines([(*_HEAD, *times, *names), *map(self._row, trials)]))
         elif new:
             with self._path.open("a", encoding="utf-8", newline="") as file:
@@ -51,7 +50,7 @@ class TableWriter:
     def _row(self, t: Trial) -> list[object]:
         score = "" if t.score is None else t.score
         row = [t.number, t.ask.number, t.ask.kind, t.ask.name, t.ask.stage, score, int(t.pruned), t.documents]
-        times = [t.seconds.get(key, "") for key in _TIMES]
+        times = [t.seconds.get(key, "") for key in TIMES]
         return [*row, t.cause or "", *times, *(t.ask.values.get(name, "") for name in self._names)]
 
 
@@ -81,7 +80,7 @@ def read_trials(folder: Path) -> list[Trial]:
 
 def _trial(row: Mapping[str, str]) -> Trial:
     ask = Ask(int(row["ask"]), cast("Kind", row["kind"]), row["name"], "", {}, after=0, stage=int(row["stage"]))
-    times = {key: float(row[f"{key}_s"]) for key in _TIMES if row[f"{key}_s"]}
+    times = {key: float(row[f"{key}_s"]) for key in TIMES if row[f"{key}_s"]}
     return Trial(
         int(row["trial"]),
         ask,

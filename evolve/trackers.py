@@ -20,10 +20,10 @@ import yaml
 
 from heterosis.evolve.files import SUMMARY
 from heterosis.evolve.table import read_table
+from heterosis.evolve.trial import TIMES
 from heterosis.merge.files import write_text
 
 LOOK = 2.0  # seconds between two looks into the run folder
-_TIMES = ("merge", "forward", "other")
 
 Numbers: TypeAlias = Mapping[str, float]
 
@@ -157,7 +157,7 @@ def numbers_of(rows: Sequence[Mapping[str, str]]) -> Iterator[dict[str, float]]:
                 best = score if best is None else max(best, score)
         if best is not None:
             numbers["best"] = best
-        numbers |= {f"seconds/{key}": float(row[f"{key}_s"]) for key in _TIMES if row[f"{key}_s"]}
+        numbers |= {f"seconds/{key}": float(row[f"{key}_s"]) for key in TIMES if row[f"{key}_s"]}
         parameters = list(row)[list(row).index("other_s") + 1 :]
         yield numbers | {f"parameters/{name}": n for name in parameters if (n := _number(row[name])) is not None}
 

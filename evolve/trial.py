@@ -51,6 +51,10 @@ class Ask:
         return "candidate" if self.is_candidate else self.kind
 
 
+# Where a candidate's time goes: putting it into the live model, its forward passes, all else.
+TIMES = ("merge", "forward", "other")
+
+
 @dataclass(frozen=True)
 class Trial:
     """A candidate's result.
@@ -60,7 +64,7 @@ class Trial:
         ask: What was asked.
         score: The objective on the search documents, larger is better; None if it failed.
         cause: Why it failed.
-        seconds: Where its time went.
+        seconds: Where its time went, by `TIMES`.
         losses: What an optimizer minimises; none if it failed.
         pruned: Whether it was stopped early, and the score is an estimate.
         documents: Search documents that it has met.

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from heterosis.errors import InputError
+from heterosis.words import count, size, table
 
 app = typer.Typer(
     name="heterosis",
@@ -129,7 +130,6 @@ def merge(
         from heterosis.merge import MergeError, Recipe
         from heterosis.merge.api import merge_models
         from heterosis.merge.plan import MergePlan
-        from heterosis.words import count, size
 
     def announce(plan: MergePlan) -> None:
         _say(
@@ -357,7 +357,8 @@ def evaluate(
         for key in sorted(keys, key=lambda k: (k != metric.key, k)):
             n = len(scores.values(task, key))
             rows.append((task, key, f"{scores.mean(task, key):z.4f}", f"± {scores.stderr(task, key):.4f}", str(n)))
-    _print_table(("task", "metric", "mean", "standard error", "documents"), rows)
+    header = ("task", "metric", "mean", "standard error", "documents")
+    print("\n".join(table(header, rows, keep_empty=True)))
     if output is not None:
         _write_output(output, scores.to_json() + "\n")
 
@@ -473,18 +474,18 @@ def _print_summary(summary: Mapping[str, Any], run_dir: Path, phase: str, second
 
     trials, documents = summary["trials"], summary["documents"]
     others = {"stopped early": trials["pruned"], "failed": trials["failed"]}
-    noted = "".join(f", {count} {what}" for what, count in others.items() if count)
+    noted = "".join(f", {number} {what}" for what, number in others.items() if number)
     noted += f", ended by {ended}" if (ended := summary.get("ended_by")) else ""
     done = trials["complete"] + trials["pruned"]
     print(f"{phase}: {done} of {trials['budget']} trials{noted}, {seconds:.0f} s")
     rows = closing_table(summary)
-    _print_table(("", "search", "selection", "held out"), rows)
+    print("\n".join(table(("", "search", "selection", "held out"), rows, keep_empty=True)))
     if any(cell.startswith("~") for row in rows for cell in row[1:]):
         print("~: on some of the documents, by which a race was decided")
     counts = f"{documents['search']}, {documents['selection']} and {documents['holdout']} documents"
     print(f"on {counts}; {documents['scored']} scored in all")
-    for cause, count in summary["failures"].items():
-        print(f"failed {count} times: {cause}")
+    for cause, times in summary["failures"].items():
+        print(f"failed {times} times: {cause}")
     for label, key in (("the best parent", "gain_over_best_parent"), ("the uniform merge", "gain_over_uniform")):
         gain = summary.get(key)
         if gain and conclusion_of(summary) != "parent":  # the champion is the best parent itself
@@ -496,12 +497,6 @@ def _print_summary(summary: Mapping[str, Any], run_dir: Path, phase: str, second
         print(f"recipe: {run_dir / 'best.yaml'}")
     if (run_dir / "report.html").exists():
         print(f"report: {run_dir / 'report.html'}")
-
-
-def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    for row in (header, *rows):
-        print("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())
 
 
 def _say(text: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heterosis.errors import InputError, collecting
-from heterosis.words import brief, count, duration, size
+from heterosis.words import brief, count, duration, size, table
 
 if TYPE_CHECKING:
     from heterosis.evolve.config import EvolveConfig
@@ -208,15 +208,6 @@ def _open_all(names: Iterable[str], stack: ExitStack) -> "dict[ModelRef, Checkpo
 
 
 # --- text -------------------------------------------------------------------------------------------------------
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """Lines with columns aligned; columns that are empty below the header are left out."""
-    body = [tuple(row) for row in rows]
-    kept = [i for i in range(len(header)) if any(row[i] for row in body)]
-    widths = {i: max(len(row[i]) for row in (header, *body)) for i in kept}
-    for row in (header, *body):
-        yield "  ".join(row[i].ljust(widths[i]) for i in kept).rstrip()
 
 
 def recipe_lines(report: "RecipeReport") -> Iterator[str]:

@@ -1,4 +1,6 @@
-"""Values, sizes and times for people."""
+"""Values, sizes, times and tables for people."""
+
+from collections.abc import Iterable, Iterator, Sequence
 
 
 def brief(value: object) -> str:
@@ -35,3 +37,12 @@ def count(number: int) -> str:
         if number >= 0.9995 * 10**power:  # which is rounded to one
             return f"{number / 10**power:.3g} {unit}"
     return str(number)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, keep_empty: bool = False) -> Iterator[str]:
+    """Lines with columns aligned; columns that are empty below the header are left out, unless they are kept."""
+    body = [tuple(row) for row in rows]
+    kept = [i for i in range(len(header)) if keep_empty or any(row[i] for row in body)]
+    widths = {i: max(len(row[i]) for row in (header, *body)) for i in kept}
+    for row in (header, *body):
+        yield "  ".join(row[i].ljust(widths[i]) for i in kept).rstrip()

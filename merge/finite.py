@@ -3,15 +3,7 @@
 import numpy as np
 import torch
 
-from heterosis.merge.kernels import largest_magnitude
-
-# The bits of infinity, which are above those of finite numbers, and below those of NaN, but for the sign.
-_INFINITY = {
-    torch.bfloat16: 0xFF << 7,
-    torch.float16: 0x1F << 10,
-    torch.float32: 0xFF << 23,
-    torch.float64: 0x7FF << 52,
-}
+from heterosis.merge.kernels import INFINITY, largest_magnitude
 
 NOT_FINITE = "the merged tensor has NaN or infinity; check the inputs, weights and dtype"
 
@@ -30,4 +22,4 @@ def _all_finite(block: torch.Tensor) -> bool:
     integer = np.dtype(f"u{block.element_size()}")
     bits = block.view(-1).view(getattr(torch, integer.name)).numpy()
     magnitude = integer.type(np.iinfo(integer).max >> 1)
-    return bool(largest_magnitude(bits, magnitude) < _INFINITY[block.dtype])
+    return bool(largest_magnitude(bits, magnitude) < INFINITY[str(block.dtype).removeprefix("torch.")])

@@ -54,22 +54,22 @@ class InputBlocks:
         itemsize = sum(dtype.itemsize for dtype in self._dtypes)
         fitting = BLOCK_BYTES // itemsize
         self.block = min(STREAMING_BLOCK, 1 << fitting.bit_length() - 1)
-        self._arrange(resident)
+        self._resident = resident
+        self._arrange()
 
-    def _arrange(self, resident: bool) -> None:
+    def _arrange(self) -> None:
         """Decide which values are copied, and whether all of the tensor is kept."""
         op = self._op
         assert op.method is not None
         # What several passes read is subtracted from once; where one pass is all, the loop does it in registers.
         bits = op.base is not None and set(self._dtypes) == {torch.bfloat16} == {op.compute}
-        self._subtracts = bits and op.method.reduces and not (resident and any(self._views))
+        self._subtracts = bits and op.method.reduces and not (self._resident and any(self._views))
         # Of the others, values stay in the sources' own memory.
         subtracted = range(len(op.inputs) if self._subtracts else 0)
         self._own = [not view or j in subtracted for j, view in enumerate(self._views)]
         self._missing = tuple(d for d, own in zip(self._dtypes, self._own, strict=True) if own)
         fits = op.numel * sum(dtype.itemsize for dtype in self._dtypes) <= self._budget
-        self._fits = (op.method.reduces and fits) if self._missing else (resident or fits)
-        self._resident = resident
+        self._fits = (op.method.reduces and fits) if self._missing else (self._resident or fits)
 
     def owned(self, copied: bool) -> bool:
         """Whether all of the tensor is kept, in memory of its own that may be changed.
@@ -78,8 +78,11 @@ class InputBlocks:
             copied: Whether to copy there, if there is room, what has stayed in the sources' own memory.
         """
         if copied and self._resident and not self._is_owned:
-            self._arrange(resident=False)
-            self._arrange(resident=not self._is_owned)
+            self._resident = False
+            self._arrange()
+            if not self._is_owned:  # there is no room
+                self._resident = True
+                self._arrange()
             self._workspace.release()
         return self._is_owned
 

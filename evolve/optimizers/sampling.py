@@ -4,6 +4,7 @@ A sampler of Optuna sees a list of trials, finished, failed or running. This fil
 and translates between its parameters and points of the unit cube. Everything else is the sampler's.
 """
 
+import logging
 import warnings
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from heterosis.evolve.logs import optuna_quietly
 from heterosis.evolve.optimizers.base import Axis, Detail, Vector, at_levels, finite
 from heterosis.evolve.optimizers.startup import STARTUP, losses_of_failure
 
@@ -127,14 +129,9 @@ def _distribution(axis: Axis) -> "BaseDistribution":
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without Optuna's messages, whatever the verbosity of the process is."""
-    import optuna
+    """Without Optuna's messages, and without its warnings of what it calls experimental."""
+    from optuna.exceptions import ExperimentalWarning
 
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            yield
-    finally:
-        optuna.logging.set_verbosity(before)
+    with optuna_quietly(logging.ERROR), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        yield

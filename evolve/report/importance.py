@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from heterosis.evolve.files import STUDY
+from heterosis.evolve.logs import optuna_quietly
 from heterosis.evolve.storage import study_url
 from heterosis.evolve.trial import Trial
 
@@ -63,8 +64,8 @@ def importance(folder: Path, study: str, trials: list[Trial], storage: str | Non
     except (ImportError, OptunaError, SQLAlchemyError, KeyError):  # whose texts may hold a password
         return Importance({}, n, "The study cannot be read from its storage.")
     scores = {trial.number: trial.score for trial in trials if trial.score is not None}
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    ours = optuna.create_study(direction="maximize")
+    with optuna_quietly():
+        ours = optuna.create_study(direction="maximize")
     ours.add_trials([_complete(t, scores[t.number]) for t in recorded if t.number in scores])
     return Importance(get_param_importances(ours, evaluator=PedAnovaImportanceEvaluator(target_quantile=TOP)), n)
 

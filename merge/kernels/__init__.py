@@ -19,6 +19,7 @@ arithmetic.py  operations of formulas that numba does not have
 from heterosis.merge.kernels.arithmetic import fused
 from heterosis.merge.kernels.compiling import compiled, inlined, inlined_overload, source_hash
 from heterosis.merge.kernels.counting import (
+    INFINITY,
     count_digits,
     count_magnitudes,
     find_equal,
@@ -42,6 +43,7 @@ from heterosis.merge.kernels.values import (
 )
 
 __all__ = [
+    "INFINITY",
     "LANES",
     "RUN",
     "Inputs",

@@ -139,8 +139,8 @@ def largest_magnitude(bits, magnitude):  # type: ignore[no-untyped-def]
     return largest
 
 
-# The bits of infinity, above those of finite numbers and below those of NaN but for the sign, of what loops write.
-_INFINITY = {16: (np.uint16, 0xFF << 7), 32: (np.uint32, 0xFF << 23), 64: (np.uint64, 0x7FF << 52)}
+# The bits of infinity by dtype: above those of finite numbers, and below those of NaN, but for the sign.
+INFINITY = {"bfloat16": 0xFF << 7, "float16": 0x1F << 10, "float32": 0xFF << 23, "float64": 0x7FF << 52}
 
 
 def all_finite(out: Any) -> Any:
@@ -151,5 +151,6 @@ def all_finite(out: Any) -> Any:
 def _all_finite_overload(out):  # type: ignore[no-untyped-def]
     if isinstance(out, types.BaseTuple):
         return lambda out: all_finite(out.values)
-    unsigned, infinity = _INFINITY[out.dtype.bitwidth]
+    unsigned = np.dtype(f"u{out.dtype.bitwidth // 8}").type
+    infinity = INFINITY["bfloat16" if isinstance(out.dtype, types.Integer) else str(out.dtype)]
     return lambda out: largest_magnitude(out.view(unsigned), unsigned(infinity | infinity - 1)) < infinity

@@ -8,8 +8,9 @@ import pytest
 
 from heterosis.evaluate.scores import Scores
 from heterosis.evolve.faults import SearchFailed
-from heterosis.evolve.finals import Finals, Races, shortlist
+from heterosis.evolve.finals import Finals, shortlist
 from heterosis.evolve.objective import Judge, Objective
+from heterosis.evolve.races import Races
 from heterosis.evolve.racing import Schedule
 from heterosis.evolve.trial import Ask, Trial
 
