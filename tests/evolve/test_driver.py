@@ -327,6 +327,8 @@ class TestResume:
                 file.truncate(on_disk.get(str(path), 0))
         finished = len(list(read_lines(tmp_path / "run/scores.jsonl")))
         assert finished == crash_after
+        results = len(read_lines(tmp_path / "run/results.jsonl"))
+        assert all(ask.after <= results for ask in read_asks(tmp_path / "run"))  # it replays
         summary = run(trials=24, workers=workers)
 
         assert summary["trials"] == {"complete": 24, "pruned": 0, "failed": 0, "budget": 24}
@@ -1429,3 +1431,22 @@ def test_one_folder_of_tasks_is_no_list_of_letters(
         made = pools(pools.hill)
         summary = search(config, tmp_path / f"run{number}", include_path=folder, make_pool=made)
         assert summary["status"] == "finished"
+
+
+def test_parents_stop_beyond_doubt_only(run: Any, tmp_path: Path) -> None:
+    """However bold the races of candidates are: nobody is called the best parent by mistake."""
+
+    def judge(ask: Ask, part: str) -> float:
+        return {"parent": 0.36, "baseline": 0.4}.get(ask.kind, 0.38)
+
+    def met(alpha: float) -> dict[str, list[int]]:
+        racing, found = {"first": 10, "factor": 1.3, "alpha": alpha}, dict[str, list[int]]()
+        sizes = {"search": 50, "selection": 10, "holdout": 20}
+        run(f"run{alpha}", judge, {"luck": 1.0}, racing=racing, trials=14, documents=sizes)
+        for row in csv.DictReader((tmp_path / f"run{alpha}/trials.csv").open()):
+            found.setdefault(row["kind"], []).append(int(row["documents"]))
+        return found
+
+    bold, usual = met(0.9), met(0.05)
+    assert bold["parent"] == usual["parent"]
+    assert sum(bold["search"]) < sum(usual["search"])

@@ -133,6 +133,23 @@ class TestBeaten:
         assert judge("weighted", parents, constraints={"a": 0.2}).beaten(candidate, incumbent, 0.05)
         assert not judge("weighted", parents).beaten(candidate, incumbent, 0.05)
 
+    @pytest.mark.parametrize("turn", [1, -1])
+    def test_a_constraint_is_against_the_best_parent_of_its_task(self, turn: int) -> None:
+        parents = [drawn(1, 0.9, 0.1), drawn(2, 0.1, 0.5)][::turn]
+        candidate, incumbent = drawn(3, 0.4, 1.0), drawn(4, 0.85, 0.5)
+        assert judge("weighted", parents, constraints={"a": 0.2}).beaten(candidate, incumbent, 0.05)
+
+    def test_constraints_share_the_error(self) -> None:
+        """So it takes more differences to be beaten where there are some, though they are kept."""
+        incumbent, limits = scores(a=[1.0] * 40), {"a": 0.9}
+
+        def least(**options: Any) -> int:
+            judged = judge(parents=[incumbent], weights={"a": 1.0}, **options)
+            lost = (scores(a=[0.0] * k + [1.0] * (40 - k)) for k in range(40))
+            return next(k for k, candidate in enumerate(lost) if judged.beaten(candidate, incumbent, 0.05))
+
+        assert least() < least(constraints=limits) < 30
+
     @pytest.mark.parametrize("kind", ["weighted", "gain", "worst"])
     def test_who_breaks_a_constraint_beats_nobody(self, kind: str) -> None:
         """The penalty counts: of two that break it, who breaks it less may be better."""
