@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from heterosis.errors import InputError
+from heterosis.errors import InputError, check_count
 from heterosis.evaluate.candidates import CandidateLoader, copy_recipe
 from heterosis.evaluate.harness import TaskSet
 from heterosis.evaluate.scores import Metric, Scores, TaskSpec
@@ -46,9 +46,17 @@ def evaluate_model(
         MergeError: If the merge has NaN or infinity.
     """
     check_device(device)
+    check_count("--batch-size", batch_size)
+    check_count("--seed", seed, 0)
+    if limit is not None:
+        check_count("--limit", limit)
+    if num_fewshot is not None:
+        check_count("--num-fewshot", num_fewshot, 0)
     recipe, origin = _recipe(model)
     several = [tasks] if isinstance(tasks, str | TaskSpec) else tasks
     specs = [t if isinstance(t, TaskSpec) else TaskSpec(t) for t in several]
+    if not specs:
+        raise InputError("--tasks: must name at least one task of lm-eval, or of --include-path")
     folders = [include_path] if isinstance(include_path, str | os.PathLike) else include_path
     task_set = TaskSet(specs, include_path=[Path(p) for p in folders], num_fewshot=num_fewshot, seed=seed)
     groups = task_set.groups()

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
-from lm_eval.api.registry import get_model, model_registry
+from lm_eval.api.registry import get_metric, get_model, metric_registry, model_registry
 from lm_eval.api.task import Task
 from lm_eval.filters import build_filter_ensemble
 from lm_eval.models.huggingface import HFLM
@@ -52,10 +52,12 @@ from heterosis.evaluate.splits import Split
 from heterosis.evaluate.task_faults import (
     check_answers,
     check_examples,
+    check_metrics,
     chosen_metric,
     near_tasks,
     one_line,
     unreadable,
+    why_unloadable,
 )
 
 _MISSPELT = 0.8  # alikeness: 'dtpye' is meant as 'dtype', 'torch_dtype' and 'device_map' are as they are
@@ -256,6 +258,7 @@ class TaskSet:
         for name, task in leaves.items():
             if name in self._tasks:
                 raise InputError(f"task '{name}': named twice (again by '{spec.name}'); name each task once")
+            check_metrics(name, task, list(metric_registry), get_metric)
             usable, unusable = _metrics_of(task)
             metric = chosen_metric(name, spec.metric, usable, unusable)
             data = [document for _, document in task.doc_iterator()]
@@ -441,6 +444,12 @@ class TaskSet:
                         scored[index][key] = float(value)
                     elif key == loaded.metric.key:
                         raise NonFiniteScore(name, index, float(value))
+        if scored and not any(loaded.metric.key in own for own in scored.values()):
+            given = ", ".join(sorted({key for own in scored.values() for key in own})) or "none"
+            raise InputError(
+                f"task '{name}': metric {loaded.metric.key}: given for none of {len(scored)} documents; take one "
+                f"that is given: {given}"
+            )
         return scored
 
     def _answers(self, name: str, asked: Mapping[int, list[Instance]]) -> dict[int, Answer]:
@@ -532,10 +541,8 @@ def _load(name: str, manager: Any, allow_code: bool) -> dict[str, Any]:
     try:
         tasks: dict[str, Any] = manager.load([name])["tasks"]
     except Exception as error:  # a task is the user's YAML and Python, and data from anywhere
-        reason = one_line(error)
-        # What lm-eval says of answers to choose from that are no texts.
-        remedy = "; choices must be texts, not numbers" if "'int' object is not subscriptable" in reason else ""
-        raise InputError(f"task '{name}': cannot be loaded: {reason}{remedy}") from error
+        files = (declared.get("dataset_kwargs") or {}).get("data_files")
+        raise InputError(f"task '{name}': cannot be loaded: {why_unloadable(error, files)}") from error
     for leaf, task in tasks.items():
         if getattr(task, "UNSAFE_CODE", False) and not allow_code:
             raise InputError(runs_code.format(leaf))
@@ -583,14 +590,19 @@ def _filters_of(task: Task) -> list[Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """lm-eval warns, at every call, of what is meant here (a model object, a task's defaults)."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """lm-eval warns, at every call, of what is meant here (a model object, a task's defaults).
+
+    What goes wrong is raised, too, so that it need not be told by it or by `datasets`.
+    """
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextmanager
@@ -598,7 +610,7 @@ def _seeded(seed: int) -> Iterator[None]:
     """Some tasks shuffle with the global generators while they load: fix these, and put them back."""
     states = random.getstate(), np.random.get_state()
     random.seed(seed)
-    np.random.seed(seed)
+    np.random.seed(seed % 2**32)
     try:
         yield
     finally:

@@ -2,14 +2,14 @@
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from heterosis.errors import InputError
+from heterosis.errors import InputError, did_you_mean
 from heterosis.evaluate.scores import Metric
 
 LOOKED_AT = 20  # documents, to see whether their answers are right at all
@@ -19,10 +19,17 @@ def unreadable(names: Sequence[str], folders: Sequence[str]) -> list[str]:
     """What keeps lm-eval, which is silent about it, from reading the files that seem to define some tasks."""
     faults = []
     for path in sorted(path for folder in folders for path in Path(folder).rglob("*.yaml")):
-        text = path.read_text(encoding="utf-8", errors="replace")
+        content = path.read_bytes()
+        text = content.decode(errors="replace")
         if not any(
             re.search(rf"^(task|group):\s*['\"]?{re.escape(name)}\b", text, re.MULTILINE) for name in names
         ):
+            continue
+        try:
+            content.decode()
+        except UnicodeDecodeError as error:
+            line = content.count(b"\n", 0, error.start) + 1
+            faults.append(f"{path}: line {line}: must be UTF-8 text; save it as such")
             continue
         try:
             for _ in yaml.parse(text):  # without making anything of it: !function is a tag of lm-eval's
@@ -33,6 +40,55 @@ def unreadable(names: Sequence[str], folders: Sequence[str]) -> list[str]:
         except yaml.YAMLError as error:
             faults.append(f"{path}: is not valid YAML: {one_line(error)}")
     return faults
+
+
+def why_unloadable(error: BaseException, files: object) -> str:
+    """Why lm-eval could not load a task: it reads the data, and asks its first document, to see what that is.
+
+    Args:
+        error: What it raised.
+        files: Of the task's data, as its YAML has them.
+    """
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
+        causes.append(cause)
+    places = files.values() if isinstance(files, Mapping) else [files]
+    of = f" ({', '.join(map(str, places))})" if files else ""
+    if type(error).__name__ == "DatasetGenerationError":
+        return f"its data{of} cannot be read: {one_line(causes[-1])}"
+    if any(isinstance(own, StopIteration) for own in causes):
+        return f"its data{of} has no documents"
+    if isinstance(error, IndexError | KeyError):
+        return (
+            f"what it asks cannot be made of its first document{of}: {one_line(error)}; check doc_to_text, "
+            "doc_to_choice and doc_to_target"
+        )
+    reason = one_line(error)
+    # What lm-eval says of answers to choose from that are no texts, and of data that has no place.
+    if "'int' object is not subscriptable" in reason:
+        return f"{reason}; choices must be texts, not numbers"
+    if "not NoneType" in reason and not files:
+        return f"{reason}; check dataset_path and dataset_kwargs"
+    return reason
+
+
+def check_metrics(name: str, task: Any, known: Collection[str], find: Callable[[str, bool], object]) -> None:
+    """Refuse metrics of a task's YAML that lm-eval does not know: it only logs that.
+
+    Args:
+        name: The task's.
+        task: Of lm-eval.
+        known: Metrics of lm-eval.
+        find: Looks for another one, elsewhere.
+    """
+    if task.config.process_results is not None:  # the task computes its metrics itself
+        return
+    for entry in task.config.metric_list or ():
+        metric, elsewhere = entry["metric"], bool(entry.get("hf_evaluate"))
+        if not isinstance(metric, str) or (metric in known and not elsewhere):
+            continue
+        if find(metric, elsewhere) is None:
+            raise InputError(f"task '{name}': metric_list: unknown metric '{metric}'{did_you_mean(metric, known)}")
 
 
 def near_tasks(name: str, manager: Any) -> list[str]:
@@ -93,6 +149,6 @@ def check_answers(name: str, task: Any, data: Sequence[Any]) -> None:
         )
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__

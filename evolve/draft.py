@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,11 +140,7 @@ def _base_of_adapters(models: Sequence[str]) -> str | None:
 
 def _check(found: "Compatibility") -> None:
     """Refuse models that no plain merge takes."""
-    layers = [
-        str(d).replace("take equally many layers of each with slices:", "name models of one depth")
-        for d in found.differences
-        if d.topic == "layers"
-    ]
+    layers = [str(replace(d, remedy="name models of one depth")) for d in found.differences if d.topic == "layers"]
     if found.reasons or layers:
         raise InputError(*found.reasons, *layers)
 

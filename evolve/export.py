@@ -68,6 +68,8 @@ def export_trial(folder: Path, number: int | None) -> str:
             raise InputError(f"{folder}: no candidate has been scored yet")
         return best.read_text(encoding="utf-8")
     trials = read_trials(folder)
+    if not trials:
+        raise InputError(f"{folder}: no candidate has been scored yet")
     if number >= len(trials):
         raise InputError(f"--trial: {folder} has trials 0 to {len(trials) - 1}, but got {number}")
     found = discovery(summary, trials[number], EvolveConfig.load(folder / "config.yaml"))

@@ -131,9 +131,9 @@ def preflight(
     with collecting(faults):
         pinned, checkpoints = _opened(config)
         stages, paths = _spaces(pinned, checkpoints, control_points, trials)
+        _check_filters(pinned.genome.filters, checkpoints)
         plan = _planned(pinned, checkpoints, stages, paths)
         _check_trials(config.trials, len(_baselines(stages[0], paths, extra=False)))
-        _check_filters(pinned.genome.filters, checkpoints)
         warm_starts(config.warm_start, paths or stages[0])
         seen = list(seen_before(config.warm_start, split)) if not of_tasks else []
     with collecting(faults):

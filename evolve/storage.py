@@ -78,6 +78,10 @@ class StudyWriter:
             )
             self.written = len(self._study.get_trials(deepcopy=False))
         except (ImportError, SQLAlchemyError, StorageInternalError) as error:
+            if url == study_url(folder):
+                raise InputError(
+                    f"{folder / STUDY}: cannot be opened: {self._reason(error)}; remove it, it is written again"
+                ) from error
             raise InputError(
                 f"--storage: the study cannot be opened: {self._reason(error)}; give a URL that Optuna can use, "
                 "such as sqlite:////folder/study.db"

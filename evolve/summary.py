@@ -168,7 +168,7 @@ def outcome_sentence(summary: Mapping[str, Any]) -> str:
     interval = f"95 % interval {low:+z.4f} to {high:+z.4f}"
     against = f"{gain['holdout']:+z.4f} ({interval}) against the best parent, {gain['parent']}"
     broken = summary.get("violated")
-    more = _better_parent(summary)
+    more = _better_parent(summary, champion["name"] if kind == "parent" else gain["parent"])
     more += f" It breaks the constraint on {', '.join(broken)} there." if broken else ""
     more += " Held-out documents were used before." if summary["documents"].get("holdout_reused") else ""
     if kind == "parent":
@@ -183,18 +183,18 @@ def outcome_sentence(summary: Mapping[str, Any]) -> str:
     return f"Trial {champion['trial']} {conclusion}: {against}.{more}"
 
 
-def _better_parent(summary: Mapping[str, Any]) -> str:
-    """A sentence where the best parent by the search documents is not that by the held-out ones."""
+def _better_parent(summary: Mapping[str, Any], named: str) -> str:
+    """A sentence where another parent than the one that is named is the best on the held-out documents."""
     held_out = {
         name: found["holdout"] for name, found in summary["parents"].items() if found["holdout"] is not None
     }
-    named = summary["gain_over_best_parent"]["parent"]
     if named not in held_out:
         return ""
     best = max(held_out, key=held_out.__getitem__)
     if round(held_out[best], 4) <= round(held_out[named], 4):
         return ""
-    return f" There {best} is the better parent: {held_out[best]:z.4f}, {named} {held_out[named]:z.4f}."
+    scores = f"{held_out[best]:z.4f}, {named} {held_out[named]:z.4f}"
+    return f" On held-out documents {best} is the better parent: {scores}."
 
 
 def closing_table(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:

@@ -75,6 +75,29 @@ _MERGEKIT_OPTIONS = {
     **dict.fromkeys(("--async-write", "--write-threads"), "no need: --threads write too; leave it out"),
     **dict.fromkeys(("--quiet", "--verbosity", "-v"), "no need: one line is said; leave it out"),
 }
+# mergekit-evolve's.
+_EVOLVE_OPTIONS = {
+    "--storage-path": "write --run-dir",
+    "--max-fevals": "write --trials, baselines included",
+    "--timeout": "write --hours",
+    **dict.fromkeys(
+        ("--sigma0", "--force-population-size"), "write optimizer: {sigma0: ..., popsize: ...} in the config"
+    ),
+    "--random-seed": "write --seed",
+    "--batch-size": "write batch_size: in the config",
+    **dict.fromkeys(("--num-gpus", "--strategy"), "write --workers"),
+    **dict.fromkeys(
+        ("--in-memory", "--reshard", "--merge-cuda"), "no need: candidates stay in memory; leave it out"
+    ),
+    "--save-final-model": "run heterosis merge on the run folder's best.yaml when the search is over",
+    "--wandb": "write --log-to wandb",
+    **dict.fromkeys(
+        ("--vllm", "--load-in-4bit", "--load-in-8bit", "--trust-remote-code"),
+        "there is none: the model that is scored is the model that is exported; leave it out",
+    ),
+    "--i-understand-the-depths-of-the-evils-i-am-unleashing": "no need: test splits are warned of; leave it out",
+}
+_HINTS = {"merge": _MERGEKIT_OPTIONS, "evolve": _EVOLVE_OPTIONS}
 
 IncludePath = Annotated[
     list[Path] | None,
@@ -156,7 +179,7 @@ def merge(
             origin=str(recipe),
         )
     except MergeError as error:  # the numbers of the models or of the recipe are at fault
-        raise InputError(str(error)) from error
+        raise InputError(f"{recipe}: {error}") from error
     done = "merged, loaded with transformers and made to generate" if verify else "merged"
     _say(f"{done} in {time.monotonic() - begun:.1f} s")
     print(out)
@@ -339,18 +362,22 @@ def evaluate(
         _check_output(output, overwrite)
 
     from heterosis.evaluate.api import evaluate_model
+    from heterosis.merge import MergeError
 
-    scores, metrics = evaluate_model(
-        model_or_recipe,
-        _names(tasks),
-        include_path=include_path or (),
-        limit=limit,
-        num_fewshot=num_fewshot,
-        batch_size=batch_size,
-        apply_chat_template=apply_chat_template,
-        seed=seed,
-        device=device,
-    )
+    try:
+        scores, metrics = evaluate_model(
+            model_or_recipe,
+            _names(tasks),
+            include_path=include_path or (),
+            limit=limit,
+            num_fewshot=num_fewshot,
+            batch_size=batch_size,
+            apply_chat_template=apply_chat_template,
+            seed=seed,
+            device=device,
+        )
+    except MergeError as error:  # as in merge
+        raise InputError(f"{model_or_recipe}: {error}") from error
     rows = []
     for task, metric in metrics.items():
         keys = {key for document in scores.documents[task].values() for key in document}
@@ -565,7 +592,7 @@ def main() -> None:
         sys.exit(2)
     except typer.TyperException as error:
         option = getattr(error, "option_name", "").replace("--no-", "--")
-        hint = _MERGEKIT_OPTIONS.get(option) if command == "merge" else None
+        hint = _HINTS.get(command or "", {}).get(option)
         _say(f"heterosis: {f'{option}: {hint}' if hint else _usage(error, command)}")
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):

@@ -1,6 +1,6 @@
 """What the user gave is wrong: one exception, one line for each fault."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 
@@ -21,6 +21,22 @@ class InputError(ValueError):
     def __init__(self, *faults: str) -> None:
         self.faults = tuple(_without_repeated_names(dict.fromkeys(map(_one_line, faults))))
         super().__init__("\n".join(self.faults))
+
+
+def few(faults: Sequence[str], most: int = 4) -> list[str]:
+    """The first faults, and how many more there are: where models do not fit, all tensors say the same."""
+    left = len(faults) - most
+    return [*faults[:most], f"... and {left} more faults"] if left > 0 else list(faults)
+
+
+def check_count(name: str, value: object, least: int = 1) -> None:
+    """Refuse what is no whole number, or too small.
+
+    Raises:
+        InputError: If it is.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{name}: must be a whole number of at least {least}, but got {value!r}")
 
 
 @contextmanager

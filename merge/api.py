@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from heterosis.errors import InputError
+from heterosis.errors import InputError, check_count
 from heterosis.merge.checkpoint import OpenModels
 from heterosis.merge.companions import write_companions
 from heterosis.merge.executor import DEFAULT_MEMORY_LIMIT, THREAD_MINIMUM, execute
@@ -71,6 +71,10 @@ def merge_models(
         loaded = loaded.with_seed(seed)
     target = Path(out).resolve()  # where a link leads to is replaced, not the link
     refuse_occupied(target, overwrite)
+    if threads is not None:
+        check_count("--threads", threads)
+    check_count("--shard-size", shard_size)
+    check_count("--memory-limit", memory_limit)
     if memory_limit < THREAD_MINIMUM:
         least = f"{size(THREAD_MINIMUM)} ({THREAD_MINIMUM:,} bytes)"
         raise InputError(f"--memory-limit: must be at least {least}, but got {memory_limit:,} bytes")

@@ -245,7 +245,7 @@ def _layers(pair: str, first: Model, other: Model) -> Iterator[Difference]:
     for stack in sizes[0].keys() & sizes[1].keys():
         if sizes[0][stack] != sizes[1][stack]:
             text = f"{pair} have {sizes[0][stack]} and {sizes[1][stack]} in {stack or 'the model'}"
-            yield Difference("asks", "layers", text, "take equally many layers of each with slices:")
+            yield Difference("asks", "layers", text, "take equally many layers of each, with slices")
 
 
 def _tensors(pair: str, first: Model, other: Model) -> Iterator[Difference]:

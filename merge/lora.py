@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heterosis.errors import InputError
+from heterosis.errors import InputError, few
 from heterosis.merge.kernels import add_rounded, compiled, inlined
 from heterosis.merge.layout import is_head
 from heterosis.merge.sources import TensorSource
@@ -299,9 +299,9 @@ class Adapter:
             shown = ", ".join(unplaced[:5]) + (f" and {len(unplaced) - 5} more" if len(unplaced) > 5 else "")
             tied = all(is_head(f"{path.removesuffix('.weight')}.weight") for path in unplaced)
             remedy = _TIED if tied else "is the adapter for another model?"
-            faults.append(f"the base model has no such tensors: {shown}; {remedy}")
+            faults.insert(0, f"the base model has no such tensors: {shown}; {remedy}")
         if faults:
-            raise InputError(*(f"{self.folder}: {fault}" for fault in faults))
+            raise InputError(*few([f"{self.folder}: {fault}" for fault in faults]))
         return changed
 
     def _tensor(

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
-from heterosis.errors import InputError
+from heterosis.errors import InputError, few
 from heterosis.merge.checkpoint import open_checkpoint
 from heterosis.merge.contract import input_faults, parameter_faults, unmatched_filters
 from heterosis.merge.grouping import Group, Grouping, Input, Settings, Slice
@@ -45,8 +45,6 @@ from heterosis.merge.unread import planned_program
 
 # What to do with a tensor that not all models have: refuse it, merge those that have it, or leave it out.
 Names: TypeAlias = Literal["same", "union", "intersection"]
-
-_MOST_FAULTS = 4  # that are told: where models do not fit, all tensors say the same
 
 
 def build_plan(
@@ -170,8 +168,7 @@ class _Planner:
 
     def _raise_faults(self) -> None:
         if self.faults:
-            shown, left = self.faults[:_MOST_FAULTS], len(self.faults) - _MOST_FAULTS
-            raise InputError(*shown, *([f"... and {left} more faults"] if left > 0 else []))
+            raise InputError(*few(self.faults))
 
     def _check_common_names(self, donor: Model) -> None:
         """A union of models that share no tensor merges nothing."""

@@ -3,15 +3,13 @@
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from heterosis.errors import InputError
+from heterosis.errors import InputError, few
 from heterosis.merge.files import read_json
 from heterosis.merge.pickle_file import PickleFile
 from heterosis.merge.quantised import refuse_gguf
 from heterosis.merge.safetensors_file import SafetensorsFile
 from heterosis.merge.sources import TensorSource
 from heterosis.words import brief
-
-_MAX_FAULTS = 20  # of an index: after so many, the rest are the same
 
 
 class Weights:
@@ -81,7 +79,7 @@ def _open_sharded(folder: Path, index: Path, mapped: bool) -> Weights:
         elif not (folder / file).is_file():
             faults.append(f"{index}: weight_map: there is no file {brief(file)}; download the model again")
     if faults:
-        raise InputError(*faults[:_MAX_FAULTS])
+        raise InputError(*few(faults))
     weights = Weights(folder, files, mapped)
     for name in sorted(listed.keys() | weights.tensors.keys()):
         held, expected = weights.file_of.get(name), listed.get(name)
@@ -93,5 +91,5 @@ def _open_sharded(folder: Path, index: Path, mapped: bool) -> Weights:
             )
     if faults:
         weights.close()
-        raise InputError(*faults[:_MAX_FAULTS])
+        raise InputError(*few(faults))
     return weights

@@ -1,4 +1,4 @@
-"""Likely mistakes with ``init`` and ``inspect``: each is one line with the remedy, and exit code 2."""
+"""Likely mistakes: each is one line with the remedy, and exit code 2."""
 
 import shutil
 from collections.abc import Callable
@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from heterosis import cli
+from heterosis import cli, evaluate_model
+from heterosis.errors import InputError
 
 MakeLlama = Callable[..., Path]
 Run = Callable[..., tuple[int, str, list[str]]]
@@ -158,3 +159,87 @@ def test_inspect(
     assert len(errors) == 1, errors
     assert errors[0].startswith("heterosis: ")
     assert says in errors[0]
+
+
+TASK = {
+    "dataset_path": "json",
+    "dataset_kwargs": {"data_files": {"test": "asked.jsonl"}},
+    "test_split": "test",
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{question}}",
+    "doc_to_choice": "{{choices}}",
+    "doc_to_target": "label",
+    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+}
+ASKED = '{"question": "is it", "choices": ["yes", "no"], "label": 1}\n'
+TASK_MISTAKES: list[tuple[dict[str, Any], str, str]] = [
+    (
+        {"metric_list": [TASK["metric_list"][0] | {"metric": "accc"}]},
+        ASKED,
+        "metric_list: unknown metric 'accc'; did",
+    ),
+    ({}, "", "its data (asked.jsonl) has no documents"),
+    (
+        {},
+        ASKED.replace("1", "7"),
+        "cannot be made of its first document (asked.jsonl): IndexError: list index out",
+    ),
+    ({}, ASKED + "{", "its data (asked.jsonl) cannot be read: "),
+    ({"dataset_kwargs": None, "dataset_path": None}, ASKED, "check dataset_path and dataset_kwargs"),
+    ({"doc_to_text": "Réponds: {{question}}"}, ASKED, "asked.yaml: line 8: must be UTF-8 text; save it as such"),
+    (
+        {"metric_list": [TASK["metric_list"][0] | {"metric": "bleu"}]},
+        ASKED,
+        "task 'asked': metric bleu,none: given for none of 1 documents; take one that is given: none",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "data", "says"), TASK_MISTAKES)
+def test_a_task_of_ones_own(
+    run: Run, places: dict[str, Path], tmp_path: Path, changes: dict[str, Any], data: str, says: str
+) -> None:
+    task = {key: value for key, value in {**TASK, **changes}.items() if value is not None}
+    text = yaml.safe_dump(task, allow_unicode=True, sort_keys=False)
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    (folder / "asked.yaml").write_bytes(f"task: asked\n{text}".encode("latin-1"))
+    (tmp_path / "asked.jsonl").write_text(data)
+    code, output, errors = run("evaluate", places["ANN"], "--tasks", "asked", "--include-path", folder)
+    faults = [line for line in errors if line.startswith("heterosis: ")]
+    assert code == 2, errors
+    assert len(faults) == 1, errors
+    assert says in faults[0]
+    assert output == ""
+
+
+EVALUATE_MISTAKES = [
+    ("--tasks ,", "--tasks: must name at least one task"),
+    ("--tasks toy_choice --limit 0", "--limit"),
+    ("--tasks toy_choice --device gpu", "--device"),
+]
+
+
+@pytest.mark.parametrize(("options", "says"), EVALUATE_MISTAKES)
+def test_evaluate(run: Run, places: dict[str, Path], options: str, says: str) -> None:
+    code, output, errors = run("evaluate", places["ANN"], "--include-path", places["TASKS"], *options.split())
+    assert (code, output, len(errors)) == (2, "", 1), errors
+    assert says in errors[0]
+
+
+@pytest.mark.parametrize("number", [{"batch_size": 0}, {"seed": -1}, {"limit": 2.5}, {"num_fewshot": -1}])
+def test_numbers_in_python(places: dict[str, Path], number: dict[str, Any]) -> None:
+    (name, value), *_ = number.items()
+    with pytest.raises(
+        InputError, match=rf"^--{name.replace('_', '-')}: must be a whole number of .*got {value}$"
+    ):
+        evaluate_model(places["ANN"], "toy_choice", include_path=places["TASKS"], **number)
+
+
+def test_options_of_mergekit_evolve(run: Run) -> None:
+    for option, remedy in (("--storage-path", "write --run-dir"), ("--max-fevals", "write --trials")):
+        code, _, (error,) = run("evolve", "search.yaml", option, 3)
+        assert (code, error.partition(": ")[2]) == (
+            2,
+            f"{option}: {remedy}" + ", baselines included" * (remedy[-1] == "s"),
+        )

@@ -3,6 +3,7 @@
 import csv
 import functools
 import json
+import logging
 import os
 import re
 import signal
@@ -415,6 +416,24 @@ class TestResume:
         searched = [n for n, part in pools.asked if part == "search"]
         assert searched == list(range(40))
 
+    def test_a_damaged_study_is_written_again(self, run: Any, tmp_path: Path) -> None:
+        run(trials=12)
+        study = tmp_path / "run/study.db"
+        study.write_bytes(b"no database")
+        with pytest.raises(
+            InputError, match=r"run/study.db: cannot be opened: .*; remove it, it is written again$"
+        ):
+            run(trials=14)
+        study.unlink()
+        run(trials=14)
+        assert len(optuna.load_study(study_name=None, storage=f"sqlite:///{study}").trials) == 14
+
+    def test_leaves_logging_as_it_was(self, run: Any) -> None:
+        ours = logging.getLogger("heterosis")
+        before = ours.level, ours.propagate, optuna.logging.get_verbosity()
+        run(trials=12)
+        assert (ours.level, ours.propagate, optuna.logging.get_verbosity()) == before
+
     def test_keeps_the_champion_while_nothing_more_is_scored(self, run: Any, pools: Any, tmp_path: Path) -> None:
         """Who the best is on search documents is not the champion here."""
         seen = []
@@ -628,7 +647,7 @@ class TestFinals:
         selection = [f["selection"] for f in summary["finalists"]]
         assert selection == sorted(selection, reverse=True)
         assert summary["gain_over_best_parent"]["parent"] == "bob"  # held out, ann is better
-        assert " There ann is the better parent: " in summary["outcome"]
+        assert " On held-out documents ann is the better parent: " in summary["outcome"]
 
         scores = {
             (line["ask"], line["part"]): Scores.from_json(json.dumps(line["scores"])).values(

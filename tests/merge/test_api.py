@@ -275,3 +275,14 @@ def test_the_plan_is_announced_and_files_are_closed(family: list[Path], tmp_path
     merge_models(recipe_of(family), tmp_path / "out", announce=lambda plan: opened.append(held() - before))
     assert opened == [3]
     assert held() == before
+
+
+@pytest.mark.parametrize(
+    "number", [{"threads": 0}, {"shard_size": -5}, {"memory_limit": "1GiB"}, {"threads": 1.5}]
+)
+def test_numbers_that_cannot_be_are_refused(family: list[Path], tmp_path: Path, number: dict[str, Any]) -> None:
+    (name, value), *_ = number.items()
+    said = f"--{name.replace('_', '-')}: must be a whole number of at least 1, but got {value!r}"
+    with pytest.raises(InputError, match=f"^{said}$"):
+        merge_models(recipe_of(family), tmp_path / "out", **number)
+    assert not (tmp_path / "out").exists()
