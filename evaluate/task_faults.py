@@ -28,8 +28,8 @@ def unreadable(names: Sequence[str], folders: Sequence[str]) -> list[str]:
         try:
             content.decode()
         except UnicodeDecodeError as error:
-            line = content.count(b"\n", 0, error.start) + 1
-            faults.append(f"{path}: line {line}: must be UTF-8 text; save it as such")
+            row = content.count(b"\n", 0, error.start) + 1
+            faults.append(f"{path}: line {row}: must be UTF-8 text; save it as such")
             continue
         try:
             for _ in yaml.parse(text):  # without making anything of it: !function is a tag of lm-eval's
