@@ -144,7 +144,7 @@ def with_champion(run_dir: Path) -> dict[str, Any] | None:
     if not (run_dir / SUMMARY).exists():
         return None
     summary = read_summary(run_dir)
-    return summary if summary["finalists"] else None
+    return summary if summary.get("finalists") else None
 
 
 def is_spent(summary: Mapping[str, Any], config: EvolveConfig) -> bool:
