@@ -6,9 +6,9 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from heterosis.merge.finite import NOT_FINITE
-from heterosis.merge.input_blocks import InputBlocks
-from heterosis.merge.kernels import Inputs, Rounded, Values, map_loop, slice_of
+from heterosis.merge.finite import NOT_FINITE, check_finite
+from heterosis.merge.input_blocks import InputBlocks, viewed
+from heterosis.merge.kernels import Inputs, Rounded, Values, map_loop, slice_of, widen
 from heterosis.merge.methods import Bound, Program
 from heterosis.merge.plan import TensorOp
 from heterosis.merge.quantities import Segment, between, clipped, cuts_in, typed
@@ -22,7 +22,7 @@ _KEYED = 1 << 32
 
 # Elements of a block that is read, computed and put in its place without a buffer: Python between the loops costs
 # more than what leaves the cache.
-_PLACED_BLOCK = 1 << 21
+PLACED_BLOCK = 1 << 21
 
 
 def read_copy(op: TensorOp, start: int, out: torch.Tensor) -> None:
@@ -38,6 +38,26 @@ def read_copy(op: TensorOp, start: int, out: torch.Tensor) -> None:
         other.read(start, stop, compared)
         if not torch.equal(out, compared):
             raise ValueError("a tensor of integers must be the same in all models, but it differs")
+
+
+def is_widened(op: TensorOp, dtype: torch.dtype) -> bool:
+    """Whether a copy in a dtype is made of bits that lie in memory just as they are in the file."""
+    (source, *others) = op.inputs
+    bits = {source.dtype, op.compute, op.dtype} == {torch.bfloat16} and dtype == torch.float32
+    return bits and not others and op.numel > 0 and source.view(0, 1) is not None
+
+
+def widen_copy(op: TensorOp, out: torch.Tensor) -> None:
+    """Fill ``out`` with the one input, as of `is_widened`.
+
+    Raises:
+        ValueError: If an element is NaN or infinite.
+    """
+    for start in range(0, op.numel, PLACED_BLOCK):
+        stop = min(start + PLACED_BLOCK, op.numel)
+        bits = viewed(op.inputs[0], start, stop)
+        check_finite(bits)
+        widen(as_array(bits), None, as_array(out[start:stop]))
 
 
 class Computation:
@@ -118,7 +138,7 @@ class Computation:
         if place is not None and not self._may_hold(place.dtype):
             place = None
         buffered = place is None or self._takes_rows or not self._inputs.viewed
-        block = self._inputs.block if buffered else _PLACED_BLOCK
+        block = self._inputs.block if buffered else PLACED_BLOCK
         for start, stop in self._inputs.ranges(self._row_length, block=block):
             merged = self._merged(start, stop, None if place is None else place[start:stop])
             yield start, merged, place is not None

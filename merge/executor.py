@@ -4,7 +4,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 import torch
 
-from heterosis.merge.computation import Computation, read_copy
+from heterosis.merge.computation import Computation, is_widened, read_copy, widen_copy
 from heterosis.merge.finite import check_finite
 from heterosis.merge.machine import available_cores
 from heterosis.merge.plan import MergePlan, TensorOp
@@ -101,7 +101,10 @@ class _Workers:
             self._workspace.release()  # the sources' own memory may be among it
 
     def _copy(self, op: TensorOp, place: torch.Tensor | None) -> None:
-        """Copy the one input, at once to its place if it has the same dtype."""
+        """Copy the one input, at once to its place if it has the same dtype, or a wider one than mapped bits."""
+        if place is not None and is_widened(op, place.dtype):
+            widen_copy(op, place)
+            return
         if place is not None and not place.dtype == op.compute == op.dtype:
             place = None
         for start in range(0, op.numel, COPIED_BLOCK):

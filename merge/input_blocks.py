@@ -143,7 +143,7 @@ class InputBlocks:
         """A range of elements, still to be read where they are not in the sources' own memory."""
         buffers = iter(self._workspace.buffers("inputs", last - first, self._missing) if self._missing else ())
         pairs = zip(self._sources, self._own, strict=True)
-        tensors = [next(buffers) if own else _viewed(source, first, last) for source, own in pairs]
+        tensors = [next(buffers) if own else viewed(source, first, last) for source, own in pairs]
         return _Range(tensors, self._as_inputs(tensors), first if self._missing else last)
 
     def _as_inputs(self, tensors: list[torch.Tensor]) -> Inputs:
@@ -229,7 +229,7 @@ class _Range:
     filled: int
 
 
-def _viewed(source: TensorSource, first: int, last: int) -> torch.Tensor:
+def viewed(source: TensorSource, first: int, last: int) -> torch.Tensor:
     """A source's elements where they lie in memory; a copy, should the system have no room to map them."""
     view = source.view(first, last)
     if view is None:

@@ -3,9 +3,10 @@
     python scripts/bench_update.py [--size 2.2GB] [--candidates 5] [--methods ties linear] [--threads 2]
 
 The parents are mapped, and what does not depend on the genome is kept, as in a search's worker: the first
-candidate, which computes it, is printed apart. The floor is a loop over the same files, which stay mapped as the
-parents do, that combines 64-bit words, on as many threads. Checkpoints are those of bench_merge.py. Prints medians
-and their ratio.
+candidate, which computes it, is printed apart. The live model is of float32, which workers compute in, or of
+bfloat16. The floor is a loop over the same files, which stay mapped as the parents do, that combines their 16-bit
+words and writes them as wide as the live model's, on as many threads. Checkpoints are those of bench_merge.py.
+Prints medians and their ratio.
 """
 
 import argparse
@@ -23,6 +24,8 @@ from bench.checkpoints import METHODS, Setting, make_models, recipe
 from heterosis.merge import ModelSink, Recipe, Reductions, build_plan, execute, open_checkpoint
 from heterosis.merge.reference import ModelRef
 
+WORDS = {"float32": np.uint32, "bfloat16": np.uint16}  # by the live model's dtype
+
 
 @numba.njit(nogil=True)
 def combine(rows, out):  # type: ignore[no-untyped-def]
@@ -34,8 +37,8 @@ def combine(rows, out):  # type: ignore[no-untyped-def]
 
 
 def mapped(file: Path, size: int) -> np.ndarray:
-    """So many 64-bit words of a file, where the system keeps them."""
-    return np.memmap(file, np.uint64, "c", file.stat().st_size % 8, shape=(size,))
+    """So many 16-bit words of a file, where the system keeps them."""
+    return np.memmap(file, np.uint16, "c", shape=(size,))
 
 
 def floor(rows: tuple[np.ndarray, ...], words: np.ndarray, threads: int) -> float:
@@ -54,7 +57,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--candidates", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--live", choices=("bfloat16", "float32"), default="bfloat16", help="the model's dtype")
+    parser.add_argument("--live", choices=WORDS, default="float32", help="the model's dtype")
     options = parser.parse_args()
     print("| method | floor s | first s | candidate s | of the floor |\n| --- | --- | --- | --- | --- |")
     for method in options.methods:
@@ -70,7 +73,7 @@ def main() -> None:
         plan = build_plan(Recipe.model_validate(recipe(setting, models)), open_model)
         live = {op.name: torch.zeros(op.shape, dtype=getattr(torch, options.live)) for op in plan.ops}
         files = [file for checkpoint in opened.values() for file in checkpoint.files]
-        words = np.zeros(sum(op.numel for op in plan.ops) // 4, np.uint64)
+        words = np.zeros(sum(op.numel for op in plan.ops), WORDS[options.live])
         rows = tuple(mapped(file, len(words)) for file in files)
         reductions, floors, times = Reductions(), [], []
         for _ in range(options.candidates + 1):

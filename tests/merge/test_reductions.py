@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from heterosis.merge import ModelSink, Recipe, Reductions, build_plan, computation, execute, open_checkpoint
 from heterosis.merge.checkpoint import Checkpoint
+from heterosis.merge.executor import MergeError
 from heterosis.merge.reductions import Cached, node_folder
 from heterosis.merge.reference import ModelRef
 from heterosis.merge.selection import Selection
@@ -218,7 +219,7 @@ def test_candidates_are_the_same_bit_for_bit(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(computation, "_PLACED_BLOCK", 1000)
+    monkeypatch.setattr(computation, "PLACED_BLOCK", 1000)
     reductions = Reductions(tmp_path / "kept")
     before = [load_file(file)["large"] for file in files]
     for density in (0.3, 0.6, 0.6):
@@ -231,6 +232,34 @@ def test_candidates_are_the_same_bit_for_bit(
         view = mapped(ModelRef(str(file))).tensors["large"].view(0, tensor.numel())
         assert view is not None
         assert torch.equal(view.view_as(tensor), tensor)
+
+
+@pytest.mark.parametrize("live", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("broken", [False, True])
+def test_copies_are_the_same_bit_for_bit(
+    live: torch.dtype,
+    broken: bool,
+    files: list[Path],
+    mapped: Callable[[ModelRef], Checkpoint],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Zeros keep their sign; NaN is found in the last block."""
+    monkeypatch.setattr(computation, "PLACED_BLOCK", 1000)
+    tensors = load_file(files[0])
+    tensors["large"].view(-1)[:9] = -0.0
+    tensors["large"].view(-1)[-1] = torch.nan if broken else 1.0
+    file = tmp_path / "model.safetensors"
+    save_file(tensors, file)
+    recipe = Recipe.model_validate({"merge_method": "passthrough", "models": [{"model": str(file)}]})
+    if broken:
+        with pytest.raises(MergeError, match="large: the merged tensor has NaN or infinity"):
+            merged(recipe, live, open_model=mapped, threads=2)
+        return
+    found = merged(recipe, live, open_model=mapped, threads=2)
+    assert found.keys() == tensors.keys()
+    for name, tensor in found.items():
+        assert torch.equal(*(t.reshape(-1).view(torch.uint8) for t in (tensor, tensors[name]))), name
 
 
 @pytest.mark.parametrize(("kind", "method"), [(kind, method) for kind, names in KEPT.items() for method in names])
