@@ -50,6 +50,7 @@ from heterosis.evaluate.documents import (
 from heterosis.evaluate.scores import Metric, NonFiniteScore, Scores, TaskSpec
 from heterosis.evaluate.splits import Split
 from heterosis.evaluate.task_faults import (
+    LOOKED_AT,
     check_answers,
     check_examples,
     check_metrics,
@@ -444,7 +445,9 @@ class TaskSet:
                         scored[index][key] = float(value)
                     elif key == loaded.metric.key:
                         raise NonFiniteScore(name, index, float(value))
-        if scored and not any(loaded.metric.key in own for own in scored.values()):
+        # A few documents in between may have none: some tasks give it for a part of their documents only.
+        many = len(scored) >= LOOKED_AT or len(scored) == len(loaded.requests)
+        if scored and many and not any(loaded.metric.key in own for own in scored.values()):
             given = ", ".join(sorted({key for own in scored.values() for key in own})) or "none"
             raise InputError(
                 f"task '{name}': metric {loaded.metric.key}: given for none of {len(scored)} documents; take one "

@@ -12,7 +12,7 @@ import yaml
 from heterosis.errors import InputError, did_you_mean
 from heterosis.evaluate.scores import Metric
 
-LOOKED_AT = 20  # documents, to see whether their answers are right at all
+LOOKED_AT = 20  # documents, to see whether their answers are right at all, or have a score
 
 
 def unreadable(names: Sequence[str], folders: Sequence[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """Scoring: candidates meet documents on the workers, their scores are recorded, and become trials."""
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
@@ -115,15 +116,19 @@ class Scoring:
     def _tell(self, ask: Ask) -> Trial:
         result = self._referee.result(ask)
         seconds: Mapping[str, float] = self._seconds_of.pop(ask.number, {})
-        trial = self._record.tell(
-            ask,
-            result.verdict.score,
-            result.verdict.losses,
-            terms=result.verdict.terms,
-            pruned=result.pruned,
-            documents=result.documents,
-            share=result.share,
-            seconds=seconds,
-        )
+        if math.isnan(result.verdict.score):
+            cause = "its score is NaN: a task gives its metric for none of the documents"
+            trial = self._record.tell(ask, None, cause=cause, seconds=seconds)
+        else:
+            trial = self._record.tell(
+                ask,
+                result.verdict.score,
+                result.verdict.losses,
+                terms=result.verdict.terms,
+                pruned=result.pruned,
+                documents=result.documents,
+                share=result.share,
+                seconds=seconds,
+            )
         self._show(trial)
         return trial

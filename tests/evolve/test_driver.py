@@ -484,6 +484,12 @@ class TestFailures:
         rows = list(csv.DictReader((tmp_path / "run/trials.csv").open()))
         assert [row["ask"] for row in rows if row["cause"] == "it is NaN" and not row["score"]] == ["4", "6"]
 
+    def test_a_score_that_is_nan_is_one(self, run: Any, tmp_path: Path) -> None:
+        """Here the documents have another metric than the one that is asked for."""
+        with pytest.raises(SearchFailed, match=r"the parent ann cannot be scored: its score is NaN: a task gives"):
+            run(trials=12, tasks=[{"name": "toy_choice", "metric": "acc_norm"}])
+        assert "nan" not in (tmp_path / "run/summary.json").read_text().lower().replace("its score is nan", "")
+
     def test_that_may_pass_are_tried_once_more(self, run: Any, pools: Any) -> None:
         tries: dict[int, int] = {}
 
