@@ -50,7 +50,6 @@ from heterosis.evaluate.documents import (
 from heterosis.evaluate.scores import Metric, NonFiniteScore, Scores, TaskSpec
 from heterosis.evaluate.splits import Split
 from heterosis.evaluate.task_faults import (
-    LOOKED_AT,
     check_answers,
     check_examples,
     check_metrics,
@@ -445,9 +444,9 @@ class TaskSet:
                         scored[index][key] = float(value)
                     elif key == loaded.metric.key:
                         raise NonFiniteScore(name, index, float(value))
-        # A few documents in between may have none: some tasks give it for a part of their documents only.
-        many = len(scored) >= LOOKED_AT or len(scored) == len(loaded.requests)
-        if scored and many and not any(loaded.metric.key in own for own in scored.values()):
+        # Some tasks give it for some of their documents only, so that a part of them may have none.
+        whole = len(scored) == len(loaded.requests) > 0
+        if whole and not any(loaded.metric.key in own for own in scored.values()):
             given = ", ".join(sorted({key for own in scored.values() for key in own})) or "none"
             raise InputError(
                 f"task '{name}': metric {loaded.metric.key}: given for none of {len(scored)} documents; take one "
@@ -544,8 +543,7 @@ def _load(name: str, manager: Any, allow_code: bool) -> dict[str, Any]:
     try:
         tasks: dict[str, Any] = manager.load([name])["tasks"]
     except Exception as error:  # a task is the user's YAML and Python, and data from anywhere
-        files = (declared.get("dataset_kwargs") or {}).get("data_files")
-        raise InputError(f"task '{name}': cannot be loaded: {why_unloadable(error, files)}") from error
+        raise InputError(f"task '{name}': cannot be loaded: {why_unloadable(error, declared)}") from error
     for leaf, task in tasks.items():
         if getattr(task, "UNSAFE_CODE", False) and not allow_code:
             raise InputError(runs_code.format(leaf))

@@ -12,7 +12,8 @@ import yaml
 from heterosis.errors import InputError, did_you_mean
 from heterosis.evaluate.scores import Metric
 
-LOOKED_AT = 20  # documents, to see whether their answers are right at all, or have a score
+LOOKED_AT = 20  # documents, to see whether their answers are right at all
+_SPLITS = ("test_split", "validation_split", "training_split", "fewshot_split")
 
 
 def unreadable(names: Sequence[str], folders: Sequence[str]) -> list[str]:
@@ -42,13 +43,14 @@ def unreadable(names: Sequence[str], folders: Sequence[str]) -> list[str]:
     return faults
 
 
-def why_unloadable(error: BaseException, files: object) -> str:
+def why_unloadable(error: BaseException, declared: Mapping[str, Any]) -> str:
     """Why lm-eval could not load a task: it reads the data, and asks its first document, to see what that is.
 
     Args:
         error: What it raised.
-        files: Of the task's data, as its YAML has them.
+        declared: The task's YAML.
     """
+    files = (declared.get("dataset_kwargs") or {}).get("data_files")
     causes = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
         causes.append(cause)
@@ -58,7 +60,9 @@ def why_unloadable(error: BaseException, files: object) -> str:
         return f"its data{of} cannot be read: {one_line(causes[-1])}"
     if any(isinstance(own, StopIteration) for own in causes):
         return f"its data{of} has no documents"
-    if isinstance(error, IndexError | KeyError):
+    if isinstance(error, KeyError) and error.args[0] in map(declared.get, _SPLITS):
+        return f"its data{of} has no split {error.args[0]!r}; check {', '.join(_SPLITS)}"
+    if isinstance(error, IndexError):
         return (
             f"what it asks cannot be made of its first document{of}: {one_line(error)}; check doc_to_text, "
             "doc_to_choice and doc_to_target"

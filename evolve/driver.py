@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from heterosis.errors import InputError
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.faults import SearchFailed, disk_faults
-from heterosis.evolve.folder import RunFolder, check_run_folder, check_same_config, is_spent, with_champion
+from heterosis.evolve.folder import RunFolder, check_run_folder, check_same_config, finished_summary
 from heterosis.evolve.logs import logging_to, optuna_quietly
 from heterosis.evolve.loop import SearchLoop
 from heterosis.evolve.pool import Pool
@@ -98,7 +98,7 @@ def search(
     loaded = loaded.updated(**changes) if changes else loaded
     check_run_folder(Path(run_dir))
     check_same_config(Path(run_dir), loaded)
-    if (finished := with_champion(Path(run_dir))) and is_spent(finished, loaded):
+    if finished := finished_summary(Path(run_dir), loaded):
         if not report_is_written(Path(run_dir)):  # the driver was killed before it was
             _report(Path(run_dir), None, storage)
         return finished

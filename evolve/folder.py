@@ -139,20 +139,32 @@ def check_same_config(folder: Path, config: EvolveConfig) -> None:
         raise InputError(f"{folder}: was made by another config ({differences}); choose another --run-dir")
 
 
-def with_champion(run_dir: Path) -> dict[str, Any] | None:
-    """The summary of a run that has picked its champion, and scored nothing since."""
+def with_champion(run_dir: Path, trials: int, documents: int) -> dict[str, Any] | None:
+    """The summary of a run that has picked its champion, and has no more results and scores than it tells of."""
     if not (run_dir / SUMMARY).exists():
         return None
     summary = read_summary(run_dir)
-    return summary if summary.get("finalists") else None
+    told = _results(summary), summary["documents"]["scored"]
+    return summary if summary.get("finalists") and told == (trials, documents) else None
+
+
+def finished_summary(run_dir: Path, config: EvolveConfig) -> dict[str, Any] | None:
+    """The summary of a finished run in which a config's budgets leave nothing to do."""
+    if not (run_dir / SUMMARY).exists():
+        return None
+    summary = read_summary(run_dir)
+    return summary if summary["status"] == "finished" and is_spent(summary, config) else None
+
+
+def _results(summary: Mapping[str, Any]) -> int:
+    return sum(summary["trials"][state] for state in ("complete", "pruned", "failed"))
 
 
 def is_spent(summary: Mapping[str, Any], config: EvolveConfig) -> bool:
-    """Whether a config's budgets leave nothing to do in a run that was finished."""
-    trials = sum(summary["trials"][state] for state in ("complete", "pruned", "failed"))
+    """Whether a config's budgets leave nothing to do in a finished run."""
     ends = {
         "hours": (config.hours and config.hours * 3600, summary["seconds"].get("budget")),
         "max_documents": (config.max_documents, summary["documents"].get("budget")),
     }
     now, then = ends.get(summary.get("ended_by") or "", (None, None))
-    return summary["status"] == "finished" and (trials >= config.trials or bool(now and then and now <= then))
+    return _results(summary) >= config.trials or bool(now and then and now <= then)

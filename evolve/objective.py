@@ -166,7 +166,8 @@ class Judge:
     def _verdict(self, means: Mapping[str, float]) -> Verdict:
         objective, penalty = self.objective, PENALTY * sum(self._violations(means).values())
         if objective.kind == "worst":
-            score = min(self._gains(means).values()) - penalty
+            gains = [*self._gains(means).values()]
+            score = (math.nan if any(map(math.isnan, gains)) else min(gains)) - penalty
             return Verdict(score, (-score,))
         if objective.kind == "weighted":
             terms = [-w * means[task] for task, w in objective.weights.items()]

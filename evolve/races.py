@@ -3,6 +3,7 @@
 In the finals a shortlist is compared on selection documents, and its best one reported on held-out ones.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -92,7 +93,10 @@ class Races:
         held_out = {t.ask.number: t for t in (champion, *reported)}
         if not self.score_on("holdout", [t.ask for t in held_out.values()], None):
             return None
-        _require([t for t in held_out.values() if record.scores(t.ask, "holdout") is None], "holdout")
+        scores = [(t, record.scores(t.ask, "holdout")) for t in held_out.values()]
+        _require([t for t, own in scores if own is None], "holdout")
+        if any(own and math.isnan(self.referee.judge("holdout").score(own)) for _, own in scores):
+            raise _incomparable("holdout")
         front = tuple(_front_of(ranked, record, judge)) if len(champion.losses) > 1 else ()
         return Finals(champion, of_parents.open[0], tuple(ranked), front)
 
@@ -115,8 +119,14 @@ class Races:
             _require([t for t in failed if not t.ask.is_candidate], part)
             judge = self.referee.judge(part)
             met = [(t, scores.only(documents)) for t, scores in found if scores and t not in failed]
-            met.sort(key=lambda one: (-judge.score(one[1]), -(one[0].score or 0.0), one[0].ask.number))
             last = look is schedule.looks[-1]
+            if any(
+                math.isnan(judge.score(scores)) for _, scores in met
+            ):  # a task gives its metric for none of them
+                if last:
+                    raise _incomparable(part)
+                continue
+            met.sort(key=lambda one: (-judge.score(one[1]), -(one[0].score or 0.0), one[0].ask.number))
             open_ = [
                 t
                 for k, (t, scores) in enumerate(met)
@@ -143,6 +153,13 @@ def _front_of(ranked: Sequence[Finalist], record: Record, judge: Judge) -> list[
     judged = [Trial(t.number, t.ask, t.score, losses=judge.losses(scores)) for t, scores in found if scores]
     numbers = {t.number for t in front(judged)}
     return [f.trial for f in ranked if f.trial.number in numbers]
+
+
+def _incomparable(part: str) -> SearchFailed:
+    return SearchFailed(
+        f"a task gives its metric for none of the {part} documents, which tell nobody apart then; choose another "
+        "metric, or more documents, in a new run folder"
+    )
 
 
 def _require(lost: Sequence[Trial], part: str) -> None:

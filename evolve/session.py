@@ -82,7 +82,8 @@ class Session:
         self._spent_before = self._state.seconds
         self._table = TableWriter(folder.path)
         self._save_from, self._saved = self._begun, self._progressed()
-        self._earlier, self._earlier_progress = with_champion(folder.path), self._saved
+        # What earlier sessions have found, and how far they had come: it stands until there is more.
+        self._earlier, self._earlier_progress = with_champion(folder.path, *self._saved), self._saved
         pulse = Pulse(
             workers=self.workers,
             finals=self.budget.finals,

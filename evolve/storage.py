@@ -20,7 +20,14 @@ from optuna.exceptions import StorageInternalError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, InterfaceError, InternalError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DatabaseError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    SQLAlchemyError,
+)
 from sqlalchemy.exc import TimeoutError as NoConnection
 
 from heterosis.errors import InputError
@@ -79,9 +86,9 @@ class StudyWriter:
             self.written = len(self._study.get_trials(deepcopy=False))
         except (ImportError, SQLAlchemyError, StorageInternalError) as error:
             if url == study_url(folder):
-                raise InputError(
-                    f"{folder / STUDY}: cannot be opened: {self._reason(error)}; remove it, it is written again"
-                ) from error
+                damaged = any(type(cause) is DatabaseError for cause in _causes(error))  # and of no other kind
+                remedy = "remove it, it is written again" if damaged else "see to it, the same command continues"
+                raise InputError(f"{folder / STUDY}: cannot be opened: {self._reason(error)}; {remedy}") from error
             raise InputError(
                 f"--storage: the study cannot be opened: {self._reason(error)}; give a URL that Optuna can use, "
                 "such as sqlite:////folder/study.db"

@@ -79,7 +79,7 @@ _MERGEKIT_OPTIONS = {
 _EVOLVE_OPTIONS = {
     "--storage-path": "write --run-dir",
     "--max-fevals": "write --trials, baselines included",
-    "--timeout": "write --hours",
+    "--timeout": "write --hours; it was in seconds",
     **dict.fromkeys(
         ("--sigma0", "--force-population-size"), "write optimizer: {sigma0: ..., popsize: ...} in the config"
     ),
@@ -91,10 +91,13 @@ _EVOLVE_OPTIONS = {
     ),
     "--save-final-model": "run heterosis merge on the run folder's best.yaml when the search is over",
     "--wandb": "write --log-to wandb",
+    **dict.fromkeys(("--no-wandb", "--no-save-final-model"), "no need; leave it out"),
+    "--vllm": "write backend: vllm in the config",
     **dict.fromkeys(
-        ("--vllm", "--load-in-4bit", "--load-in-8bit", "--trust-remote-code"),
+        ("--load-in-4bit", "--load-in-8bit"),
         "there is none: the model that is scored is the model that is exported; leave it out",
     ),
+    "--trust-remote-code": "no need: no model's code is run; leave it out",
     "--i-understand-the-depths-of-the-evils-i-am-unleashing": "no need: test splits are warned of; leave it out",
 }
 _HINTS = {"merge": _MERGEKIT_OPTIONS, "evolve": _EVOLVE_OPTIONS}
@@ -591,8 +594,8 @@ def main() -> None:
             _say(f"heterosis: {fault}")
         sys.exit(2)
     except typer.TyperException as error:
-        option = getattr(error, "option_name", "").replace("--no-", "--")
-        hint = _HINTS.get(command or "", {}).get(option)
+        option, hints = getattr(error, "option_name", ""), _HINTS.get(command or "", {})
+        hint = hints.get(option) or (hints.get(option.replace("--no-", "--")) if command == "merge" else None)
         _say(f"heterosis: {f'{option}: {hint}' if hint else _usage(error, command)}")
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):

@@ -184,6 +184,11 @@ TASK_MISTAKES: list[tuple[dict[str, Any], str, str]] = [
         ASKED.replace("1", "7"),
         "cannot be made of its first document (asked.jsonl): IndexError: list index out",
     ),
+    (
+        {"test_split": "tset"},
+        ASKED,
+        "its data (asked.jsonl) has no split 'tset'; check test_split, validation_split",
+    ),
     ({}, ASKED + "{", "its data (asked.jsonl) cannot be read: "),
     ({"dataset_kwargs": None, "dataset_path": None}, ASKED, "check dataset_path and dataset_kwargs"),
     ({"doc_to_text": "Réponds: {{question}}"}, ASKED, "asked.yaml: line 8: must be UTF-8 text; save it as such"),

@@ -56,6 +56,7 @@ class FakePool:
         self._last_first, self._luck = last_first, luck
         self._per_task = len(inspect.signature(judge).parameters) == 3
         self._running: list[tuple[Any, Any]] = []
+        self.metric: str | None = None  # instead of the task's own
         self.finished = 0
 
     @property
@@ -87,7 +88,7 @@ class FakePool:
         judged = {task: self._judge(*of) for task, of in own.items()}
         if failures := [j for j in judged.values() if isinstance(j, Failure)]:
             return [(key, failures[0])]
-        keys = {task: METRICS.get(task, "acc,none") for task in documents}
+        keys = {task: self.metric or METRICS.get(task, "acc,none") for task in documents}
         scored = {
             task: {
                 d: {keys[task]: judged[task] + _noise(d) + self._luck * _noise(d, key.ask.name)} for d in indices

@@ -27,10 +27,12 @@ from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.driver import SearchFailed, search
 from heterosis.evolve.export import export_trial
 from heterosis.evolve.folder import RunFolder
+from heterosis.evolve.logs import logging_to
 from heterosis.evolve.preflight import preflight
 from heterosis.evolve.record import Record, read_asks
 from heterosis.evolve.statistics import paired_difference
 from heterosis.evolve.summary import closing_table
+from heterosis.evolve.table import TableWriter
 from heterosis.evolve.trial import Ask
 from heterosis.evolve.worker import Failure, Setup
 from heterosis.merge import merge_models
@@ -434,6 +436,18 @@ class TestResume:
         run(trials=12)
         assert (ours.level, ours.propagate, optuna.logging.get_verbosity()) == before
 
+    def test_logs_of_several_runs_do_not_end_each_other(self, tmp_path: Path) -> None:
+        ours = logging.getLogger("heterosis")
+        before = ours.level, ours.propagate
+        first, second = (logging_to(tmp_path / name) for name in ("first", "second"))
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        ours.info("goes on")
+        second.__exit__(None, None, None)
+        assert "goes on" in (tmp_path / "second").read_text()
+        assert (ours.level, ours.propagate) == before
+
     def test_keeps_the_champion_while_nothing_more_is_scored(self, run: Any, pools: Any, tmp_path: Path) -> None:
         """Who the best is on search documents is not the champion here."""
         seen = []
@@ -458,6 +472,31 @@ class TestResume:
             run(trials=40, judge=judge, pool={"luck": 0.0, "crash_after": 1})
         assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "stopped"
         assert "# Best so far on the search documents.\n" in (tmp_path / "run/best.yaml").read_text()
+
+    def test_takes_no_old_summary_for_that_of_what_was_scored(
+        self, run: Any, pools: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A session dies between best.yaml and the summary; the next scores nothing."""
+
+        def judge(ask: Ask, part: str) -> float:
+            return pools.hill(ask, part) if part == "search" else 1 - 0.01 * ask.number
+
+        def die(*arguments: Any) -> None:
+            raise pools.crash
+
+        finished = run(judge=judge, trials=24, pool={"luck": 0.0})
+        with monkeypatch.context() as patch:
+            patch.setattr(TableWriter, "write", die)
+            with pytest.raises(pools.crash):
+                run(trials=40, judge=judge, pool={"luck": 0.0})
+        with pytest.raises(pools.crash):
+            run(trials=40, judge=judge, pool={"luck": 0.0, "crash_after": 0})
+        again = run(trials=24, judge=judge, pool={"luck": 0.0})
+        assert again["status"] == "finished"
+        assert again["trials"]["complete"] > finished["trials"]["complete"]
+        best = (tmp_path / "run/best.yaml").read_text()
+        assert best.startswith(f"# heterosis trial {again['champion']['trial']}: ")
+        assert "# The champion." in best
 
     @pytest.mark.parametrize("limit", [{"max_documents": 700}, {"hours": 0.01}])
     def test_the_same_command_has_nothing_to_do(self, run: Any, pools: Any, limit: dict[str, float]) -> None:
@@ -489,6 +528,15 @@ class TestFailures:
         with pytest.raises(SearchFailed, match=r"the parent ann cannot be scored: its score is NaN: a task gives"):
             run(trials=12, tasks=[{"name": "toy_choice", "metric": "acc_norm"}])
         assert "nan" not in (tmp_path / "run/summary.json").read_text().lower().replace("its score is nan", "")
+
+    @pytest.mark.parametrize("part", ["selection", "holdout"])
+    def test_of_documents_without_the_metric(self, run: Any, pools: Any, part: str) -> None:
+        def forget(pool: Any) -> None:
+            ((job, _), *_) = pool._running
+            pool.metric = "other,none" if job.part == part else None
+
+        with pytest.raises(SearchFailed, match=f"a task gives its metric for none of the {part} documents"):
+            run(trials=12, pool={"on_wait": forget}, finalists=3)
 
     def test_that_may_pass_are_tried_once_more(self, run: Any, pools: Any) -> None:
         tries: dict[int, int] = {}

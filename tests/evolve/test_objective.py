@@ -58,6 +58,12 @@ class TestOneModel:
     def test_the_smallest_gain(self) -> None:
         assert judge("worst").score(CHILD) == pytest.approx(-0.25)
 
+    @pytest.mark.parametrize("kind", ["weighted", "gain", "worst", "pareto"])
+    @pytest.mark.parametrize("silent", ["a", "b"])
+    def test_a_task_without_its_metric_leaves_no_number(self, kind: str, silent: str) -> None:
+        documents = {task: {0: {} if task == silent else {KEY: 1.0}} for task in ("a", "b")}
+        assert np.isnan(judge(kind).score(Scores(documents)))
+
     def test_a_front_has_a_loss_for_each_task(self) -> None:
         assert judge("pareto").losses(CHILD) == (pytest.approx(0.25), pytest.approx(-0.25))
         assert judge("pareto").score(CHILD) == pytest.approx(0.0)
