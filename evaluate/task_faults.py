@@ -60,7 +60,7 @@ def why_unloadable(error: BaseException, declared: Mapping[str, Any]) -> str:
         return f"its data{of} cannot be read: {one_line(causes[-1])}"
     if any(isinstance(own, StopIteration) for own in causes):
         return f"its data{of} has no documents"
-    if isinstance(error, KeyError) and error.args[0] in map(declared.get, _SPLITS):
+    if isinstance(error, KeyError) and error.args and error.args[0] in map(declared.get, _SPLITS):
         return f"its data{of} has no split {error.args[0]!r}; check {', '.join(_SPLITS)}"
     if isinstance(error, IndexError):
         return (

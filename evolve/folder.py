@@ -153,14 +153,14 @@ def finished_summary(run_dir: Path, config: EvolveConfig) -> dict[str, Any] | No
     if not (run_dir / SUMMARY).exists():
         return None
     summary = read_summary(run_dir)
-    return summary if summary["status"] == "finished" and is_spent(summary, config) else None
+    return summary if summary["status"] == "finished" and _is_spent(summary, config) else None
 
 
 def _results(summary: Mapping[str, Any]) -> int:
     return sum(summary["trials"][state] for state in ("complete", "pruned", "failed"))
 
 
-def is_spent(summary: Mapping[str, Any], config: EvolveConfig) -> bool:
+def _is_spent(summary: Mapping[str, Any], config: EvolveConfig) -> bool:
     """Whether a config's budgets leave nothing to do in a finished run."""
     ends = {
         "hours": (config.hours and config.hours * 3600, summary["seconds"].get("budget")),
