@@ -71,9 +71,13 @@ def execute(
         futures = [pool.submit(workers.run, op) for op in pending]
         try:
             for future in wait(futures, return_when=FIRST_EXCEPTION).done:
-                future.result()
+                try:
+                    future.result()
+                finally:
+                    del future
         finally:  # after an error or Ctrl-C nothing more is begun
             pool.shutdown(wait=False, cancel_futures=True)
+            futures.clear()  # an error's traceback would hold what holds the error, and files stay open with it
 
 
 class _Workers:

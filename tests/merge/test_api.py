@@ -243,9 +243,20 @@ def test_nan_in_an_input_leaves_nothing(threads: int, family: list[Path], tmp_pa
     tensors[name][3, 5] = torch.nan
     save_file(tensors, broken / "model.safetensors")
     recipe = recipe_of([family[0], broken, family[2]], "ties")
-    with pytest.raises(MergeError, match=rf"^{name}: the merged tensor has NaN or infinity"):
-        merge_models(recipe, tmp_path / "out", threads=threads)
-    assert names(tmp_path) == ["broken"]
+    gc.collect()
+    gc.disable()  # no garbage of the error's keeps files open
+    try:
+        before = open_models()
+        with pytest.raises(MergeError, match=rf"^{name}: the merged tensor has NaN or infinity"):
+            merge_models(recipe, tmp_path / "out", threads=threads)
+        assert names(tmp_path) == ["broken"]
+        assert open_models() == before
+    finally:
+        gc.enable()
+
+
+def open_models() -> int:
+    return sum(link.exists() and "api-" in str(link.readlink()) for link in Path("/proc/self/fd").iterdir())
 
 
 def test_a_full_disk_is_seen_before_anything_is_written(
@@ -268,15 +279,11 @@ def test_a_full_disk_is_seen_before_anything_is_written(
 
 def test_the_plan_is_announced_and_files_are_closed(family: list[Path], tmp_path: Path) -> None:
     opened: list[int] = []
-
-    def held() -> int:
-        return sum(link.exists() and "api-" in str(link.readlink()) for link in Path("/proc/self/fd").iterdir())
-
-    gc.collect()  # what failed merges of other tests have left to it
-    before = held()
-    merge_models(recipe_of(family), tmp_path / "out", announce=lambda plan: opened.append(held() - before))
+    gc.collect()  # what other tests have left to it
+    before = open_models()
+    merge_models(recipe_of(family), tmp_path / "out", announce=lambda plan: opened.append(open_models() - before))
     assert opened == [3]
-    assert held() == before
+    assert open_models() == before
 
 
 @pytest.mark.parametrize(
