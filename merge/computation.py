@@ -13,7 +13,6 @@ from heterosis.merge.methods import Bound, Program
 from heterosis.merge.plan import TensorOp
 from heterosis.merge.quantities import Segment, between, clipped, cuts_in, typed
 from heterosis.merge.reductions import Reductions
-from heterosis.merge.selection import MOST_COUNTS
 from heterosis.merge.statistics import Statistics
 from heterosis.merge.workspace import Workspace, as_array
 
@@ -71,7 +70,6 @@ class Computation:
         op: What to compute; it has a method and at least one element.
         workspace: Where values are kept.
         budget: Bytes for the values of a whole tensor; without enough, blocks are read again by every reduction.
-        counts: Bytes for counts of values (see `Statistics`).
         reductions: Where to keep what does not depend on the recipe's numbers. Sources stay in memory then, for
             later recipes, whatever the budget is.
     """
@@ -81,7 +79,6 @@ class Computation:
         op: TensorOp,
         workspace: Workspace,
         budget: int = 0,
-        counts: int = MOST_COUNTS,
         reductions: Reductions | None = None,
     ) -> None:
         assert op.method is not None
@@ -102,7 +99,6 @@ class Computation:
             op.shape,
             op.keys,
             workspace,
-            counts,
             self._inputs.owned,
             cache,
         )

@@ -9,7 +9,6 @@ from heterosis.merge.finite import check_finite
 from heterosis.merge.machine import available_cores
 from heterosis.merge.plan import MergePlan, TensorOp
 from heterosis.merge.reductions import Reductions
-from heterosis.merge.selection import MOST_COUNTS
 from heterosis.merge.sinks import Sink
 from heterosis.merge.workspace import Workspace
 
@@ -18,10 +17,9 @@ DEFAULT_MEMORY_LIMIT = 512 * 1024**2
 # Elements of a block that is only copied.
 COPIED_BLOCK = 1 << 18
 
-# What a thread takes however small the limit: a block of all models, what is made of one and of the output, and a
-# reader's buffer, together `BLOCKS`; and counts of one digit of the values.
+# What a thread takes however small the limit: a block of all models, what is made of one and of the output, a
+# reader's buffer, and counts of digits of the values.
 THREAD_MINIMUM = 16 * 1024**2
-BLOCKS = 14 * 1024**2
 
 
 class MergeError(RuntimeError):
@@ -57,10 +55,8 @@ def execute(
     """
     threads = max(1, min(threads or available_cores(), memory_limit // THREAD_MINIMUM))
     share = (memory_limit - waiting) // threads
-    counts = min(max(0, share - BLOCKS), MOST_COUNTS)
-    # Of whole tensors, beside blocks and counts.
-    budget = max(0, share - 2 * THREAD_MINIMUM)
-    workers = _Workers(sink, budget, counts, reductions)
+    budget = max(0, share - 2 * THREAD_MINIMUM)  # of whole tensors, beside blocks and counts
+    workers = _Workers(sink, budget, reductions)
     # The largest first, so that no thread is left alone with a large one.
     pending = sorted(filter(sink.wants, plan.ops), key=lambda op: op.numel, reverse=True)
     if threads == 1:
@@ -83,9 +79,9 @@ def execute(
 class _Workers:
     """Runs operations; every thread reuses buffers of its own."""
 
-    def __init__(self, sink: Sink, budget: int, counts: int, reductions: Reductions | None) -> None:
+    def __init__(self, sink: Sink, budget: int, reductions: Reductions | None) -> None:
         self._sink = sink
-        self._budget, self._counts = budget, counts
+        self._budget = budget
         self._reductions = reductions
         self._workspace = Workspace()
 
@@ -95,7 +91,7 @@ class _Workers:
             if op.method is None or op.numel == 0:  # there is nothing to ask statistics of
                 self._copy(op, place)
             else:
-                computation = Computation(op, self._workspace, self._budget, self._counts, self._reductions)
+                computation = Computation(op, self._workspace, self._budget, self._reductions)
                 for start, block, placed in computation.blocks(place):
                     self._write(op, start, block, placed)
             self._sink.done(op)

@@ -22,7 +22,7 @@ Cached: TypeAlias = npt.NDArray[Any]
 Cache: TypeAlias = Callable[[Hashable, Callable[[], Cached]], Cached]
 
 # Of what the arrays mean; what another version left behind is not used.
-VERSION = 3
+VERSION = 4
 
 # A file has a header of so many 64-bit integers, the kind and the shape; then the array. (numpy's own format is
 # parsed as Python, which in Python 3.11 fails now and then when threads do so at once.)
@@ -55,7 +55,7 @@ class Reductions:
         budget: Bytes to keep at most; what does not fit is computed again every time.
     """
 
-    def __init__(self, folder: Path | None = None, budget: int = 256 * 1024**2) -> None:
+    def __init__(self, folder: Path | None = None, budget: int = 512 * 1024**2) -> None:
         self._folder = folder
         self._budget = budget
         self._arrays: dict[str, Cached] = {}

@@ -17,6 +17,7 @@ from heterosis.merge.kernels import (
     count_magnitudes,
     find_equal,
     find_magnitude,
+    take_counts,
 )
 from heterosis.merge.methods.base import Bound, Cut
 from heterosis.merge.quantities import Quantities, key_of, magnitude, models_of, pieces
@@ -26,13 +27,12 @@ from heterosis.merge.workspace import Workspace
 # Tensors up to this size are sorted instead: histograms would take longer.
 SMALL = 1 << 12
 
-# A region of a tensor is where a position is searched: whole blocks, of any usual size.
+# A region of a tensor is where a position is searched. Where histograms are kept, searches are many.
 _REGIONS = 8  # at most
-_SMALLEST_REGION = 1 << 19
+_REGIONS_KEPT = 32
+_SMALLEST_REGION = 1 << 17
 _PIECE = 1 << 17  # elements whose floats stay in the L2 cache
-_AT_ONCE = 8  # digits whose counts stay in the L3 cache
-_COUNTS_BYTES = 4 << 16  # of one digit in one region
-MOST_COUNTS = _AT_ONCE * _REGIONS * _COUNTS_BYTES
+_AT_ONCE = 8  # digits whose counts, 256 KiB each, stay in the L3 cache
 
 # A quantity, the position of a digit's lowest bit, and the digits above it.
 Digit: TypeAlias = tuple[Bound, int, int]
@@ -44,12 +44,14 @@ class Histogram:
 
     Attributes:
         digits: Those that occur, ascending, ``[k]``.
+        down_to: How many values have one of the largest digits, from one of these to all k, ``[k]``.
         counts: In each region of the tensor, ``[regions, k]``.
         deeper: Whether a value has bits below the digit.
         zeros: How many values are zero in each region, ``[regions]``.
     """
 
     digits: npt.NDArray[np.uint16]
+    down_to: npt.NDArray[np.int64]
     counts: npt.NDArray[np.uint32]
     deeper: bool
     zeros: npt.NDArray[np.uint32]
@@ -57,24 +59,53 @@ class Histogram:
     @property
     def array(self) -> npt.NDArray[np.uint32]:
         """All of it in one array."""
-        array = np.empty((1 + len(self.counts), 1 + len(self.digits)), np.uint32)
-        array[0, 0], array[1:, 0] = self.deeper, self.zeros
-        array[0, 1:], array[1:, 1:] = self.digits, self.counts
+        array = np.zeros((3 + len(self.counts), 1 + len(self.digits)), np.uint32)
+        array[0, 0], array[3:, 0] = self.deeper, self.zeros
+        array[0, 1:], array[3:, 1:] = self.digits, self.counts
+        array[1:3, 1:] = self.down_to.view(np.uint32).reshape(-1, 2).T
         return array
 
     @classmethod
     def of_array(cls, array: npt.NDArray[np.uint32]) -> "Histogram":
         """The inverse of `array`."""
-        return cls(array[0, 1:].astype(np.uint16), array[1:, 1:], bool(array[0, 0]), array[1:, 0])
+        down_to = np.ascontiguousarray(array[1:3, 1:].T).view(np.int64)[:, 0]
+        return cls(array[0, 1:].astype(np.uint16), down_to, array[3:, 1:], bool(array[0, 0]), array[3:, 0])
 
-    @classmethod
-    def of_counts(
-        cls, counts: npt.NDArray[np.uint32], halves: bool, deeper: bool, zeros: npt.NDArray[np.uint32]
-    ) -> "Histogram":
-        """From counts ``[regions, 2 ** 16]``; in two halves where these count in turn."""
-        summed = counts[:, : 1 << 15] + counts[:, 1 << 15 :] if halves else counts
-        digits = np.flatnonzero(summed.any(axis=0))
-        return cls(digits.astype(np.uint16), summed[:, digits], deeper, zeros)
+
+class _Count:
+    """The count of one digit, of which only the digits that occur are kept when a region ends.
+
+    Args:
+        digit: What is counted.
+        halves: Whether the two halves of `counts` count the same in turn.
+        counts: Room for the region's, ``[2 ** 16]``.
+    """
+
+    def __init__(self, digit: Digit, halves: bool, counts: npt.NDArray[np.uint32]) -> None:
+        self.digit = digit
+        self.counts = counts
+        self.deeper, self.zeros = False, 0
+        self._halves = halves
+        self._regions: list[tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint32], int]] = []
+        counts.fill(0)
+
+    def end_region(self) -> None:
+        """Keep what was counted in a region, and begin anew."""
+        self._regions.append((*take_counts(self.counts, self._halves), self.zeros))
+        self.zeros = 0
+
+    def histogram(self) -> Histogram:
+        """That of the whole tensor."""
+        occurs = np.zeros(len(self.counts), np.bool_)
+        for occurring, _, _ in self._regions:
+            occurs[occurring] = True
+        digits = np.flatnonzero(occurs).astype(np.uint16)
+        counts = np.zeros((len(self._regions), len(digits)), np.uint32)
+        for own, (occurring, count, _) in zip(counts, self._regions, strict=True):
+            own[np.searchsorted(digits, occurring)] = count
+        zeros = np.array([zeros for _, _, zeros in self._regions], np.uint32)
+        down_to = np.cumsum(counts.sum(axis=0, dtype=np.int64)[::-1])
+        return Histogram(digits, down_to, counts, self.deeper, zeros)
 
 
 @dataclass
@@ -90,10 +121,10 @@ class _Search:
 
     def narrow(self, histogram: Histogram) -> None:
         """Fix the next digit."""
-        totals = histogram.counts.sum(axis=0, dtype=np.int64)
-        down_to = self.above + np.cumsum(totals[::-1])
-        at = len(totals) - 1 - int(np.searchsorted(down_to, self.keep))
-        self.above += int(totals[at + 1 :].sum())
+        larger = int(np.searchsorted(histogram.down_to, self.keep - self.above))
+        if larger:
+            self.above += int(histogram.down_to[larger - 1])
+        at = len(histogram.digits) - 1 - larger
         self.equal = histogram.counts[:, at]
         self.prefix = self.prefix << 16 | int(histogram.digits[at])
         self.deeper = histogram.deeper
@@ -105,18 +136,13 @@ class Selection:
     Args:
         quantities: Of the tensor.
         workspace: Where counts are kept.
-        counts: Bytes of counts, but for those of one digit, which are taken in any case; with fewer of them, more
-            passes count.
         cache: Where to keep histograms that need no numbers of a recipe; None computes them anew.
     """
 
-    def __init__(
-        self, quantities: Quantities, workspace: Workspace, counts: int = MOST_COUNTS, cache: Cache | None = None
-    ) -> None:
+    def __init__(self, quantities: Quantities, workspace: Workspace, cache: Cache | None = None) -> None:
         self._quantities = quantities
         self._dtype, self._numel = quantities.dtype, quantities.numel
         self._workspace = workspace
-        self._counts_bytes = counts
         self._cache = cache
         self._counted: tuple[Bound, Histogram] | None = None
 
@@ -220,7 +246,8 @@ class Selection:
     @property
     def _region(self) -> int:
         """Elements of a region."""
-        least = max(_SMALLEST_REGION, -(-self._numel // _REGIONS))
+        most = _REGIONS if self._cache is None else _REGIONS_KEPT
+        least = max(_SMALLEST_REGION, -(-self._numel // most))
         return -(-least // _SMALLEST_REGION) * _SMALLEST_REGION
 
     @property
@@ -236,9 +263,7 @@ class Selection:
         if self._counted and [d[:2] for d in digits] == [(self._counted[0], first)]:
             return [self._counted[1]]
         if self._cache is None or any(shift != first or quantity.numbers for quantity, shift, _ in digits):
-            regions = -(-self._numel // self._region)
-            size = max(1, min(_AT_ONCE, self._counts_bytes // (regions * _COUNTS_BYTES)))
-            batches = (digits[at : at + size] for at in range(0, len(digits), size))
+            batches = (digits[at : at + _AT_ONCE] for at in range(0, len(digits), _AT_ONCE))
             return [histogram for batch in batches for histogram in self._count(batch)]
         return [
             Histogram.of_array(self._cache(("histogram", key_of(d[0])), partial(self._array, d))) for d in digits
@@ -249,48 +274,39 @@ class Selection:
 
     def _count(self, digits: Sequence[Digit]) -> list[Histogram]:
         """The histogram of each digit, from one pass."""
-        regions = -(-self._numel // self._region)
-        counts = self._workspace.array("counts", (len(digits), regions, 1 << 16), np.uint32)
-        counts.fill(0)
-        deeper, zeros = [False] * len(digits), np.zeros((len(digits), regions), np.uint32)
-        of_quantities: dict[int, list[int]] = {}  # the values of each are computed once
-        for k, (quantity, _, _) in enumerate(digits):
-            of_quantities.setdefault(id(quantity), []).append(k)
-        for start, inputs in self._quantities.pieces(self._region):
-            region = start // self._region
-            for own in of_quantities.values():
-                of_own = [digits[k] for k in own], [counts[k, region] for k in own]
-                for k, (more, none) in zip(own, self._count_block(*of_own, start, inputs), strict=True):
-                    deeper[k] |= more
-                    zeros[k, region] += none
-        return [
-            Histogram.of_counts(count, shift == self._first_digit, more, none)
-            for count, (_, shift, _), more, none in zip(counts, digits, deeper, zeros, strict=True)
+        room = self._workspace.array("counts", (len(digits), 1 << 16), np.uint32)
+        counts = [
+            _Count(digit, digit[1] == self._first_digit, own) for digit, own in zip(digits, room, strict=True)
         ]
+        of_quantities: dict[int, list[_Count]] = {}  # the values of each are computed once
+        for count in counts:
+            of_quantities.setdefault(id(count.digit[0]), []).append(count)
+        for start, inputs in self._quantities.pieces(self._region):
+            for own in of_quantities.values():
+                self._count_block(own, start, inputs)
+            stop = start + inputs.size
+            if stop % self._region == 0 or stop == self._numel:
+                for count in counts:
+                    count.end_region()
+        return [count.histogram() for count in counts]
 
-    def _count_block(
-        self, digits: Sequence[Digit], counts: Sequence[npt.NDArray[np.uint32]], start: int, inputs: Inputs
-    ) -> list[tuple[bool, int]]:
-        """Count digits of one quantity in a block.
-
-        Returns:
-            For each, whether there are bits below it, and how many values are zero.
-        """
-        quantity = digits[0][0]
+    def _count_block(self, counts: Sequence[_Count], start: int, inputs: Inputs) -> None:
+        """Count digits of one quantity in a block."""
+        quantity = counts[0].digit[0]
         if _has_one_digit(quantity, inputs):
             (model,) = models_of(quantity, inputs)
-            before = int(counts[0][0]) + int(counts[0][1 << 15])
-            count_magnitudes(model, inputs.base, counts[0])
-            return [(False, int(counts[0][0]) + int(counts[0][1 << 15]) - before)]
+            (count,) = counts
+            count.zeros += int(count_magnitudes(model, inputs.base, count.counts))
+            return
         unsigned = np.dtype(f"u{self._dtype.itemsize}")
-        found = [(False, 0)] * len(digits)
         for at, piece in pieces(start, inputs, _PIECE):
             bits = self._quantities.values(quantity, at, piece).view(unsigned)
-            for k, (_, shift, prefix) in enumerate(digits):
+            for count in counts:
+                _, shift, prefix = count.digit
                 numbers = map(unsigned.type, (shift, (1 << shift) - 1, prefix))
-                more, none = count_digits(bits, *numbers, counts[k])
-                found[k] = (found[k][0] or bool(more), found[k][1] + int(none))
-        return found
+                deeper, zeros = count_digits(bits, *numbers, count.counts)
+                count.deeper |= bool(deeper)
+                count.zeros += int(zeros)
 
 
 def _has_one_digit(quantity: Bound, inputs: Inputs) -> bool:

@@ -38,7 +38,7 @@ from heterosis.merge.quantities import (
     typed,
 )
 from heterosis.merge.reductions import Cache, Cached
-from heterosis.merge.selection import MOST_COUNTS, Selection
+from heterosis.merge.selection import Selection
 from heterosis.merge.workspace import Workspace
 
 Vector: TypeAlias = npt.NDArray[np.float64]
@@ -71,7 +71,6 @@ class Statistics:
         shape: Of the tensor.
         keys: Each model's address of random masks.
         workspace: Where blocks of floats, and counts, are kept.
-        counts: Bytes of counts (see `Selection`).
         owned: Whether `absolute_sums` may leave in the blocks what the step makes of them; it is told whether this
             is worth copies of them.
         cache: Where to keep what needs no numbers of a recipe; None computes it anew.
@@ -88,7 +87,6 @@ class Statistics:
         shape: tuple[int, ...],
         keys: tuple[tuple[int, int], ...],
         workspace: Workspace | None = None,
-        counts: int = MOST_COUNTS,
         owned: Callable[[bool], bool] = lambda copied: False,
         cache: Cache | None = None,
     ) -> None:
@@ -102,7 +100,7 @@ class Statistics:
         self._cache = cache
         self.applied: Bound | None = None
         self._quantities = Quantities(blocks, dtype, self.numel, self._workspace)
-        self._selection = Selection(self._quantities, self._workspace, counts, cache)
+        self._selection = Selection(self._quantities, self._workspace, cache)
 
     @property
     def numel(self) -> int:

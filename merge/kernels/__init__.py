@@ -25,6 +25,7 @@ from heterosis.merge.kernels.counting import (
     find_equal,
     find_magnitude,
     largest_magnitude,
+    take_counts,
 )
 from heterosis.merge.kernels.loops import map_loop, row_loop, step_loop, totals_loop
 from heterosis.merge.kernels.sums import LANES, RUN, add_columns, add_magnitudes, add_products
@@ -72,6 +73,7 @@ __all__ = [
     "source_hash",
     "step_loop",
     "subtract_base",
+    "take_counts",
     "totals_loop",
     "uniform",
     "widen",

@@ -19,7 +19,11 @@ def count_magnitudes(bits, base, counts):  # type: ignore[no-untyped-def]
         base: Likewise, or None.
         counts: ``[2 ** 16]``: a histogram in each half, taken in turn, so that equal neighbours wait less for
             each other.
+
+    Returns:
+        How many are zero.
     """
+    before = np.int64(counts[0]) + np.int64(counts[1 << 15])
     sizes = np.empty(LANES, np.uint16)
     for at in range(0, bits.shape[0], LANES):
         stop = min(at + LANES, bits.shape[0])
@@ -27,6 +31,7 @@ def count_magnitudes(bits, base, counts):  # type: ignore[no-untyped-def]
         for i in range(size.shape[0]):
             size[i] = magnitude_bits(part, onto, i)
         _count_in_turn(size, counts)
+    return np.int64(counts[0]) + np.int64(counts[1 << 15]) - before
 
 
 @compiled
@@ -83,6 +88,43 @@ def _count_in_turn(sizes, counts):  # type: ignore[no-untyped-def]
             counts[(k & 1) << 15 | sizes[i + k]] += np.uint32(1)
     for i in range(whole, sizes.shape[0]):
         counts[sizes[i]] += np.uint32(1)
+
+
+@compiled
+def take_counts(counts, halves):  # type: ignore[no-untyped-def]
+    """Take all counts but zeros out of a histogram, which has only zeros then.
+
+    Args:
+        counts: ``[2 ** 16]``.
+        halves: Whether each half counts the same digits.
+
+    Returns:
+        The k digits that occur, ascending, and how often they do.
+    """
+    size = counts.shape[0] // 2 if halves else counts.shape[0]
+    own = counts[:size]
+    if halves:
+        other = counts[size:]
+        for i in range(size):
+            own[i] += other[i]
+            other[i] = 0
+    k = np.uint32(0)
+    for i in range(size):
+        k += np.uint32(own[i] != 0)
+    digits, taken = np.empty(k, np.uint16), np.empty(k, np.uint32)
+    k = 0
+    for at in range(0, size, LANES):
+        part, some = own[at : at + LANES], np.uint32(0)
+        for i in range(LANES):
+            some |= part[i]
+        if some == 0:
+            continue
+        for i in range(LANES):
+            if part[i]:
+                digits[k], taken[k] = at + i, part[i]
+                part[i] = 0
+                k += 1
+    return digits, taken
 
 
 @compiled

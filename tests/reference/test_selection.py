@@ -22,7 +22,7 @@ from heterosis.merge.workspace import Workspace
 Array: TypeAlias = npt.NDArray[Any]
 
 A, B = magnitude.bind(models=(0,)), magnitude.bind(models=(1,))
-REGION = 1 << 19  # the fewest elements of a region
+REGION = 1 << 17  # the fewest elements of a region
 
 
 @formula
