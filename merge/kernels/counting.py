@@ -108,11 +108,10 @@ def take_counts(counts, halves):  # type: ignore[no-untyped-def]
         for i in range(size):
             own[i] += other[i]
             other[i] = 0
-    k = np.uint32(0)
+    occurring, k = np.uint32(0), 0
     for i in range(size):
-        k += np.uint32(own[i] != 0)
-    digits, taken = np.empty(k, np.uint16), np.empty(k, np.uint32)
-    k = 0
+        occurring += np.uint32(own[i] != 0)
+    digits, taken = np.empty(occurring, np.uint16), np.empty(occurring, np.uint32)
     for at in range(0, size, LANES):
         part, some = own[at : at + LANES], np.uint32(0)
         for i in range(LANES):
