@@ -22,7 +22,7 @@ from heterosis.merge.files import open_ordinary
 from heterosis.merge.methods import get_method
 from heterosis.merge.plan import MergePlan
 from heterosis.merge.recipe import Recipe
-from heterosis.merge.yaml_file import parse_mapping, with_texts
+from heterosis.merge.yaml_file import parse_mapping
 
 _README_CHARACTERS = 1_000_000
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}")
@@ -186,12 +186,21 @@ def _unused(name: str, taken: set[str]) -> str:
     return candidate
 
 
+def front_matter(card: Path) -> dict[str, Any]:
+    """What a model card says between the ``---`` lines at its beginning; nothing where there are none.
+
+    Raises:
+        InputError: If it is not a mapping in plain YAML.
+        OSError: If the card cannot be read.
+    """
+    with TextIOWrapper(open_ordinary(card), encoding="utf-8", errors="replace") as file:
+        front = _FRONT.match(file.read(_README_CHARACTERS))
+    return parse_mapping(front[1], f"{card}: front matter") if front and front[1].strip() else {}
+
+
 def _readme_data(path: Path) -> dict[str, Any]:
-    """A card's front matter; nothing where it has none that can be read."""
     try:
-        with TextIOWrapper(open_ordinary(path), encoding="utf-8", errors="replace") as file:
-            front = _FRONT.match(file.read(_README_CHARACTERS))
-        return parse_mapping(front[1], path.name) if front else {}
+        return front_matter(path)
     except (OSError, InputError):  # somebody else's card: what it does not say is not ours to complain about
         return {}
 
@@ -393,8 +402,4 @@ def _shown_recipe(recipe: Recipe, entries: list[_Entry]) -> str:
         source = stage.vocabulary.source if stage.vocabulary else "base"
         if source not in ("union", "base", *shown) and Path(source).expanduser().is_dir():
             shown[source] = Path(source).expanduser().absolute().name
-    if all(key == name for key, name in shown.items()):
-        return recipe.to_yaml()
-
-    documents = [with_texts(document, shown) for document in yaml.safe_load_all(recipe.to_yaml())]
-    return yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
+    return recipe.to_yaml(shown)

@@ -6,13 +6,11 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
-import yaml
-
 from heterosis.errors import InputError
+from heterosis.merge.card import front_matter
 from heterosis.merge.checkpoint import Checkpoint, open_checkpoint
 from heterosis.merge.fetching import ASK_SECONDS, HUB_ID, reason
 from heterosis.merge.recipe import Recipe
-from heterosis.merge.yaml_file import with_texts
 
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "model*.index.json", "pytorch_model*.index.json")
 _HALF_WRITTEN = ("*.tmp", "*.part", "*.partial", "*.incomplete", "*.lock")
@@ -33,12 +31,7 @@ def pin(recipe: Recipe, checkpoints: Iterable[Checkpoint]) -> Recipe:
         InputError: If two of its models are one commit, and may not be listed twice.
     """
     commits = {str(c.ref): str(c.pinned) for c in checkpoints if c.pinned != c.ref}
-    if not commits:
-        return recipe
-
-    # As YAML, where models are texts wherever they are named: as inputs, for tokens, in notes on their origin.
-    documents = [with_texts(document, commits) for document in yaml.safe_load_all(recipe.to_yaml())]
-    return Recipe.parse(yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True), "recipe with commits")
+    return Recipe.parse(recipe.to_yaml(commits), "recipe with commits") if commits else recipe
 
 
 # --- publishing -------------------------------------------------------------------------------------------------
@@ -135,11 +128,14 @@ def _publishable(folder: Path) -> list[str]:
         faults.append(f"{folder}: is what an interrupted merge left; run the merge again, and push its result")
     card = folder / "README.md"
     if card.is_file():
-        faults += [
-            f"{card}: base_model: {name!r} is not a Hub id, and nobody else has that folder; remove it"
-            for name in _base_models(card)
-            if not HUB_ID.fullmatch(name) or Path(name).exists()
-        ]
+        try:
+            faults += [
+                f"{card}: base_model: {name!r} is not a Hub id, and nobody else has that folder; remove it"
+                for name in _base_models(card)
+                if not HUB_ID.fullmatch(name) or Path(name).exists()
+            ]
+        except InputError as error:
+            faults += error.faults
     else:
         faults.append(f"{folder}: has no model card; write README.md, or merge again with heterosis merge")
     try:
@@ -152,15 +148,6 @@ def _publishable(folder: Path) -> list[str]:
 
 
 def _base_models(card: Path) -> list[str]:
-    """What a model card's front matter names as its base models.
-
-    Raises:
-        InputError: If the front matter is not YAML.
-    """
-    front = re.match(r"---\r?\n(.*?)\r?\n---(\r?\n|$)", card.read_text(encoding="utf-8"), re.DOTALL)
-    try:
-        data = yaml.safe_load(front[1]) if front else None
-    except yaml.YAMLError:
-        raise InputError(f"{card}: the front matter between the --- lines is not YAML; mend it") from None
-    named = data.get("base_model") if isinstance(data, dict) else None
+    """What a model card's front matter names as its base models; errors as of `front_matter`."""
+    named = front_matter(card).get("base_model")
     return [str(name) for name in (named if isinstance(named, list) else [named]) if name is not None]

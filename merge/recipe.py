@@ -1,7 +1,7 @@
 """Recipe: mergekit's YAML language, strict, with every fault of a file reported at once."""
 
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -237,7 +237,7 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _check_relations(self) -> "Recipe":
-        refuse(relation_faults(self._plain()), None)
+        refuse(relation_faults(self._plain({})), None)
         return self
 
     # ------------------------------------------------------------------ YAML
@@ -320,11 +320,15 @@ class Recipe(_Section):
         copy._stages = tuple(stage.with_seed(seed) for stage in self._stages)
         return copy
 
-    def to_yaml(self) -> str:
-        """The recipe as YAML that mergekit accepts too: keys in a fixed order, defaults left out."""
+    def to_yaml(self, names: Mapping[str, str] | None = None) -> str:
+        """The recipe as YAML that mergekit accepts too: keys in a fixed order, defaults left out.
+
+        Args:
+            names: What to call models otherwise than here, wherever they are named.
+        """
         return "---\n".join(
             yaml.dump(
-                recipe._plain(),
+                recipe._plain(names or {}),
                 Dumper=_Dumper,
                 sort_keys=False,
                 allow_unicode=True,
@@ -391,26 +395,31 @@ class Recipe(_Section):
         """The model that config and tokenizer come from: the base model, else the first mentioned."""
         return self.referenced_models()[0]
 
-    def _plain(self) -> dict[str, Any]:
-        plain = _plain(self)
+    def _plain(self, names: Mapping[str, str]) -> dict[str, Any]:
+        plain = _plain(self, names)
         assert isinstance(plain, dict)
+        if isinstance(hashes := self.heterosis.get("models"), dict):
+            plain["heterosis"]["models"] = {names.get(model, model): entry for model, entry in hashes.items()}
+        for section, key in ((plain, "tokenizer_source"), (plain.get("tokenizer", {}), "source")):
+            if section.get(key) not in (None, "union", "base"):
+                section[key] = names.get(section[key], section[key])
         return plain
 
 
-def _plain(value: object) -> Any:
+def _plain(value: object, names: Mapping[str, str]) -> Any:
     """Sections as dictionaries without their defaults, model references as strings."""
     if isinstance(value, _Section):
-        fields = {name: _plain(getattr(value, name)) for name in type(value).model_fields}
+        fields = {name: _plain(getattr(value, name), names) for name in type(value).model_fields}
         kind = {ModelToken: {"kind": "model_token"}, ZeroRow: {"kind": "zero"}}.get(type(value), {})
         # Modules have no default: none of them is a fault, which must not vanish.
         kept = {n: plain for n, plain in fields.items() if plain is not None and (plain != {} or n == "modules")}
         return kind | {name: plain for name, plain in kept.items() if not (name == "force" and plain is False)}
     if isinstance(value, ModelRef):
-        return str(value)
+        return names.get(str(value), str(value))
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [_plain(entry, names) for entry in value]
     if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
+        return {key: _plain(entry, names) for key, entry in value.items()}
     return value
 
 

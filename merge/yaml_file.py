@@ -3,7 +3,7 @@
 import os
 import re
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +56,6 @@ def parse_mapping(text: str, origin: str) -> dict[str, Any]:
     if len(documents) > 1:
         raise InputError(f"{origin}: must be one YAML document, but has {len(documents)}; keep one")
     return documents[0]
-
-
-def with_texts(value: Any, texts: Mapping[str, str]) -> Any:
-    """A document in which some texts, keys too, are others."""
-    if isinstance(value, dict):
-        return {with_texts(key, texts): with_texts(entry, texts) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [with_texts(entry, texts) for entry in value]
-    return texts.get(value, value) if isinstance(value, str) else value
 
 
 def parse_documents(text: str, origin: str) -> list[dict[str, Any]]:

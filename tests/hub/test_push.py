@@ -130,7 +130,9 @@ def test_what_is_refused_is_one_line(hub: FakeHub, run: Run, merged: Path, tmp_p
     card = (merged / "README.md").read_text()
     for text, reason in (
         (card.replace("org/a", "../models/a"), "base_model: '../models/a' is not a Hub id"),
-        (card.replace("- org/a", "- : ["), "the front matter between the --- lines is not YAML"),
+        ("\n" + card.replace("org/a", "../models/a"), "base_model: '../models/a' is not a Hub id"),
+        (card.replace("- org/a", "- : ["), "README.md: front matter: line "),
+        (card.replace("base_model", "date: 2024-13-45\nbase_model"), "front matter: not valid YAML: month must"),
     ):
         (merged / "README.md").write_text(text)
         assert reason in fault(merged, "me/x")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from heterosis.errors import InputError
@@ -124,7 +125,8 @@ def test_stacked_layers_and_mixed_heads_load(family: list[Path], untied: Path, t
         head, embedding = model.lm_head.weight, model.model.embed_tokens.weight
         assert (head.data_ptr() == embedding.data_ptr()) == (untied not in parts)
     mixed = recipe_of([untied, *family[1:]], "linear", base_model=None, parameters={"weight": 1})
-    mixed = Recipe.model_validate({**mixed._plain(), "models": [{"model": str(f)} for f in (family[1], untied)]})
+    others = [{"model": str(folder)} for folder in (family[1], untied)]
+    mixed = Recipe.model_validate({**yaml.safe_load(mixed.to_yaml()), "models": others})
     load(merge_models(mixed, tmp_path / "mixed"))
 
 

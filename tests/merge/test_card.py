@@ -139,6 +139,17 @@ def test_folders_of_one_name_are_told_apart(parents: list[Path], tmp_path: Path)
     assert "| ann (2) |" in card
 
 
+def test_only_models_are_called_otherwise(
+    parents: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a/ties", "ties"):
+        shutil.copytree(parents[1], tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    shown = Recipe.parse(recipe_in(card_of(recipe_of([parents[0], Path("a/ties"), Path("ties")]))))
+    assert shown.merge_method == "ties"
+    assert [str(ref) for ref in shown.referenced_models()] == ["base", "ties", "ties (2)"]
+
+
 MIT = "MIT License\n\nCopyright (c) somebody"
 APACHE = "Apache License\n  Version 2.0, January 2004"
 OWN = {"license": "other", "license_name": "own-1", "license_link": "https://example.org/own"}
