@@ -50,7 +50,7 @@ class Baseline:
         return cls(plain["name"], plain["kind"], Recipe.parse(plain["recipe"], plain["name"]), plain["values"])
 
 
-def baselines_of(space: "SearchSpace", extra: bool) -> list[Baseline]:
+def baselines_of(space: "SearchSpace", extra: bool = False) -> list[Baseline]:
     """Each model alone, under its short name; their plain mean; and with ``extra`` the common fixed recipes.
 
     Those are what their authors, and most who merge, set without a search: task arithmetic with weights of 1 and

@@ -16,10 +16,11 @@ from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorErro
 from heterosis.errors import InputError
 from heterosis.evaluate.room import sweep
 from heterosis.evolve.faults import RunStopped
-from heterosis.evolve.pool import Outcome
+from heterosis.evolve.pool import DocumentIds, Evaluation, Failure, Outcome, Setup
 from heterosis.evolve.timeouts import TimeLimit
-from heterosis.evolve.worker import DocumentIds, Evaluation, Failure, Setup, Worker
+from heterosis.evolve.worker import Worker
 from heterosis.merge.reductions import Reductions, node_folder
+from heterosis.words import first_line
 
 log = logging.getLogger("heterosis")
 
@@ -271,7 +272,7 @@ def _start(address: str | None, workers: int, setup: Setup) -> None:
         ray.init(logging_level="error", log_to_driver=False, configure_logging=True, **options)
     except (ConnectionError, RayError, ValueError) as error:
         where = address or "this machine"
-        raise InputError(f"--ray-address: no Ray at {where}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"--ray-address: no Ray at {where}: {first_line(error)}") from error
     there = ray.cluster_resources()
     needed = {kind: each for kind, each in (("CPU", setup.cpus), ("GPU", setup.gpus)) if each}
     fitting = min((int(there.get(kind, 0.0) / each) for kind, each in needed.items()), default=workers)
@@ -303,12 +304,16 @@ def _result(future: Any) -> tuple[Any, bool]:
     except ActorUnavailableError:
         return UNREACHABLE, False
     except RayActorError as error:
-        text = str(error).strip()
+        text = str(error)
         if "running low on memory" in text:
             return Failure(OUT_OF_MEMORY, retry=True), False
         lost = error.preempted or "node has died" in text or "node is dead" in text
-        cause = text.splitlines()[-1].strip() if text else type(error).__name__
         what = "its node was lost" if lost else "the worker died"
-        return Failure(f"{what}: {cause}", retry=True, blameless=lost), False
+        return Failure(f"{what}: {_last_line(error)}", retry=True, blameless=lost), False
     except RayError as error:
-        return Failure(f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"), True
+        return Failure(f"{type(error).__name__}: {_last_line(error)}"), True
+
+
+def _last_line(error: RayError) -> str:
+    """Where Ray puts the cause; the kind of an error that says nothing."""
+    return next(reversed(str(error).strip().splitlines()), type(error).__name__).strip()

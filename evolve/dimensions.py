@@ -1,9 +1,10 @@
 """Spaces and their dimensions: named coordinates, and the unit cube that optimizers see instead of them."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
@@ -86,7 +87,7 @@ class Dimension:
             raise ValueError(f"{self.name} must be a whole number, but got {value!r}")
 
 
-class Space(Protocol):
+class Space(ABC):
     """What a search moves in: named dimensions, and a recipe for each of its points.
 
     Points have two forms: *values*, a mapping from dimension names to natural units, which is what is recorded,
@@ -94,43 +95,43 @@ class Space(Protocol):
     """
 
     @property
+    @abstractmethod
     def dimensions(self) -> tuple[Dimension, ...]:
         """The dimensions, in a fixed order."""
-        ...
 
     @property
     def axes(self) -> tuple[Axis, ...]:
         """The dimensions as an optimizer sees them."""
-        ...
+        return tuple(dimension.axis for dimension in self.dimensions)
 
     @property
     def initial(self) -> Vector:
         """Where the search starts, as a unit vector ``[d]``."""
-        ...
+        return self.encode({dimension.name: dimension.initial for dimension in self.dimensions})
 
     def values(self, unit: Sequence[float] | Vector) -> dict[str, Value]:
         """A unit vector ``[d]`` in natural units."""
-        ...
+        return values_at(self.dimensions, unit)
 
     def encode(self, values: Mapping[str, Value]) -> Vector:
         """Values as a unit vector ``[d]``; values outside their range become the nearest end."""
-        ...
+        return unit_of(self.dimensions, values)
 
+    @abstractmethod
     def decode(self, values: Mapping[str, Value]) -> Recipe:
         """The recipe that values stand for: the same values always give the same recipe.
 
         Raises:
             ValueError: If a dimension is missing, unknown, or outside its range.
         """
-        ...
 
+    @abstractmethod
     def values_of(self, recipe: Recipe) -> dict[str, Value] | None:
         """The values that give a recipe with the same settings; None if this space has none."""
-        ...
 
+    @abstractmethod
     def refine(self, values: Mapping[str, Value], coarser: "Space") -> dict[str, Value] | None:
         """A coarser space's point as the point here with the same recipe values; None if there is none."""
-        ...
 
 
 def values_at(dimensions: Sequence[Dimension], unit: Sequence[float] | Vector) -> dict[str, Value]:

@@ -4,10 +4,9 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from heterosis.evolve.pool import Outcome, Pool
+from heterosis.evolve.pool import Failure, Outcome, Pool
 from heterosis.evolve.record import Record
 from heterosis.evolve.trial import Ask
-from heterosis.evolve.worker import Failure
 
 log = logging.getLogger("heterosis")
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -12,7 +11,6 @@ from heterosis.errors import InputError, collecting
 from heterosis.evaluate.scores import TaskSpec
 from heterosis.evaluate.splits import Sizes, split_documents
 from heterosis.evolve.config import EvolveConfig
-from heterosis.merge.files import write_text
 from heterosis.merge.reference import ModelRef
 from heterosis.words import count
 
@@ -43,40 +41,6 @@ class Draft:
     warnings: tuple[str, ...]
 
 
-def write_draft(
-    path: Path,
-    models: Sequence[str],
-    tasks: Sequence[str],
-    *,
-    base: str | None = None,
-    include_path: Sequence[str] = (),
-    overwrite: bool = False,
-) -> Draft:
-    """Write a config for models and tasks, whose headers and data are read.
-
-    Args:
-        path: The file.
-        models: The parents.
-        tasks: Names of lm-eval tasks.
-        base: What the parents were fine-tuned from; None for the model that all adapters belong to, if they do.
-        include_path: Folders with lm-eval task YAML.
-        overwrite: Replace the file if it exists.
-
-    Raises:
-        InputError: If the models or tasks cannot be used, or the file exists or cannot be written.
-    """
-    if path.exists() and not overwrite:
-        raise InputError(f"{path}: exists; give another file with -o, or --overwrite")
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: cannot be written: {path.parent} is not a folder")
-    draft = draft_config(models, tasks, base=base, include_path=include_path, name=str(path))
-    try:
-        write_text(path, draft.text)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
-    return draft
-
-
 def draft_config(
     models: Sequence[str],
     tasks: Sequence[str],
@@ -85,7 +49,18 @@ def draft_config(
     include_path: Sequence[str] = (),
     name: str = "search.yaml",
 ) -> Draft:
-    """The text of a config; see `write_draft`."""
+    """A config for models and tasks, whose headers and data are read.
+
+    Args:
+        models: The parents.
+        tasks: Names of lm-eval tasks.
+        base: What the parents were fine-tuned from; None for the model that all adapters belong to, if they do.
+        include_path: Folders with lm-eval task YAML.
+        name: Of the file that it is for.
+
+    Raises:
+        InputError: If the models or tasks cannot be used.
+    """
     if not tasks:
         raise InputError("--tasks: must name at least one task of lm-eval, or of --include-path")
     if len(models) < 2:

@@ -13,6 +13,9 @@ CONFIG = "config.yaml"
 SPLITS = "splits.json"
 STUDY = "study.db"
 
+# What every summary has.
+SECTIONS = {"status", "trials", "champion", "parents", "baselines", "documents", "seconds"}
+
 RESTORE = "restore it, or choose another --run-dir"  # what is to be done about a file that was removed or damaged
 AGAIN = "the same evolve command writes it again"
 
@@ -50,7 +53,10 @@ def read_summary(path: Path) -> dict[str, Any]:
         InputError: If the folder is not one, or its summary was removed or damaged.
     """
     if (path / SUMMARY).exists():
-        return read_mapping(path / SUMMARY, f"remove it, and {AGAIN}")
+        summary = read_mapping(path / SUMMARY, remedy := f"remove it, and {AGAIN}")
+        if not summary.keys() >= SECTIONS:
+            raise InputError(f"{path / SUMMARY}: is damaged; {remedy}")
+        return summary
     if (path / ASKS).exists():
         raise InputError(f"{path / SUMMARY}: is missing; {AGAIN}")
     raise InputError(f"{path}: not a run folder (no {SUMMARY}); give the --run-dir of a search")

@@ -39,8 +39,9 @@ class Lease:
     def __init__(self, folder: Path, *, alone: bool) -> None:
         self._folder, self._path = folder, folder / FILE
         self._token, self._count = f"{this_machine()} {uuid.uuid4().hex}", 0
+        self._lost, self._refreshed = False, 0.0
         before = self._read()
-        if before and not (alone and before.startswith(this_machine())):
+        if before and not (alone and before.startswith(f"{this_machine()} ")):
             self._watch(before)
         self._refresh()
         time.sleep(SETTLE)
@@ -69,9 +70,6 @@ class Lease:
         if self._is_mine():
             with suppress(OSError):
                 self._path.unlink()
-
-    _lost = False
-    _refreshed = 0.0
 
     def _keep_up(self) -> None:
         while not self._stop.wait(EVERY):

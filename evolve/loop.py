@@ -12,10 +12,10 @@ from heterosis.evolve.faults import SearchFailed
 from heterosis.evolve.finals import Finals
 from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.optimizers import Vector
-from heterosis.evolve.pool import Pool
+from heterosis.evolve.pool import DocumentIds, Pool
 from heterosis.evolve.proposals import Proposer
 from heterosis.evolve.races import Races
-from heterosis.evolve.racing import DocumentIds, missing
+from heterosis.evolve.racing import missing
 from heterosis.evolve.scoring import Scoring
 from heterosis.evolve.session import Session
 from heterosis.evolve.stages import Stages

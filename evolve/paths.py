@@ -18,8 +18,7 @@ from typing import Any
 
 from heterosis.errors import InputError
 from heterosis.evolve.config import EvolveConfig
-from heterosis.evolve.dimensions import Dimension, Space, Value, check_values, random_values, unit_of, values_at
-from heterosis.evolve.optimizers import Axis, Vector
+from heterosis.evolve.dimensions import Dimension, Space, Value, check_values, random_values
 from heterosis.evolve.path_config import CHAMPION, LayerPaths
 from heterosis.evolve.path_encodings import Encoding, Indicators, Path, Run, Segments, joined, limits, whole
 from heterosis.evolve.ranges import Span
@@ -87,7 +86,7 @@ class Anatomy:
 
 
 @dataclass(frozen=True)
-class PathSpace:
+class PathSpace(Space):
     """Paths through the layers of models; see `Space`. Build it with `from_config` or `after`.
 
     Different points may be one recipe: where a limit shortens a jump, where a segment is shorter than its length
@@ -188,24 +187,6 @@ class PathSpace:
             start = random_values(found, self.config.seed)
             found = [replace(d, initial=start[d.name]) for d in found]
         return tuple(found)
-
-    @property
-    def axes(self) -> tuple[Axis, ...]:
-        """The dimensions as an optimizer sees them."""
-        return tuple(dimension.axis for dimension in self.dimensions)
-
-    @property
-    def initial(self) -> Vector:
-        """Where the search starts, as a unit vector ``[d]``: the first model whole."""
-        return self.encode({dimension.name: dimension.initial for dimension in self.dimensions})
-
-    def values(self, unit: Sequence[float] | Vector) -> dict[str, Value]:
-        """A unit vector ``[d]`` in natural units."""
-        return values_at(self.dimensions, unit)
-
-    def encode(self, values: Mapping[str, Value]) -> Vector:
-        """Values as a unit vector ``[d]``; values outside their range become the nearest end."""
-        return unit_of(self.dimensions, values)
 
     def decode(self, values: Mapping[str, Value]) -> Recipe:
         """The recipe that values stand for: the same values always give the same recipe.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from heterosis.errors import InputError, collecting, did_you_mean
 from heterosis.evaluate.harness import TaskSet, check_backend
 from heterosis.evaluate.splits import Sizes, Split, split_documents
-from heterosis.evolve.baselines import RECIPES_BUDGET, Baseline
+from heterosis.evolve.baselines import RECIPES_BUDGET, Baseline, baselines_of
 from heterosis.evolve.config import RESIDENT, EvolveConfig
 from heterosis.evolve.contamination import task_warnings
 from heterosis.evolve.dimensions import Space
@@ -213,7 +213,7 @@ def _baselines(space: SearchSpace, paths: PathSpace | None, extra: bool) -> list
 
     Models of several depths have none but themselves.
     """
-    found = space.baselines(extra)
+    found = baselines_of(space, extra)
     if paths is None:
         return found
     one_depth = len(set(paths.encoding.layers.values())) == 1

@@ -257,7 +257,7 @@ class PlainProgress:
     """A line for every event of a search in this process."""
 
     def __init__(self, console: Console, folder: Path) -> None:
-        self._console, self._watcher, self._lines = console, Watcher(folder), PlainLines()
+        self._console, self._watcher = console, Watcher(folder)
         self._budget = 0
 
     def begin(self, preflight: "Preflight", budget: int, workers: int) -> None:

@@ -11,7 +11,8 @@ from heterosis.evolve.faults import SearchFailed
 from heterosis.evolve.finals import Finalist, Finals, front, reserve
 from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.objective import Judge
-from heterosis.evolve.racing import DocumentIds, Schedule, missing
+from heterosis.evolve.pool import DocumentIds
+from heterosis.evolve.racing import Schedule, missing
 from heterosis.evolve.record import Record
 from heterosis.evolve.referee import Referee
 from heterosis.evolve.statistics import ALPHA

@@ -20,8 +20,8 @@ from typing import TypeAlias
 
 from heterosis.evaluate.scores import Scores
 from heterosis.evolve.objective import Judge
+from heterosis.evolve.pool import DocumentIds
 
-DocumentIds: TypeAlias = Mapping[str, Sequence[int]]
 Judged: TypeAlias = Mapping[str, Mapping[int, float]]
 Groups: TypeAlias = Mapping[str, Mapping[int, str]]
 

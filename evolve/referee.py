@@ -7,7 +7,8 @@ from heterosis.evaluate.scores import Scores
 from heterosis.evaluate.splits import Split
 from heterosis.evolve.config import Racing
 from heterosis.evolve.objective import Judge, Objective, Verdict
-from heterosis.evolve.racing import DocumentIds, Schedule, by_disagreement, interleaved
+from heterosis.evolve.pool import DocumentIds
+from heterosis.evolve.racing import Schedule, by_disagreement, interleaved
 from heterosis.evolve.record import Record
 from heterosis.evolve.statistics import ALPHA
 from heterosis.evolve.trial import Ask

@@ -11,15 +11,9 @@ from heterosis.evaluate.answers import Answer
 from heterosis.evaluate.scores import Scores
 from heterosis.evaluate.splits import Split
 from heterosis.evolve.config import RESIDENT
+from heterosis.evolve.pool import DocumentIds, Evaluation, Failure, Setup
 from heterosis.evolve.preflight import Preflight
-from heterosis.evolve.worker import (
-    AUTO_BATCH_SIZE,
-    DocumentIds,
-    Evaluation,
-    Failure,
-    Setup,
-    Worker,
-)
+from heterosis.evolve.worker import AUTO_BATCH_SIZE, Worker
 
 NUDGE = 0.1  # of candidates beside the first one, as a share of the ranges
 MANY = 1000  # documents that are asked where that takes moments, and whose prompts are measured

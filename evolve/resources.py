@@ -12,9 +12,10 @@ from heterosis.evaluate.splits import Split
 from heterosis.evolve.config import RESIDENT, EvolveConfig
 from heterosis.evolve.finals import finals_documents
 from heterosis.evolve.machine import this_machine
+from heterosis.evolve.pool import Setup
 from heterosis.evolve.preflight import Preflight
 from heterosis.evolve.rehearsal import Rehearsal
-from heterosis.evolve.worker import SILENCE, Setup, known_batch_size
+from heterosis.evolve.worker import SILENCE, known_batch_size
 from heterosis.merge.files import nearest_existing
 from heterosis.merge.machine import available_cores
 from heterosis.words import size

@@ -6,11 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from heterosis.evolve.dispatch import Attempts, Job, dispatch, makes_a_trial
-from heterosis.evolve.pool import Outcome, Pool
+from heterosis.evolve.pool import Evaluation, Failure, Outcome, Pool
 from heterosis.evolve.record import Record
 from heterosis.evolve.referee import Referee
 from heterosis.evolve.trial import Ask, Trial
-from heterosis.evolve.worker import Evaluation, Failure
 
 log = logging.getLogger("heterosis")
 

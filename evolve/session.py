@@ -18,7 +18,7 @@ from heterosis.evolve.faults import RunStopped, SearchFailed, disk_faults
 from heterosis.evolve.finals import Finals
 from heterosis.evolve.folder import RunFolder, with_champion
 from heterosis.evolve.outcome import leave_outcome, write_outcome
-from heterosis.evolve.pool import Pool
+from heterosis.evolve.pool import Pool, Setup
 from heterosis.evolve.preflight import Preflight
 from heterosis.evolve.pulse import Pulse, PulseWriter
 from heterosis.evolve.record import Record
@@ -29,7 +29,6 @@ from heterosis.evolve.statistics import Interval
 from heterosis.evolve.summary import describe_result
 from heterosis.evolve.table import TableWriter
 from heterosis.evolve.trial import Trial
-from heterosis.evolve.worker import Setup
 
 log = logging.getLogger("heterosis")
 

@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from heterosis.errors import InputError
-from heterosis.evolve.baselines import Baseline, baselines_of
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.depth import Depth, check_stages, default_control_points
 from heterosis.evolve.dimensions import (
@@ -18,12 +17,11 @@ from heterosis.evolve.dimensions import (
     check_names,
     check_values,
     random_values,
-    unit_of,
     values_at,
 )
 from heterosis.evolve.genes import METHOD, TAKE, Gene, genes_of
 from heterosis.evolve.inverse import read_values
-from heterosis.evolve.optimizers import Axis, Vector
+from heterosis.evolve.optimizers import Vector
 from heterosis.evolve.ranges import REST, Span
 from heterosis.merge.recipe import Recipe
 
@@ -35,7 +33,7 @@ _NORMALIZED = frozenset({"linear", "ties", "dare_ties"})
 
 
 @dataclass(frozen=True)
-class SearchSpace:
+class SearchSpace(Space):
     """The parameters of merge methods over depth; see :class:`Space`. Build it with :meth:`from_config`.
 
     Units are linear in the values, or in their logarithms. Nothing is folded or clamped: different points are
@@ -113,26 +111,12 @@ class SearchSpace:
         start = self._allowed(random_values(dimensions, self.config.seed))
         return tuple(dataclasses.replace(d, initial=start[d.name]) for d in dimensions)
 
-    @cached_property
-    def axes(self) -> tuple[Axis, ...]:
-        """The dimensions as an optimizer sees them."""
-        return tuple(dimension.axis for dimension in self.dimensions)
-
-    @property
-    def initial(self) -> Vector:
-        """Where the search starts, as a unit vector ``[d]``."""
-        return self.encode({dimension.name: dimension.initial for dimension in self.dimensions})
-
     def values(self, unit: Sequence[float] | Vector) -> dict[str, Value]:
         """A unit vector ``[d]`` in natural units.
 
         Where too many models would take part, or too few, those with the largest weights do.
         """
         return self._allowed(values_at(self.dimensions, unit))
-
-    def encode(self, values: Mapping[str, Value]) -> Vector:
-        """Values as a unit vector ``[d]``; values outside their range become the nearest end."""
-        return unit_of(self.dimensions, values)
 
     def decode(self, values: Mapping[str, Value]) -> Recipe:
         """The recipe that values stand for: the same values always give the same recipe.
@@ -200,14 +184,6 @@ class SearchSpace:
             for name, value in zip(self.names(gene, model, filter_), finer @ points, strict=True):
                 found[name] = min(span.high, max(span.low, float(value)))  # the sum may round to just outside
         return found if found.keys() == {d.name for d in self.dimensions} else None
-
-    def baselines(self, extra: bool = False) -> list[Baseline]:
-        """What every search has to beat: each model alone, under its short name, and their plain mean.
-
-        Args:
-            extra: Also the common fixed recipes, where there is a base model.
-        """
-        return baselines_of(self, extra)
 
     # --- models and methods -----------------------------------------------------------------------------------
 

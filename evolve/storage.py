@@ -35,6 +35,7 @@ from heterosis.evolve.dimensions import Dimension
 from heterosis.evolve.faults import RunStopped, sqlite_fault
 from heterosis.evolve.files import STUDY
 from heterosis.evolve.trial import Trial
+from heterosis.words import first_line
 
 log = logging.getLogger("heterosis")
 
@@ -164,7 +165,7 @@ class StudyWriter:
     def _reason(self, error: BaseException) -> str:
         """What the innermost error says, without the URL or its password."""
         *_, last = _causes(error)
-        reason = next(iter(str(getattr(last, "orig", None) or last).strip().splitlines()), type(last).__name__)
+        reason = first_line(getattr(last, "orig", None) or last)
         for secret in self._secrets:
             reason = reason.replace(secret, "the URL")
         return reason

@@ -7,13 +7,13 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from heterosis.evaluate.scores import NonFiniteScore, Scores, TaskSpec
-from heterosis.evaluate.splits import Split
+from heterosis.errors import InputError
+from heterosis.evaluate.scores import NonFiniteScore, TaskSpec
 from heterosis.evolve.config import RESIDENT, EvolveConfig
 from heterosis.evolve.machine import this_machine
+from heterosis.evolve.pool import DocumentIds, Evaluation, Failure, Setup
 
 if TYPE_CHECKING:
     from heterosis.evaluate.backends import BackendLoader, BackendModel
@@ -27,67 +27,6 @@ AUTO_BATCH_SIZE = 16  # on a CPU, where cores are the limit and not memory
 SILENCE = 1800.0  # seconds without a forward pass while a model is scored, after which its worker ends itself
 
 T = TypeVar("T")
-
-DocumentIds = Mapping[str, list[int]]
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What every worker of a run needs to know.
-
-    Attributes:
-        config: The run's config.
-        split: All documents that will be scored.
-        threads: Threads of a worker.
-        device: Where its model lives.
-        run: Names the run; its workers on one machine share what candidates have in common.
-        cpus: Cores that a worker takes of its machine, or a fraction of one.
-        gpus: The same of graphics processors.
-        models: SHA-256 of each model's files, as the driver found them; none are checked without.
-        machine: The driver's.
-        silence: Seconds without a sign of life before a worker ends itself; 0 for no end.
-        batch_size: Requests in one forward pass, as a probe has found it; None for the config's.
-    """
-
-    config: EvolveConfig
-    split: Split
-    threads: int = 1
-    device: str = "cpu"
-    run: str = ""
-    cpus: float = 1.0
-    gpus: float = 0.0
-    models: Mapping[str, str] = field(default_factory=dict)
-    machine: str = ""
-    silence: float = 0.0
-    batch_size: int | str | None = None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A candidate's scores, where the time went, and a checksum read back from the live model."""
-
-    scores: Scores
-    seconds: Mapping[str, float]
-    checksum: str
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a candidate has no score.
-
-    Attributes:
-        cause: One line, of characters that can be written.
-        retry: Whether another attempt may help.
-        blameless: Whether the candidate surely had no part in it.
-    """
-
-    cause: str
-    retry: bool = False
-    blameless: bool = False
-
-    def __post_init__(self) -> None:
-        """Replace what is no character, as half of a surrogate pair in a document."""
-        object.__setattr__(self, "cause", self.cause.encode("utf-8", "replace").decode("utf-8"))
 
 
 def task_set(config: EvolveConfig) -> "TaskSet":
@@ -135,7 +74,6 @@ class Worker:
 
         The driver's own machine is left out: the driver has read them there.
         """
-        from heterosis.errors import InputError
         from heterosis.merge.reductions import node_folder
 
         expected, here = self._setup.models, this_machine()
@@ -161,7 +99,6 @@ class Worker:
             return self._differing(expected)
 
     def _differing(self, expected: Mapping[str, str]) -> Failure | None:
-        from heterosis.errors import InputError
         from heterosis.merge import ModelRef
 
         for name, digest in expected.items():
@@ -191,7 +128,6 @@ class Worker:
         return int(lm.max_length), tasks.shortened(lm)
 
     def _tried(self, work: Callable[[], T]) -> T | Failure:
-        from heterosis.errors import InputError
         from heterosis.merge import MergeError
 
         try:

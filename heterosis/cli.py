@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from heterosis.errors import InputError
-from heterosis.words import count, size, table
+from heterosis.words import count, first_line, size, table
 
 app = typer.Typer(
     name="heterosis",
@@ -198,10 +198,13 @@ def init(
     overwrite: Overwrite = False,
 ) -> None:
     """Write a search config: heterosis init org/a org/b --base org/base --tasks arc_easy"""
-    from heterosis.evolve.draft import write_draft
+    _check_output(output, overwrite)
+
+    from heterosis.evolve.draft import draft_config
 
     folders = [str(folder) for folder in include_path or ()]
-    draft = write_draft(output, models, _names(tasks), base=base, include_path=folders, overwrite=overwrite)
+    draft = draft_config(models, _names(tasks), base=base, include_path=folders, name=str(output))
+    _write_output(output, draft.text)
     for text in draft.warnings:
         _say(f"warning: {text}")
     _say(f"read it, then see what it takes: heterosis inspect {output}")
@@ -606,8 +609,7 @@ def main() -> None:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        text = str(error).strip().splitlines()
-        _say(f"heterosis: failed: {text[0] if text else type(error).__name__}")
+        _say(f"heterosis: failed: {first_line(error)}")
         sys.exit(1)
 
 

@@ -1,4 +1,4 @@
-"""Values, sizes, times and tables for people."""
+"""Values, errors, sizes, times and tables for people."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -7,6 +7,11 @@ def brief(value: object) -> str:
     """A value in at most 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in a line; its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def size(number: int) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from heterosis.merge.layout import embedding_name, is_head, layer_count_key
 from heterosis.merge.plan import TensorOp
+from heterosis.words import first_line
 
 # Lists of the indices of layers.
 LISTS_OF_LAYERS: tuple[str, ...] = ("mlp_only_layers", "moe_layers", "full_attn_idxs", "hybrid_layer_ids")
@@ -143,9 +144,9 @@ def _implied_lists(section: Mapping[str, Any]) -> dict[str, list[Any]]:
     try:
         config = transformers.CONFIG_MAPPING[kind].from_dict(plain)
     except Exception as error:  # of anything that an architecture's checks refuse
-        reason = (str(error).splitlines() or [""])[0]
         warnings.warn(
-            f"config.json: transformers cannot read it ({reason}), so rules over its layers are left as they are",
+            f"config.json: transformers cannot read it ({first_line(error)}), so rules over its layers are left "
+            "as they are",
             stacklevel=2,
         )
         return {}

@@ -16,7 +16,7 @@ from heterosis.errors import InputError
 from heterosis.merge.files import open_ordinary
 from heterosis.merge.safetensors_file import DTYPES
 from heterosis.merge.sources import TensorSource
-from heterosis.words import brief
+from heterosis.words import brief, first_line
 
 # Where training frameworks put the weights among other things that they save.
 _STATE_DICTS = ("state_dict", "model_state_dict", "model", "module")
@@ -38,8 +38,7 @@ class PickleFile:
                 "use a safetensors version of the model"
             ) from None
         except Exception as error:  # a damaged pickle can raise anything
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise InputError(f"{path}: cannot be read as PyTorch weights: {reason}") from None
+            raise InputError(f"{path}: cannot be read as PyTorch weights: {first_line(error)}") from None
         if not isinstance(content, dict):
             raise InputError(f"{path}: must map names to tensors, but holds a {type(content).__name__}")
         nested = next((key for key in _STATE_DICTS if isinstance(content.get(key), dict)), None)

@@ -24,6 +24,7 @@ from heterosis.merge.recipe import Recipe, Tokenizer
 from heterosis.merge.reference import ModelRef
 from heterosis.merge.sources import Model
 from heterosis.merge.vocabulary import ModelTokens, Vocabulary, build_vocabulary
+from heterosis.words import first_line
 
 _PREFIXES = ("tokenizer", "special_tokens", "added_tokens", "chat_template", "vocab.", "merges.", "sentencepiece.")
 _NAMES = ("spiece.model", "tekken.json")
@@ -367,8 +368,7 @@ def _load(folder: Path, named: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)  # else it may ask
     except Exception as error:  # the classes of other libraries' tokenizers raise anything
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(f"{named}: the tokenizer cannot be loaded: {reason}") from error
+        raise InputError(f"{named}: the tokenizer cannot be loaded: {first_line(error)}") from error
 
 
 @lru_cache(maxsize=16)

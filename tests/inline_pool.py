@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from heterosis.evolve.worker import Setup, Worker
+from heterosis.evolve.pool import Setup
+from heterosis.evolve.worker import Worker
 
 
 class InlinePool:

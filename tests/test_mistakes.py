@@ -87,6 +87,7 @@ INIT_MISTAKES = [
     (f"{INIT} --base /no/base", "/no/base: no such model folder"),
     (f"{INIT} -o old.yaml", "old.yaml: exists; give another file with -o, or --overwrite"),
     (f"{INIT} -o missing/new.yaml", "missing is not a folder"),
+    (f"{INIT} -o empty --overwrite", "empty: cannot be written: is a folder; name a file"),
     (f"{INIT} --task toy_choice", "--tasks"),
 ]
 

@@ -9,13 +9,14 @@ from typing import Any
 
 from heterosis.errors import InputError
 from heterosis.evaluate.answers import Answer
+from heterosis.evaluate.documents import DocumentText
 from heterosis.evaluate.scores import Scores
 from heterosis.evaluate.splits import PARTS, Split
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.objective import Judge, Objective
 from heterosis.evolve.record import read_scores, read_trials
-from heterosis.evolve.report.documents import Known, Text
+from heterosis.evolve.report.documents import Known
 from heterosis.evolve.report.importance import Importance, importance
 from heterosis.evolve.report.shape import Shape, shapes_of
 from heterosis.evolve.standing import Standing, Watcher
@@ -166,7 +167,6 @@ class Report:
         fingerprint: Hash of what decides what a score means.
         split: Which documents went where.
         trials: All results, in the order of their coming.
-        contenders: The models that are compared.
         tasks: Scores by task.
         duels: Against the best parent; None if there is nothing to compare yet, or the champion is that parent.
         shapes: The champion's recipe over depth, its stages first.
@@ -185,7 +185,6 @@ class Report:
     fingerprint: str
     split: Split
     trials: tuple[Trial, ...]
-    contenders: tuple[Contender, ...]
     tasks: tuple[TaskResult, ...]
     duels: Duels | None
     shapes: tuple[Shape, ...]
@@ -203,8 +202,7 @@ class Report:
     @property
     def champion(self) -> Trial | None:
         """The champion, or the best so far."""
-        found = self.summary["champion"]
-        return None if found is None else next((t for t in self.trials if t.number == found["trial"]), None)
+        return _champion_trial(self.summary, self.trials)
 
     @property
     def examples(self) -> dict[str, list[int]]:
@@ -212,7 +210,7 @@ class Report:
         duels = self.duels.tasks if self.duels else ()
         return {duel.task: [e.document for e in (*duel.wins, *duel.losses, *duel.ties)] for duel in duels}
 
-    def text(self, task: str, document: int) -> Text | None:
+    def text(self, task: str, document: int) -> DocumentText | None:
         """What a document asks, if that is known."""
         return self.known.texts.get(task, {}).get(document)
 
@@ -274,7 +272,6 @@ def _gather(folder: Path, standing: Standing, known: Known, storage: str | None)
         fingerprint=config.fingerprint(),
         split=Split.load(folder / "splits.json"),
         trials=tuple(trials),
-        contenders=contenders,
         tasks=tuple(_task_result(task, objective, contenders) for task in objective.metrics),
         duels=_duels(champion, best_parent, objective),
         shapes=shapes,

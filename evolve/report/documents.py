@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from heterosis.evaluate.documents import DocumentText
 from heterosis.merge.files import write_text
 
 if TYPE_CHECKING:
@@ -24,15 +25,6 @@ _MOST_CHOICES = 30
 
 
 @dataclass(frozen=True)
-class Text:
-    """What a document asks: `heterosis.evaluate.documents.DocumentText`, shortened."""
-
-    question: str
-    choices: tuple[str, ...]
-    answer: str
-
-
-@dataclass(frozen=True)
 class Known:
     """What is known of the tasks' documents.
 
@@ -43,7 +35,7 @@ class Known:
     """
 
     groups: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
-    texts: Mapping[str, Mapping[int, Text]] = field(default_factory=dict)
+    texts: Mapping[str, Mapping[int, DocumentText]] = field(default_factory=dict)
     there: bool = False
 
     @classmethod
@@ -55,7 +47,7 @@ class Known:
         read = json.loads(path.read_text(encoding="utf-8"))
         groups = {task: {int(d): str(g) for d, g in own.items()} for task, own in read["groups"].items()}
         texts = {
-            task: {int(d): Text(t["question"], tuple(t["choices"]), t["answer"]) for d, t in own.items()}
+            task: {int(d): DocumentText(t["question"], tuple(t["choices"]), t["answer"]) for d, t in own.items()}
             for task, own in read["texts"].items()
         }
         return cls(groups, texts, there=True)
@@ -69,7 +61,7 @@ class Known:
 
     def with_texts(self, tasks: "TaskSet", wanted: Mapping[str, Iterable[int]]) -> "Known":
         """The same, with what some documents ask."""
-        texts: dict[str, dict[int, Text]] = {}
+        texts: dict[str, dict[int, DocumentText]] = {}
         for task, documents in wanted.items():
             for document in documents:
                 try:
@@ -79,7 +71,7 @@ class Known:
                     continue
                 choices = tuple(map(_shortened, text.choices[:_MOST_CHOICES]))
                 own = texts.setdefault(task, {})
-                own[document] = Text(_shortened(text.question), choices, _shortened(text.answer))
+                own[document] = DocumentText(_shortened(text.question), choices, _shortened(text.answer))
         return replace(self, texts=texts)
 
     def save(self, folder: Path) -> None:

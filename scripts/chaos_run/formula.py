@@ -15,7 +15,8 @@ import numpy as np
 import yaml
 
 from heterosis.evaluate.scores import Scores
-from heterosis.evolve.worker import DocumentIds, Evaluation, Setup, Worker
+from heterosis.evolve.pool import DocumentIds, Evaluation, Setup
+from heterosis.evolve.worker import Worker
 from heterosis.merge import Reductions
 from heterosis.merge.reductions import node_folder
 

@@ -7,7 +7,7 @@ import sys
 
 from heterosis.evolve import search
 from heterosis.evolve.cluster import RayPool
-from heterosis.evolve.worker import Setup
+from heterosis.evolve.pool import Setup
 
 from .formula import FormulaWorker
 

@@ -15,8 +15,7 @@ from search_bench.coverage import formula_config, formula_place
 from heterosis.evolve import search
 from heterosis.evolve.cluster import RayPool
 from heterosis.evolve.dispatch import Job
-from heterosis.evolve.pool import Outcome, Pool
-from heterosis.evolve.worker import DocumentIds, Evaluation, Setup
+from heterosis.evolve.pool import DocumentIds, Evaluation, Outcome, Pool, Setup
 
 from .sleeper import Sleeper
 

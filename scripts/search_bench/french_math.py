@@ -13,7 +13,8 @@ from pathlib import Path
 
 from heterosis.evaluate import Sizes, Split, TaskSet, TaskSpec
 from heterosis.evolve.config import EvolveConfig
-from heterosis.evolve.worker import Failure, Setup, Worker
+from heterosis.evolve.pool import Failure, Setup
+from heterosis.evolve.worker import Worker
 
 from .scoring import PerTask, Unscorable
 

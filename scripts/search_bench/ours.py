@@ -12,7 +12,7 @@ import yaml
 from heterosis.evaluate import Split, TaskSet, TaskSpec, split_documents
 from heterosis.evolve import search
 from heterosis.evolve.config import EvolveConfig
-from heterosis.evolve.worker import Setup
+from heterosis.evolve.pool import Setup
 from heterosis.merge import Recipe
 
 from .scoring import InProcessPool, Scorer

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heterosis.evolve.baselines import Baseline
+from heterosis.evolve.baselines import Baseline, baselines_of
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.dimensions import Value
 from heterosis.evolve.space import SearchSpace
@@ -41,14 +41,14 @@ def genome_of(method: str, **more: Any) -> dict[str, Any]:
 
 
 def named(subject: SearchSpace) -> dict[str, Baseline]:
-    return {baseline.name: baseline for baseline in subject.baselines(extra=True)}
+    return {baseline.name: baseline for baseline in baselines_of(subject, extra=True)}
 
 
 # --- the recipes ------------------------------------------------------------------------------------------------
 
 
 def test_baselines_are_the_parents_and_their_mean() -> None:
-    found = space(dtype="float32", out_dtype="bfloat16").baselines()
+    found = baselines_of(space(dtype="float32", out_dtype="bfloat16"))
     assert [(b.name, b.kind) for b in found] == [("math", "parent"), ("code", "parent"), ("uniform", "baseline")]
     assert yaml.safe_load(found[0].recipe.to_yaml()) == {
         "merge_method": "passthrough",
@@ -86,7 +86,7 @@ def test_common_fixed_recipes_join_them_where_there_is_a_base() -> None:
 
 
 def test_a_parent_is_never_taken_for_another_baseline() -> None:
-    found = space(models=["org/uniform", "x", "ties"]).baselines(extra=True)
+    found = baselines_of(space(models=["org/uniform", "x", "ties"]), extra=True)
     names = [baseline.name for baseline in found]
     assert names == ["uniform-2", "x", "ties-2", "uniform", "task_arithmetic", "ties", "dare_linear"]
 
@@ -124,7 +124,7 @@ def test_a_baselines_values_give_its_tensors(
     ann, bob, base = (str(toy_models[name]) for name in ("ann", "bob", "base"))
     base = ann if METHODS[method].base == "input" else base
     subject = space(2, merge_method=method, models=[ann, bob], base_model=base, dtype="float32", **depth)
-    found = {b.name: b for b in subject.baselines(extra=True) if b.values is not None}
+    found = {b.name: b for b in baselines_of(subject, extra=True) if b.values is not None}
     assert list(found) == EXPRESSED.get(method, "").split()
     for baseline in found.values():
         assert baseline.values is not None
@@ -139,7 +139,7 @@ def test_a_base_among_the_models_has_no_weight(method: str, normalize: bool, toy
     ann, bob, base = (str(toy_models[name]) for name in ("ann", "bob", "base"))
     models = [ann, base, bob]
     subject = space(2, merge_method=method, models=models, base_model=base, dtype="float32", normalize=normalize)
-    found = {b.name: b for b in subject.baselines() if b.values is not None}
+    found = {b.name: b for b in baselines_of(subject) if b.values is not None}
     divided_away = method != "linear" and normalize
     assert list(found) == (["ann", "bob"] if divided_away else ["ann", "toy-base", "bob", "uniform"])
     for baseline in found.values():
@@ -151,20 +151,20 @@ def test_a_base_among_the_models_has_no_weight(method: str, normalize: bool, toy
 
 def test_a_subset_of_one_is_a_parent() -> None:
     subject = space(models=["a", "b", "c"], subset=2, ranges={"weight": [0.5, 1]})
-    values = {baseline.name: baseline.values for baseline in subject.baselines()}
+    values = {baseline.name: baseline.values for baseline in baselines_of(subject)}
     assert values["b"] is not None
     assert subject.models_of(values["b"]) == ["b"]
     assert values["b"]["weight/b"] == 1.0
     assert values["uniform"] is None
     slerps = space(merge_method="slerp", base_model=None, models=["a", "b", "c"], subset=1)
-    values = {baseline.name: baseline.values for baseline in slerps.baselines()}
+    values = {baseline.name: baseline.values for baseline in baselines_of(slerps)}
     assert values["c"] == {"t": 1.0, "take/b": 0, "take/c": 1}
     assert values["a"] == {"t": 0.0, "take/b": 1, "take/c": 0}
 
 
 def test_of_several_methods_the_first_that_can_gives_the_point() -> None:
     subject = space(merge_method=["sce", "ties", "task_arithmetic"])
-    values = {baseline.name: baseline.values for baseline in subject.baselines(extra=True)}
+    values = {baseline.name: baseline.values for baseline in baselines_of(subject, extra=True)}
     assert {name: v and v["merge_method"] for name, v in values.items()} == {
         "math": "ties",
         "code": "ties",

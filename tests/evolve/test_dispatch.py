@@ -8,9 +8,9 @@ import pytest
 
 from heterosis.evaluate.scores import Scores
 from heterosis.evolve.dispatch import Attempts, Job, dispatch
+from heterosis.evolve.pool import Evaluation
 from heterosis.evolve.record import Record
 from heterosis.evolve.storage import study_url
-from heterosis.evolve.worker import Evaluation
 
 DONE = Evaluation(Scores({}), {}, "")
 

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from heterosis.errors import InputError
 from heterosis.evolve.config import EvolveConfig
-from heterosis.evolve.draft import draft_config, write_draft
+from heterosis.evolve.draft import draft_config
 from heterosis.evolve.driver import search
 from heterosis.evolve.preflight import preflight
 
@@ -115,15 +114,3 @@ def test_groups_of_documents_may_leave_it_to_shares(
     text = draft_config(models, ["large_groups"], include_path=[str(folder)]).text
     assert "# By default half of them" in text
     assert EvolveConfig.parse(text).documents.search is None
-
-
-def test_a_file_is_not_overwritten_unless_asked(
-    toy_models: dict[str, Path], toy_tasks: Path, tmp_path: Path
-) -> None:
-    path, models = tmp_path / "mine.yaml", [str(toy_models[name]) for name in ("ann", "bob")]
-    path.write_text("mine")
-    with pytest.raises(InputError, match="exists; give another file with -o, or --overwrite"):
-        write_draft(path, models, ["toy_choice"], include_path=[str(toy_tasks)])
-    assert path.read_text() == "mine"
-    write_draft(path, models, ["toy_choice"], include_path=[str(toy_tasks)], overwrite=True)
-    preflight(EvolveConfig.load(path))

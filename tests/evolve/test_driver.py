@@ -28,13 +28,13 @@ from heterosis.evolve.driver import SearchFailed, search
 from heterosis.evolve.export import export_trial
 from heterosis.evolve.folder import RunFolder
 from heterosis.evolve.logs import logging_to
+from heterosis.evolve.pool import Failure, Setup
 from heterosis.evolve.preflight import preflight
 from heterosis.evolve.record import Record, read_asks
 from heterosis.evolve.statistics import paired_difference
 from heterosis.evolve.summary import closing_table
 from heterosis.evolve.table import TableWriter
 from heterosis.evolve.trial import Ask
-from heterosis.evolve.worker import Failure, Setup
 from heterosis.merge import merge_models
 
 from ..inline_pool import InlinePool

@@ -20,10 +20,10 @@ from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.driver import SearchFailed, search
 from heterosis.evolve.faults import RunStopped, disk_faults
 from heterosis.evolve.files import read_summary
+from heterosis.evolve.pool import Failure
 from heterosis.evolve.record import Record, read_asks
 from heterosis.evolve.storage import study_url
 from heterosis.evolve.trial import Ask
-from heterosis.evolve.worker import Failure
 
 
 @pytest.fixture

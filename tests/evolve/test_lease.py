@@ -73,6 +73,17 @@ def test_a_killed_driver_on_the_same_machine_is_not_waited_for(
     Lease(tmp_path, alone=True).close()
 
 
+def test_a_machine_whose_name_begins_like_this_ones_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "this_machine", lambda: "node10")
+    held = Lease(tmp_path, alone=True)
+    monkeypatch.setattr(lease, "this_machine", lambda: "node1")
+    with pytest.raises(InputError, match="another search is running in this folder, on node10"):
+        Lease(tmp_path, alone=True)
+    held.close()
+
+
 def test_of_two_at_the_same_moment_one_gets_it(tmp_path: Path) -> None:
     found: list[Lease | InputError] = []
 

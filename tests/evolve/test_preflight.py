@@ -15,9 +15,9 @@ from heterosis.evaluate.scores import Scores
 from heterosis.evolve import driver, resources
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.inspection import inspect_search
+from heterosis.evolve.pool import Evaluation, Failure
 from heterosis.evolve.preflight import Preflight, preflight
 from heterosis.evolve.rehearsal import Rehearsal, rehearse
-from heterosis.evolve.worker import Evaluation, Failure
 from heterosis.merge import ModelRef, Recipe, merge_models, open_checkpoint
 
 MIB = 2**20

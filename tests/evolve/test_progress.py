@@ -20,11 +20,11 @@ from heterosis.evolve import progress, standing
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.driver import search
 from heterosis.evolve.finals import finals_documents
+from heterosis.evolve.pool import Failure
 from heterosis.evolve.progress import LiveProgress, PlainLines, PlainProgress, view, watch
 from heterosis.evolve.pulse import Pulse
 from heterosis.evolve.standing import Standing, Watcher
 from heterosis.evolve.trial import Ask
-from heterosis.evolve.worker import Failure
 from heterosis.words import count, duration
 
 

@@ -19,10 +19,10 @@ import yaml
 from heterosis.evolve.cluster import RayPool
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.driver import search
+from heterosis.evolve.pool import Evaluation, Failure, Setup
 from heterosis.evolve.record import read_asks
 from heterosis.evolve.timeouts import TimeLimit
 from heterosis.evolve.trial import Trial
-from heterosis.evolve.worker import Evaluation, Failure, Setup
 
 pytestmark = pytest.mark.slow
 

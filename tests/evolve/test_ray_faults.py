@@ -16,6 +16,7 @@ import pytest
 import ray
 import yaml
 from ray.cluster_utils import Cluster
+from ray.exceptions import RayError
 
 from heterosis.errors import InputError
 from heterosis.evolve import cluster
@@ -23,9 +24,10 @@ from heterosis.evolve.cluster import RayPool, _check_address
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.faults import RunStopped
 from heterosis.evolve.files import read_summary
+from heterosis.evolve.pool import DocumentIds, Evaluation, Failure, Setup
 from heterosis.evolve.preflight import preflight
 from heterosis.evolve.record import read_asks
-from heterosis.evolve.worker import DocumentIds, Evaluation, Failure, Setup, Worker
+from heterosis.evolve.worker import Worker
 
 pytestmark = pytest.mark.slow
 
@@ -52,6 +54,14 @@ def recipe(toy_models: dict[str, Path]) -> str:
 @pytest.fixture
 def documents(setup: Setup) -> Documents:
     return {"toy_deadly": setup.split.search["toy_deadly"][:2]}
+
+
+def test_an_error_that_says_nothing_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(future: object) -> None:
+        raise RayError
+
+    monkeypatch.setattr(ray, "get", fail)
+    assert cluster._result(None) == (Failure("RayError: RayError"), True)
 
 
 def started(pool: RayPool) -> RayPool:

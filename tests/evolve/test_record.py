@@ -267,6 +267,7 @@ def config(toy_config: Any, trials: int) -> EvolveConfig:
         ("config.yaml", None, "is missing, though candidates were tried; restore it"),
         ("summary.json", "{", "is damaged; remove it, and the same evolve command writes it again"),
         ("summary.json", "[]", "is damaged; remove it"),
+        ("summary.json", '{"status": "running"}', "is damaged; remove it"),
     ],
 )
 def test_a_run_that_lacks_a_file_is_refused(

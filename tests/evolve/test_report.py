@@ -358,7 +358,7 @@ def test_a_run_that_is_not_at_its_end(go: Go) -> None:
 
 
 def test_failures_and_constraints_are_told(go: Go, make_pools: Any) -> None:
-    from heterosis.evolve.worker import Failure
+    from heterosis.evolve.pool import Failure
 
     def judge(ask: Ask, part: str) -> float | Failure:
         return Failure("NaN <b>in</b> layer 3") if ask.number == 5 else float(make_pools.hill(ask, part))

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heterosis.errors import InputError
+from heterosis.evolve.baselines import baselines_of
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.dimensions import Value
 from heterosis.evolve.optimizers import Axis
@@ -490,7 +491,7 @@ def test_mergekit_accepts_every_recipe(method: str, filters: list[str], structur
     config = pytest.importorskip("mergekit.config")
     subject = space(**genome_of(method, filters=filters, allow_negative_weights=True), **structure)
     recipes = [subject.decode(subject.values(np.full(len(subject.dimensions), u))) for u in (0.0, 0.3, 1.0)]
-    for recipe in [*recipes, *(baseline.recipe for baseline in subject.baselines(extra=True))]:
+    for recipe in [*recipes, *(baseline.recipe for baseline in baselines_of(subject, extra=True))]:
         text = recipe.to_yaml()
         theirs = config.MergeConfiguration.model_validate(yaml.safe_load(text))
         assert theirs.merge_method == recipe.merge_method

@@ -15,7 +15,8 @@ import yaml
 from heterosis.evaluate.splits import Split
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.machine import this_machine
-from heterosis.evolve.worker import Evaluation, Failure, Setup, Worker, known_batch_size
+from heterosis.evolve.pool import Evaluation, Failure, Setup
+from heterosis.evolve.worker import Worker, known_batch_size
 from heterosis.merge import Recipe, merge_models
 
 DOCUMENTS = {"toy_choice": list(range(5, 29)), "toy_generate": list(range(11, 24))}
