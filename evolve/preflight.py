@@ -70,8 +70,12 @@ class Preflight:
         return (self.paths,) if self.paths else self.stages
 
     def baselines(self) -> list[Baseline]:
-        """The baselines, with their points in the first space: common fixed recipes too if the budget is large."""
-        return _baselines(self.space, self.paths, extra=self.expected_trials >= RECIPES_BUDGET)
+        """What is scored first, with its points in the first space: baselines, then what the search starts from.
+
+        Common fixed recipes are among the baselines if the budget is large.
+        """
+        found = _baselines(self.space, self.paths, extra=self.expected_trials >= RECIPES_BUDGET)
+        return found + warm_starts(self.config.warm_start, self.spaces[0], self.checkpoints, found)
 
     @property
     def most_finalists(self) -> int:
@@ -134,7 +138,7 @@ def preflight(
         _check_filters(pinned.genome.filters, checkpoints)
         plan = _planned(pinned, checkpoints, stages, paths)
         _check_trials(config.trials, len(_baselines(stages[0], paths, extra=False)))
-        warm_starts(config.warm_start, paths or stages[0])
+        warm = warm_starts(config.warm_start, paths or stages[0], checkpoints)
         seen = list(seen_before(config.warm_start, split)) if not of_tasks else []
     with collecting(faults):
         if config.backend.name != RESIDENT:
@@ -144,6 +148,11 @@ def preflight(
     warnings = [
         *task_warnings({name: loaded.source(name) for name in loaded.specs}),
         *_budget_warnings(config, split),
+        *(
+            f"warm_start: {baseline.name} is no point of this space: it is scored, but no search begins there"
+            for baseline in warm
+            if baseline.values is None
+        ),
         *seen,
     ]
     return Preflight(
@@ -251,8 +260,10 @@ def _planned(
                 "folder, or write genome.tokenizer_source with a model that has one"
             )
         if config.apply_chat_template and plan.tokenizer.chat_template is None:
+            others = (ref for ref, model in plan.checkpoints.items() if model.tokenizer.chat_template is not None)
+            better = f"genome.tokenizer_source: {other}, or " if (other := next(others, None)) else ""
             raise InputError(
-                f"apply_chat_template: the tokenizer of {plan.donor.ref} has no chat template; write "
+                f"apply_chat_template: the tokenizer of {plan.donor.ref} has no chat template; write {better}"
                 "apply_chat_template: false"
             )
     return plans[0]

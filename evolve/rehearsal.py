@@ -17,7 +17,7 @@ from heterosis.evolve.worker import AUTO_BATCH_SIZE, Worker
 
 NUDGE = 0.1  # of candidates beside the first one, as a share of the ranges
 MANY = 1000  # documents that are asked where that takes moments, and whose prompts are measured
-MOMENTS = 2.0  # seconds
+MOMENTS = 12.0  # seconds
 
 
 @dataclass(frozen=True)

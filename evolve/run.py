@@ -16,7 +16,6 @@ from heterosis.evolve.record import Record
 from heterosis.evolve.referee import Referee
 from heterosis.evolve.state import RunState
 from heterosis.evolve.storage import study_url
-from heterosis.evolve.warm_start import warm_starts
 from heterosis.evolve.worker import known_batch_size
 from heterosis.merge.files import write_text
 
@@ -103,9 +102,7 @@ class Run:
 def _baselines(checked: Preflight, state: RunState) -> list[Baseline]:
     """What the search begins with, as when the run did: an optimizer starts from it when a run goes on."""
     if state.baselines is None:
-        found = checked.baselines()
-        found += warm_starts(checked.config.warm_start, checked.spaces[0], found)
-        state.baselines = [b.to_plain() for b in found]
+        state.baselines = [b.to_plain() for b in checked.baselines()]
     return [Baseline.from_plain(plain) for plain in state.baselines]
 
 

@@ -16,23 +16,32 @@ from heterosis.merge.reference import short_names
 TAKEN = 3
 
 
-def warm_starts(paths: Iterable[str], space: Space, known: Iterable[Baseline] = ()) -> list[Baseline]:
+def warm_starts(
+    paths: Iterable[str], space: Space, models: Iterable[ModelRef], known: Iterable[Baseline] = ()
+) -> list[Baseline]:
     """Each recipe as a baseline, with its point in the space if it has one; those that are known once only.
 
     Args:
         paths: Recipes, or run folders.
         space: That is searched.
+        models: Of the search, the base among them.
         known: Other baselines.
 
     Raises:
-        InputError: If a path is neither.
+        InputError: If a path is neither, or a recipe merges another model.
     """
     found: dict[str, Baseline] = {}
+    ours = {(ref.path, ref.adapter) for ref in models}
     others = {baseline.recipe.essence() for baseline in known}
     every = [Path(path) for path in paths]
     short = short_names(ModelRef.parse(str(p if p.is_dir() else p.with_suffix(""))) for p in every)
     for path, own in zip(every, short, strict=True):
         for name, recipe in _recipes(path, f"warm start {own}"):
+            if other := next((m for m in recipe.original_models() if (m.path, m.adapter) not in ours), None):
+                raise InputError(
+                    f"warm_start: {path}: merges {other}, which is none of the config's models; name it there, or "
+                    "take another recipe"
+                )
             essence = recipe.essence()
             if essence not in found and essence not in others:
                 found[essence] = Baseline(name, "baseline", recipe, space.values_of(recipe))

@@ -226,7 +226,10 @@ def _differences(
     templates = [model.tokenizer.chat_template for model in (first, other)]
     if templates[0] != templates[1]:
         yield Difference(
-            "note", "chat template", f"{pair} have different ones", "the recipe's chat_template: chooses"
+            "note",
+            "chat template",
+            f"{pair} have different ones",
+            "the recipe's chat_template: chooses, in a search genome.tokenizer_source",
         )
 
 

@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from heterosis.merge.finite import NOT_FINITE, check_finite
+from heterosis.merge.finite import NotFiniteError, check_finite
 from heterosis.merge.input_blocks import InputBlocks, viewed
 from heterosis.merge.kernels import Inputs, Rounded, Values, map_loop, slice_of, widen
 from heterosis.merge.methods import Bound, Program
@@ -173,7 +173,7 @@ class Computation:
             part = at - start, end - start
             own, onto = Inputs(models, base).part(*part), slice_of(inputs.base, *part)
             if not loop(*own, onto, at, *numbers, slice_of(out, *part)):
-                raise ValueError(NOT_FINITE)
+                raise NotFiniteError
         return result
 
     @cached_property

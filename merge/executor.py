@@ -5,7 +5,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 import torch
 
 from heterosis.merge.computation import Computation, is_widened, read_copy, widen_copy
-from heterosis.merge.finite import check_finite
+from heterosis.merge.finite import NotFiniteError, cause_of, check_finite
 from heterosis.merge.machine import available_cores
 from heterosis.merge.plan import MergePlan, TensorOp
 from heterosis.merge.reductions import Reductions
@@ -95,6 +95,8 @@ class _Workers:
                 for start, block, placed in computation.blocks(place):
                     self._write(op, start, block, placed)
             self._sink.done(op)
+        except NotFiniteError as error:
+            raise MergeError(f"{op.name}: {error}, {cause_of(op)}") from error
         except (ValueError, ArithmeticError) as error:
             raise MergeError(f"{op.name}: {error}") from error
         finally:

@@ -16,6 +16,10 @@ MAX_BYTES = 100_000_000  # of a file that is read as a whole; the index of a mod
 MAX_DEPTH = 100  # of JSON; what walks through it calls itself for every level
 
 
+# What begins a pointer of Git LFS.
+_POINTER = b"version https://git-lfs"
+
+
 def open_ordinary(path: Path) -> BufferedReader:
     """Open a file for reading. Links are followed, since the Hub's cache is made of them.
 
@@ -28,6 +32,16 @@ def open_ordinary(path: Path) -> BufferedReader:
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
         raise InputError(f"{path}: must be an ordinary file, but is {kind}")
     return path.open("rb")
+
+
+def refuse_pointer(path: Path, file: BufferedReader) -> None:
+    """Refuse what Git has in place of a large file until Git LFS fetches that.
+
+    Raises:
+        InputError: If it is such a pointer.
+    """
+    if os.pread(file.fileno(), len(_POINTER), 0) == _POINTER:
+        raise InputError(f"{path}: is only a pointer of Git LFS to the weights; run `git lfs pull` in its folder")
 
 
 def read_ordinary(path: Path) -> str:

@@ -1,21 +1,51 @@
-"""Refusing merged values that cannot be used."""
+"""Refusing merged values that cannot be used, and saying whose fault they are."""
+
+import math
 
 import numpy as np
 import torch
 
 from heterosis.merge.kernels import INFINITY, largest_magnitude
+from heterosis.merge.plan import TensorOp
+from heterosis.merge.sources import TensorSource
 
-NOT_FINITE = "the merged tensor has NaN or infinity; check the inputs, weights and dtype"
+_BLOCK = 1 << 18  # elements of an input that are looked at together
+
+
+class NotFiniteError(ValueError):
+    """A merged value is NaN or infinite."""
+
+    def __init__(self) -> None:
+        super().__init__("the merged tensor has NaN or infinity")
 
 
 def check_finite(block: torch.Tensor) -> None:
     """Refuse merged elements that cannot be used.
 
     Raises:
-        ValueError: If one is NaN or infinite.
+        NotFiniteError: If one is NaN or infinite.
     """
     if block.dtype.is_floating_point and block.numel() and not _all_finite(block):
-        raise ValueError(NOT_FINITE)
+        raise NotFiniteError
+
+
+def cause_of(op: TensorOp) -> str:
+    """What is at fault where a merged tensor is not finite; inputs are read again."""
+    broken = [str(ref) for ref, source in zip(op.models, op.sources, strict=False) if not _is_finite(source)]
+    if not broken:
+        return "though no input has; check weights and dtype"
+    return f"as {' and '.join(dict.fromkeys(broken))} has; use another model"
+
+
+def _is_finite(source: TensorSource) -> bool:
+    numel = math.prod(source.shape)
+    wide = torch.float64 if source.dtype == torch.float64 else torch.float32
+    for start in range(0, numel, _BLOCK):
+        block = torch.empty(min(_BLOCK, numel - start), dtype=wide)
+        source.read(start, start + len(block), block)
+        if not _all_finite(block):
+            return False
+    return True
 
 
 def _all_finite(block: torch.Tensor) -> bool:

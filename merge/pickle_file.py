@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from heterosis.errors import InputError
-from heterosis.merge.files import open_ordinary
+from heterosis.merge.files import open_ordinary, refuse_pointer
 from heterosis.merge.safetensors_file import DTYPES
 from heterosis.merge.sources import TensorSource
 from heterosis.words import brief, first_line
@@ -83,6 +83,7 @@ def _check_archive(path: Path) -> None:
         InputError: If it is no archive as torch.save writes it.
     """
     with open_ordinary(path) as file:
+        refuse_pointer(path, file)
         size = os.fstat(file.fileno()).st_size
         try:
             archive = zipfile.ZipFile(file)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from heterosis.errors import InputError
-from heterosis.merge.files import open_ordinary
+from heterosis.merge.files import open_ordinary, refuse_pointer
 from heterosis.words import brief
 
 DTYPES = {
@@ -80,6 +80,7 @@ class SafetensorsFile:
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from None
         try:
+            refuse_pointer(path, self._file)
             stat = os.fstat(self._file.fileno())
             self.entries = read_header(path, self._file.fileno(), stat.st_size)
             if mapped:

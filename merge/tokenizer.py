@@ -220,6 +220,12 @@ def output_tokenizer(
             raise InputError(
                 f"{key}: {source.ref} has no tokenizer; name a model that has one, or leave out {key}"
             )
+        if other := next((ref for ref, model in models.items() if model.tokenizer.folder is not None), None):
+            warnings.warn(
+                f"the merge has no tokenizer, as {source.ref} has none; write tokenizer_source: {other} for that "
+                f"of {other}",
+                stacklevel=2,
+            )
         return tokenizer
     template = chosen_template(recipe.chat_template, (model.tokenizer.chat_template for model in models.values()))
     if template is not None and template.strip() == (tokenizer.chat_template or "").strip():

@@ -212,7 +212,7 @@ def test_an_empty_folder_is_taken_and_stays_where_the_search_cannot_begin(
         raise InputError("of a test")
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "warm_starts", refuse)
+        patch.setattr(run_module, "_baselines", refuse)
         with pytest.raises(InputError, match="of a test"):
             run()
     assert list((tmp_path / "run").iterdir()) == []
@@ -1281,6 +1281,23 @@ class TestWarmStart:
         (tmp_path / "first/asks.jsonl").unlink()
         with pytest.raises(InputError, match=r"warm_start: .*first/asks.jsonl: lacks candidate \d+, which"):
             run("second", warm_start=str(tmp_path / "first"))
+
+    def test_of_other_models_is_refused(self, run: Any, tmp_path: Path) -> None:
+        recipe = tmp_path / "other.yaml"
+        recipe.write_text("merge_method: passthrough\nmodels: [{model: org/other}]\n")
+        with pytest.raises(InputError, match=r"other\.yaml: merges org/other, which is none of the config's"):
+            run(warm_start=str(recipe))
+
+    def test_of_no_point_of_the_space_is_told(
+        self, toy_config: Any, tmp_path: Path, toy_models: dict[str, Path]
+    ) -> None:
+        recipe = tmp_path / "twice.yaml"
+        recipe.write_text(
+            f"merge_method: passthrough\nmodels: [{{model: {toy_models['ann']}}}]\nparameters: {{scale: 2}}\n"
+        )
+        checked = preflight(EvolveConfig.parse(yaml.safe_dump(toy_config(warm_start=str(recipe)))))
+        assert "warm start twice" in [baseline.name for baseline in checked.baselines()]
+        assert any("warm start twice is no point of this space" in text for text in checked.warnings)
 
     @pytest.mark.parametrize(("path", "says"), [("nowhere.yaml", "nowhere.yaml"), (".", "not a run folder")])
     def test_of_what_is_neither_is_refused(self, run: Any, tmp_path: Path, path: str, says: str) -> None:

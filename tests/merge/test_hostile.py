@@ -401,7 +401,11 @@ HOSTILE: dict[str, tuple[Break, str]] = {
     # settings and numbers
     "NaN in a model": (
         tensors(lambda t: t[NORM].fill_(torch.nan)),
-        f"{NORM}: the merged tensor has NaN or infinity; check the inputs, weights and dtype",
+        f"{NORM}: the merged tensor has NaN or infinity, as a has; use another model",
+    ),
+    "a pointer in place of weights": (
+        text("a/model.safetensors", "version https://git-lfs.github.com/spec/v1\n"),
+        "a/model.safetensors: is only a pointer of Git LFS to the weights; run `git lfs pull` in its folder",
     ),
     "infinity in a model": (
         tensors(lambda t: t["model.embed_tokens.weight"][3].fill_(torch.inf)),

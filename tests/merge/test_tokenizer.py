@@ -179,6 +179,9 @@ def test_a_model_without_a_tokenizer_gives_an_output_without_one(world: Models, 
     assert OutputTokenizer.of_folder(folder).folder is None
     with pytest.raises(InputError, match="has none"):
         output.load()
+    world.add("b", words("cat"))
+    with pytest.warns(UserWarning, match="the merge has no tokenizer, as a has none; write tokenizer_source: b"):
+        world.output("a b")
 
 
 @pytest.mark.parametrize(
