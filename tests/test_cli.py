@@ -193,6 +193,8 @@ def write_recipe(models: dict[str, Path], own: str = "weight: 0.5", method: str 
         (("merge", "RECIPE", "out", "--stage", "first"), "has only one recipe, so there is no stage 'first'"),
         (("merge", "RECIPE", "out", "--cuda"), "--cuda: no need: tensors stream through the processor"),
         (("merge", "RECIPE", "out", "--no-copy-tokenizer"), "--no-copy-tokenizer: no need"),
+        (("moe", "RECIPE", "out"), "moe: is not part of heterosis; mergekit has it"),
+        (("evolve", "CONFIG", "--run-dir", "out", "--num-gpus=2"), "--num-gpus: write --workers"),
         (("merge", "RECIPE", "out", "--out-shard-size", "5B"), "--out-shard-size: write --shard-size, in bytes"),
         (("merge", "RECIPE", "out", "-j", "4"), "-j: write --threads"),
         (("inspect", "RECIPE", "--distances"), "--distances: needs to know what the models were fine-tuned from"),
