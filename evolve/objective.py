@@ -15,6 +15,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from heterosis.evaluate.scores import Scores
+from heterosis.evolve.optimizers import Limits
 from heterosis.evolve.statistics import ALPHA, Interval, objective_difference, paired_difference, span_of
 
 # A part of each task's documents that they are drawn from separately.
@@ -180,6 +181,20 @@ class Judge:
         if objective.kind == "pareto":
             return Verdict(score, tuple(penalty - gain for gain in self._gains(means).values()))
         return Verdict(score, (loss,), tuple(terms))
+
+    def limits(self, scores: Scores) -> tuple[Limits | None, ...]:
+        """Between what each term lies, where a task's scores of documents are in [0, 1], as a model's show.
+
+        None for other terms; empty where a loss is no sum of terms.
+        """
+        sign, values = self.objective.sign, self.objective.values(scores)
+        ends = ({task: sign(task) * share for task in self.objective.metrics} for share in (0.0, 1.0))
+        terms = zip(*(self._verdict(means).terms for means in ends), strict=True)
+        found: list[Limits | None] = []
+        for (low, high), own in zip(map(sorted, terms), [*values.values(), {}], strict=False):
+            bounded = own and low < high and all(0 <= abs(value) <= 1 for value in own.values())
+            found.append(Limits(low, high, len(own)) if bounded else None)
+        return tuple(found)
 
     def _means(self, scores: Scores) -> dict[str, float]:
         objective = self.objective

@@ -8,7 +8,7 @@ import numpy as np
 from heterosis.evolve.baselines import NOTHING_DROPPED
 from heterosis.evolve.dimensions import Space, Value
 from heterosis.evolve.genome import UNIFORM
-from heterosis.evolve.optimizers import Optimizer, Vector, choose_optimizer, get_optimizer, is_model_based
+from heterosis.evolve.optimizers import Limits, Optimizer, Vector, choose_optimizer, get_optimizer, is_model_based
 from heterosis.evolve.proposals import Proposer, inform
 from heterosis.evolve.run import Run
 from heterosis.evolve.state import ChosenOptimizer
@@ -98,7 +98,15 @@ class Stages:
             sigma0=settings.sigma0,
             popsize=settings.popsize,
             budget=chosen[stage].planned,
+            limits=self._limits(),
         )
+
+    def _limits(self) -> tuple[Limits | None, ...]:
+        """Between what the loss's terms lie, by the scores of the uniform merge, which never change."""
+        uniform = self._record.baselines.get(UNIFORM)
+        scores = self._record.scores(uniform, "search") if uniform else None
+        known = scores is not None and self._referee.can_judge("search")
+        return self._referee.judge("search").limits(scores) if scores and known else ()
 
     def _known(self, stage: int) -> list[Trial]:
         """The results of points that a stage may start from: baselines that its space can express, then candidates

@@ -25,6 +25,7 @@ from heterosis.evolve.optimizers.base import (
     OPTIMIZERS,
     Axis,
     Detail,
+    Limits,
     Optimizer,
     OptimizerFactory,
     Vector,
@@ -34,6 +35,7 @@ from heterosis.evolve.optimizers.base import (
 __all__ = [
     "Axis",
     "Detail",
+    "Limits",
     "Optimizer",
     "OptimizerFactory",
     "Vector",

@@ -76,6 +76,21 @@ class Detail:
     share: float
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What lies between two ends: a term of a loss that is a share of right answers, or the like.
+
+    Attributes:
+        low: The least that it can be.
+        high: The most, above it.
+        documents: Of how many documents it is the mean, about.
+    """
+
+    low: float
+    high: float
+    documents: int
+
+
 def at_levels(x: Vector, axes: Sequence[Axis]) -> Vector:
     """The point of the cube nearest to ``x``, ``[d]``, every axis with levels exactly at one; a new array."""
     x = np.clip(np.asarray(x, dtype=np.float64), 0.0, 1.0)
@@ -145,6 +160,7 @@ class OptimizerFactory(Protocol):
         sigma0: float | None,
         popsize: int | None,
         budget: int,
+        limits: Sequence[Limits | None] = (),
     ) -> Optimizer:
         """Makes an optimizer.
 
@@ -158,6 +174,8 @@ class OptimizerFactory(Protocol):
             popsize: Results between two updates; None for the optimizer's own.
             budget: How many trials were planned when the run began; more may follow. A run that is
                 resumed or extended gives the same number again.
+            limits: Of each of a single loss's terms (see `Detail`) that has some, None of others; empty where
+                nothing is known of them.
         """
         ...
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from heterosis.evolve.optimizers.base import SIGMA0, Axis, Optimizer, Vector, optimizer, seed32
+from heterosis.evolve.optimizers.base import SIGMA0, Axis, Limits, Optimizer, Vector, optimizer, seed32
 from heterosis.evolve.optimizers.sampling import SamplerOptimizer
 from heterosis.evolve.optimizers.startup import spread_around
 
@@ -15,6 +15,7 @@ def gp(
     initial: Vector,
     seed: int,
     sigma0: float | None = None,
+    limits: Sequence[Limits | None] = (),
     **unused: object,
 ) -> Optimizer:
     """Bayesian optimization; a proposal takes tenths of a second.
@@ -29,12 +30,13 @@ def gp(
         initial: The first proposal.
         seed: Of this optimizer's own random streams.
         sigma0: Standard deviation of the first points, 0.2 by default.
+        limits: Of the loss's terms.
     """
     nearby = spread_around(initial, axes, SIGMA0 if sigma0 is None else sigma0, seed)
     if objectives == 1:
         from heterosis.evolve.optimizers.surrogates.bayesian import BayesianOptimizer  # needs torch
 
-        return BayesianOptimizer(axes, initial, nearby, seed)
+        return BayesianOptimizer(axes, initial, nearby, seed, limits)
     from optuna.samplers import GPSampler
 
     return SamplerOptimizer(

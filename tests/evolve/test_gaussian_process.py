@@ -1,6 +1,7 @@
 """Gaussian processes of the terms of a loss, against scikit-learn's, and the improvement that they expect."""
 
 import math
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -11,7 +12,7 @@ from scipy.stats import norm
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
-from heterosis.evolve.optimizers import Axis, Detail, Optimizer, Vector, get_optimizer
+from heterosis.evolve.optimizers import Axis, Detail, Limits, Optimizer, Vector, get_optimizer
 from heterosis.evolve.optimizers.surrogates.bayesian import BayesianOptimizer, log_expected_improvement
 from heterosis.evolve.optimizers.surrogates.gaussian_process import SumOfProcesses, fitted
 
@@ -81,7 +82,8 @@ class TestPosterior:
         low, high = (
             SumOfProcesses(
                 torch.from_numpy(points), torch.from_numpy(terms.T), torch.from_numpy(1 / shares),
-                torch.from_numpy(CONTINUOUS), parameters, torch.ones(2, dtype=torch.float64), 0.0,
+                torch.from_numpy(CONTINUOUS), parameters, torch.zeros(2, dtype=torch.float64),
+                torch.ones(2, dtype=torch.float64), torch.full((2, 2), math.nan, dtype=torch.float64),
             ).posterior(centre)[0]
             for shares in (np.append(np.ones(12), 0.05), np.ones(13))
         )  # fmt: skip
@@ -95,6 +97,31 @@ class TestPosterior:
         assert after[0].numpy() == pytest.approx(before[0].numpy(), abs=1e-6)
         assert torch.all(after[1][:3] < before[1][:3])
         assert torch.all(after[1] <= before[1] + 1e-12)
+
+    def test_of_a_term_between_limits_lies_there_too(self) -> None:
+        """Its mean and variance are those of a logistic function of a normal number, whose logits are learned."""
+        points = drawn(30)
+        shares = 1 / (1 + np.exp(-4 * curve(points)[:, :1]))
+        limits = Limits(-2.0, 1.0, 1000)
+        found = fitted(points, -2 + 3 * shares, np.ones(30), CONTINUOUS, [limits])
+        x = torch.from_numpy(drawn(40, seed=1))
+        mean, variance = found.posterior(x)
+        assert torch.all((mean > -2) & (mean < 1))
+        assert -2 + 3 / (1 + np.exp(-4 * curve(x.numpy())[:, 0])) == pytest.approx(mean.numpy(), abs=0.2)
+        plain = replace(found, limits=torch.full((1, 2), math.nan, dtype=torch.float64)).posterior(x)
+        for k in range(3):
+            z = norm(plain[0][k].item(), plain[1][k].item() ** 0.5)
+            first = z.expect(lambda z: -2 + 3 / (1 + math.exp(-z)))
+            second = z.expect(lambda z, first=first: (-2 + 3 / (1 + math.exp(-z)) - first) ** 2)
+            assert (mean[k].item(), variance[k].item()) == pytest.approx((first, second), rel=1e-4, abs=1e-6)
+
+    def test_of_terms_beyond_their_limits(self) -> None:
+        """Estimates of results that were stopped early may lie there: they count as if they lay at the limit."""
+        points, limits = drawn(12), [Limits(0.0, 1.0, 50)]
+        at, beyond = (fitted(points, np.full((12, 1), y), np.ones(12), CONTINUOUS, limits) for y in (1.0, 1.3))
+        x = torch.from_numpy(drawn(4, seed=1))
+        assert torch.equal(at.posterior(x)[0], beyond.posterior(x)[0])
+        assert torch.all(at.posterior(x)[0] < 1)
 
     def test_of_equal_points_and_equal_losses(self) -> None:
         """What scores that do not differ give: an unchanging loss, known nowhere better than elsewhere."""

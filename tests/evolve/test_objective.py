@@ -9,6 +9,7 @@ import pytest
 
 from heterosis.evaluate.scores import Scores
 from heterosis.evolve.objective import PENALTY, Judge, Objective
+from heterosis.evolve.optimizers import Limits
 
 KEY = "acc,none"
 
@@ -38,6 +39,16 @@ class TestOneModel:
     def test_the_weighted_sum(self) -> None:
         assert judge(weights={"a": 2.0, "b": 1.0}).score(CHILD) == pytest.approx(1.75)
         assert judge(weights={"a": 2.0, "b": 1.0}).losses(CHILD) == (pytest.approx(-1.75),)
+
+    def test_between_what_its_terms_lie(self) -> None:
+        weights = {"a": 2.0, "b": 1.0}
+        assert judge(weights=weights).limits(CHILD) == (Limits(-2.0, 0.0, 4), Limits(-1.0, 0.0, 4))
+        assert judge(weights=weights, lower=frozenset("a")).limits(CHILD)[0] == Limits(0.0, 2.0, 4)
+        assert judge("gain").limits(CHILD) == (Limits(-0.125, 0.375, 4), Limits(-0.25, 0.25, 4))
+        assert judge("gain", constraints={"a": 0.1}).limits(CHILD)[2] is None
+        assert judge().limits(scores(a=[0.5, 3.0], b=[0.0, 1.0])) == (None, Limits(-1.0, 0.0, 2))
+        assert judge(weights={"a": 0.0, "b": 1.0}).limits(CHILD)[0] is None
+        assert judge("worst").limits(CHILD) == judge("pareto").limits(CHILD) == ()
 
     def test_nothing_is_a_plain_zero(self) -> None:
         nothing = judge().score(scores(a=[0.0, 0.0], b=[0.0, 0.0]))

@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import minimize
 from scipy.stats import qmc
 
-from heterosis.evolve.optimizers.base import Axis, Detail, Vector, at_levels, finite
+from heterosis.evolve.optimizers.base import Axis, Detail, Limits, Vector, at_levels, finite
 from heterosis.evolve.optimizers.startup import STARTUP, losses_of_failure
 from heterosis.evolve.optimizers.surrogates.gaussian_process import SumOfProcesses, fitted
 
@@ -35,14 +35,23 @@ class BayesianOptimizer:
         initial: The first proposal, unless its loss is known before.
         nearby: Proposed after it, until ten results are known.
         seed: Of the candidates among which the best one is looked for.
+        limits: Of the loss's terms that have some.
     """
 
-    def __init__(self, axes: Sequence[Axis], initial: Vector, nearby: Iterator[Vector], seed: int) -> None:
+    def __init__(
+        self,
+        axes: Sequence[Axis],
+        initial: Vector,
+        nearby: Iterator[Vector],
+        seed: int,
+        limits: Sequence[Limits | None] = (),
+    ) -> None:
         self._axes = tuple(axes)
         self._initial = at_levels(initial, axes)
         self._first: Vector | None = self._initial
         self._nearby = nearby
         self._seed = seed
+        self._limits = limits
         self._rng = np.random.default_rng([seed, 1])
         self._running: list[Vector] = []
         self._failed: list[Vector] = []
@@ -89,14 +98,18 @@ class BayesianOptimizer:
         """What is known of the loss now."""
         lengths = set(map(len, self._terms))
         terms = np.array(self._terms if len(lengths) == 1 else [[sum(own)] for own in self._terms])
+        limits = [*self._limits] if len(self._limits) == terms.shape[1] else [None] * terms.shape[1]
         if terms.shape[1] > MOST_TERMS:
-            terms = np.stack([part.sum(1) for part in np.array_split(terms, MOST_TERMS, axis=1)], axis=1)
+            parts = np.array_split(np.arange(terms.shape[1]), MOST_TERMS)
+            terms = np.stack([terms[:, part].sum(1) for part in parts], axis=1)
+            limits = [_limits_of_sum([limits[k] for k in part]) for part in parts]
         failure = losses_of_failure(terms.min(0), terms.max(0))
         return fitted(
             np.array([*self._points, *self._failed]),
             np.vstack([terms, *(failure for _ in self._failed)]),
             np.array([*self._shares, *(1.0 for _ in self._failed)]),
             np.array([not axis.ordered for axis in self._axes]),
+            limits,
             self._parameters,
         )
 
@@ -148,6 +161,15 @@ class BayesianOptimizer:
 
         found = minimize(loss, x, jac=True, method="L-BFGS-B", bounds=[(0.0, 1.0)] * len(x))
         return at_levels(found.x, self._axes)
+
+
+def _limits_of_sum(limits: Sequence[Limits | None]) -> Limits | None:
+    """The limits of a sum of terms, if all of them have some."""
+    known = [own for own in limits if own is not None]
+    if len(known) < len(limits):
+        return None
+    low, high = sum(own.low for own in known), sum(own.high for own in known)
+    return Limits(low, high, sum(own.documents for own in known))
 
 
 def log_expected_improvement(mean: torch.Tensor, variance: torch.Tensor, best: float) -> torch.Tensor:

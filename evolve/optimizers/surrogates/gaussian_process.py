@@ -3,10 +3,13 @@
 A loss that is a sum, such as one of several tasks, is better known by its terms than by its total: a task may
 depend on the weights of two models only, which a process of its own learns from few points, while the total
 depends on all. (Astudillo and Frazier, "Bayesian optimization of composite functions", ICML 2019, have the idea.)
+A term between two limits, such as a share of right answers, is modelled by its logit: near a limit little is left
+to gain, and what is expected never lies beyond it.
 Equations are numbered as in Rasmussen and Williams, "Gaussian Processes for Machine Learning", 2006.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -15,30 +18,32 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from heterosis.evolve.optimizers.base import Vector
+from heterosis.evolve.optimizers.base import Limits, Vector
 
 # Logarithms of parameters stay within this, and begin at 0, but for the noise.
 LIMIT, FIRST_NOISE = 7.0, math.log(0.01)
 JITTER = 1e-6  # added to the noise, so that equal points do no harm
+NODES = 9  # of the quadrature
 
 
 @dataclass(frozen=True)
 class SumOfProcesses:
     """What is known of a loss at any point of the unit cube. Build it with :func:`fitted`.
 
-    Each term, less its mean and divided by its standard deviation, is a process with a Matern 5/2 kernel, which
-    has a length scale for each axis, and with noise, whose variance is inversely proportional to a result's share
-    of the documents.
+    Each term, or its logit where it has limits, less its mean and divided by its standard deviation, is a process
+    with a Matern 5/2 kernel, which has a length scale for each axis, and with noise, whose variance is inversely
+    proportional to a result's share of the documents.
 
     Attributes:
         points: Where it is known, ``[n, d]``.
-        values: The terms there, less their mean and divided by their standard deviation, ``[terms, n]``.
+        values: The terms or logits there, less their mean and divided by their standard deviation, ``[terms, n]``.
         noise: Inverse of each result's share of the documents, ``[n]``.
         categories: Which axes have no neighbours, ``[d]``: points differ there or do not.
         parameters: Logarithms of each term's inverse squared length scales, its variance and its noise's,
             ``[terms, d + 2]``.
-        scales: Standard deviation of each term, ``[terms]``.
-        level: Sum of the terms' means.
+        levels: Mean of each term or its logits, ``[terms]``.
+        scales: Their standard deviation, ``[terms]``.
+        limits: The lowest and highest of each term that has such ends, NaN of others, ``[terms, 2]``.
     """
 
     points: torch.Tensor
@@ -46,13 +51,19 @@ class SumOfProcesses:
     noise: torch.Tensor
     categories: torch.Tensor
     parameters: torch.Tensor
+    levels: torch.Tensor
     scales: torch.Tensor
-    level: float
+    limits: torch.Tensor
 
     def posterior(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and variance of the loss without noise at points ``[m, d]``, ``[m]`` each."""
         mean, variance = self._terms(x)
-        return self.level + self.scales @ mean, self.scales.square() @ variance
+        mean = self.levels[:, None] + self.scales[:, None] * mean
+        variance = self.scales.square()[:, None] * variance
+        limited = ~self.limits[:, 0].isnan()
+        own = _between(self.limits[limited], mean[limited], variance[limited])
+        rest = mean[~limited].sum(0), variance[~limited].sum(0)
+        return rest[0] + own[0].sum(0), rest[1] + own[1].sum(0)
 
     def expecting(self, points: Vector) -> "SumOfProcesses":
         """What would be known if results at more points, ``[m, d]``, came as they are expected.
@@ -89,6 +100,7 @@ def fitted(
     terms: Vector,
     shares: Vector,
     categories: NDArray[np.bool_],
+    limits: Sequence[Limits | None] = (),
     begin: torch.Tensor | None = None,
 ) -> SumOfProcesses:
     """The processes whose parameters are the most probable ones, given results and a prior.
@@ -101,9 +113,12 @@ def fitted(
         terms: ``[n, terms]``.
         shares: Of the documents that each result is worth, in (0, 1], ``[n]``; see `Detail`.
         categories: ``[d]``.
+        limits: Of each term that has some, None of others; of none where empty.
         begin: Parameters of an earlier fit, from which these are looked for if there are as many terms.
     """
-    x, y = torch.from_numpy(points), torch.from_numpy(terms).T
+    own = limits or [None] * terms.shape[1]
+    columns = [y if limit is None else _logit(y, limit) for y, limit in zip(terms.T, own, strict=True)]
+    x, y = torch.from_numpy(points), torch.from_numpy(np.stack(columns))
     scales = y.std(1, correction=0)
     scales = torch.where(scales > 0, scales, 1.0)
     values = (y - y.mean(1, keepdim=True)) / scales[:, None]
@@ -123,7 +138,27 @@ def fitted(
     bounds = [(-LIMIT, LIMIT)] * begin.numel()
     found = minimize(loss, begin.numpy().ravel(), jac=True, method="L-BFGS-B", bounds=bounds)
     parameters = torch.from_numpy(found.x).reshape(shape)
-    return SumOfProcesses(x, values, noise, mask, parameters, scales, float(y.mean(1).sum()))
+    ends = torch.tensor([(math.nan, math.nan) if one is None else (one.low, one.high) for one in own])
+    return SumOfProcesses(x, values, noise, mask, parameters, y.mean(1), scales, ends.double())
+
+
+def _logit(values: Vector, limits: Limits) -> Vector:
+    """The logit of where values lie between their limits, half a document off these."""
+    share = np.clip((values - limits.low) / (limits.high - limits.low), 0.0, 1.0)
+    return np.log((limits.documents * share + 0.5) / (limits.documents * (1 - share) + 0.5))
+
+
+def _between(
+    limits: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance of terms whose logits are normal, ``[terms, m]``, by Gauss-Hermite quadrature."""
+    low, high = limits.T[..., None]
+    nodes, weights = map(torch.from_numpy, np.polynomial.hermite_e.hermegauss(NODES))
+    weights = weights / weights.sum()
+    share = torch.sigmoid(mean[..., None] + variance.sqrt()[..., None] * nodes)
+    first = (share * weights).sum(-1)
+    second = ((share - first[..., None]).square() * weights).sum(-1)
+    return low + (high - low) * first, (high - low).square() * second.clamp_min(1e-12)
 
 
 def _squares(a: torch.Tensor, b: torch.Tensor, categories: torch.Tensor) -> torch.Tensor:
