@@ -178,7 +178,8 @@ class Failures(Section):
 
 
 class EvolveConfig(Section):
-    """A whole config file; the keys up to ``fewshot_as_multiturn`` are mergekit-evolve's, with its defaults.
+    """A whole config file. ``genome``, ``tasks``, and the keys from ``limit`` to ``fewshot_as_multiturn`` are
+    mergekit-evolve's, with its defaults.
 
     Attributes:
         genome: What is searched.

@@ -238,7 +238,7 @@ def _recent(standing: Standing, shown: int) -> list[RenderableType]:
     table.add_column(overflow="ellipsis", no_wrap=True)
     table.add_column(justify="right")
     for trial in standing.trials[: -shown - 1 : -1]:
-        took = duration(sum(trial.seconds.values())) if trial.seconds else ""
+        took = duration(trial.took) if trial.seconds else ""
         table.add_row(Text(label(trial)), Text(describe_result(trial)), took)
     return [Text("latest results", style="dim"), Padding(table, 0)]
 

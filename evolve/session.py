@@ -32,6 +32,8 @@ from heterosis.evolve.trial import Trial
 
 log = logging.getLogger("heterosis")
 
+STOPPING = "stopping after the documents that are being scored; interrupt again to stop at once"
+
 SAVE_SECONDS = 2.0  # between two states of the summary and the table, unless there is a new best
 SAVE_SHARE = 20  # times as long as saving takes, at least
 
@@ -168,7 +170,9 @@ class Session:
     def _request_stop(self) -> None:
         self._stop = "interrupted"
         self._pulse.phase("stopping after the documents that are being scored")
-        log.info("stopping after the documents that are being scored; interrupt again to stop at once")
+        log.info(STOPPING)
+        if self._progress:
+            self._progress.phase(STOPPING)
 
     def _wait_on(self, reason: str) -> bool:
         """Show why the storage is waited for; whether to wait on."""

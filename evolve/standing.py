@@ -80,7 +80,7 @@ class Standing:
 
         The finals' time is not recorded, so it is not told once they have begun.
         """
-        spent = sum(sum(t.seconds.values()) for t in self.trials)
+        spent = sum(t.took for t in self.trials)
         if self.pulse is None or not spent or len(self.trials) >= self.budget or not self.seconds:
             return None
         return min(1.0, spent / (self.seconds * self.pulse.workers))
@@ -89,11 +89,11 @@ class Standing:
     def left(self) -> float | None:
         """Seconds to go, the finals included; None while nothing is known, or in the finals."""
         ahead = self.budget - len(self.trials)
-        times = [sum(t.seconds.values()) for t in self.trials if t.seconds]
+        times = [t.took for t in self.trials if t.seconds]
         if self.pulse is None or self.lost or ahead <= 0 or not times:
             return None
-        candidates = [sum(t.seconds.values()) for t in self.trials if t.seconds and t.ask.kind == "search"]
-        whole = median([sum(t.seconds.values()) for t in self.trials if t.seconds and t.complete] or times)
+        candidates = [t.took for t in self.trials if t.seconds and t.ask.kind == "search"]
+        whole = median([t.took for t in self.trials if t.seconds and t.complete] or times)
         # The first result has the worker's start in it.
         each = mean(candidates[-RECENT:]) if candidates else median(times)
         work = ahead * each + self.pulse.finals * whole

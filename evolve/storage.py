@@ -143,7 +143,7 @@ class StudyWriter:
             user_attrs=attributes,
         )
         frozen.datetime_complete = datetime.fromtimestamp(trial.at)
-        frozen.datetime_start = frozen.datetime_complete - timedelta(seconds=sum(trial.seconds.values()))
+        frozen.datetime_start = frozen.datetime_complete - timedelta(seconds=trial.took)
         return frozen
 
     def _is_there(self, trial: FrozenTrial) -> bool:

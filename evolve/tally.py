@@ -40,7 +40,7 @@ class Tally:
         for kind, seconds in trial.seconds.items():
             self.seconds[kind] = self.seconds.get(kind, 0.0) + seconds
         if trial.seconds:
-            insort(self._whole if trial.complete else self._shorter, sum(trial.seconds.values()))
+            insort(self._whole if trial.complete else self._shorter, trial.took)
         self.leaders = leading([*self.leaders, trial])
 
     @property

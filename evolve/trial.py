@@ -86,6 +86,11 @@ class Trial:
     at: float = 0.0
 
     @property
+    def took(self) -> float:
+        """Seconds of a worker."""
+        return sum(self.seconds.values())
+
+    @property
     def complete(self) -> bool:
         """Whether it has met all search documents."""
         return self.score is not None and not self.pruned
