@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from heterosis.evaluate.candidates import CandidateLoader
 from heterosis.evaluate.resident import PROMPT, checksum_of
 from heterosis.evaluate.room import held_folder, room_for, sweep
-from heterosis.merge import Checkpoint, ModelRef, Recipe, Reductions, build_plan, merge_models
+from heterosis.merge import Recipe, Reductions, build_plan, merge_models
+from heterosis.merge.checkpoint import OpenModels
 
 ANSWER = " 42"  # to the prompt
 
@@ -59,6 +59,9 @@ class BackendLoader:
         device: Where the model lives, if the backend asks.
         threads: Of the merge, and of torch in this process; None leaves both as they are.
         reductions: What merges over the same models have in common; None keeps nothing.
+
+    Attributes:
+        open: Opens the models.
     """
 
     def __init__(
@@ -75,14 +78,10 @@ class BackendLoader:
         self._backend, self._args, self._device = backend, args, device
         self._asked = batch_size, max_length
         self._threads, self._reductions = threads, reductions
-        self._models = CandidateLoader(device, threads, reductions)
+        self.open = OpenModels(mapped=True)
         if threads is not None:
             torch.set_num_threads(threads)
         sweep()
-
-    def open(self, ref: ModelRef) -> Checkpoint:
-        """A checkpoint, opened once."""
-        return self._models.open(ref)
 
     def load(self, recipe: Recipe, origin: str = "") -> BackendModel:
         """The merge that a recipe describes, loaded; nobody else may hold the one before.

@@ -8,17 +8,15 @@ from typing import Any, NamedTuple
 from heterosis.evaluate.resident import ModelMismatch, ResidentModel
 from heterosis.evaluate.room import held_folder, room_for, sweep
 from heterosis.merge import (
-    Checkpoint,
     MergePlan,
-    ModelRef,
     ModelSink,
     Recipe,
     Reductions,
     build_plan,
     execute,
     merge_models,
-    open_checkpoint,
 )
+from heterosis.merge.checkpoint import OpenModels
 from heterosis.merge.names import aligned
 
 
@@ -45,6 +43,9 @@ class CandidateLoader:
         device: Where the model lives.
         threads: Of the merge, and of torch in this process; None leaves both as they are.
         reductions: What merges over the same models have in common; None keeps nothing.
+
+    Attributes:
+        open: Opens the models.
     """
 
     def __init__(
@@ -53,17 +54,11 @@ class CandidateLoader:
         self._device = device
         self._threads = threads
         self._reductions = reductions
-        self._checkpoints: dict[ModelRef, Checkpoint] = {}
+        self.open = OpenModels(mapped=True)
         self._resident: ResidentModel | None = None
         self._sink: ModelSink | None = None
         self._make: _Make | None = None  # the live model's
         self._through_folders: _Make | None = None  # of models that no live one takes
-
-    def open(self, ref: ModelRef) -> Checkpoint:
-        """A checkpoint, opened once."""
-        if ref not in self._checkpoints:
-            self._checkpoints[ref] = open_checkpoint(ref, mapped=True)
-        return self._checkpoints[ref]
 
     def load(self, recipe: Recipe, origin: str = "") -> ResidentModel:
         """The live model with a recipe's tensors in it; valid until the next call.

@@ -22,7 +22,8 @@ from heterosis.evolve.dimensions import Dimension, Space, Value, check_values, r
 from heterosis.evolve.path_config import CHAMPION, LayerPaths
 from heterosis.evolve.path_encodings import Encoding, Indicators, Path, Run, Segments, joined, limits, whole
 from heterosis.evolve.ranges import Span
-from heterosis.merge import ModelRef, Recipe, build_plan, open_checkpoint
+from heterosis.merge import Checkpoint, ModelRef, Recipe, build_plan
+from heterosis.merge.checkpoint import OpenModels
 from heterosis.merge.layout import OBSOLETE, embedding_name, main_stack, place_of
 from heterosis.merge.sources import Model
 
@@ -124,7 +125,9 @@ class PathSpace(Space):
         return cls._of(config, _parents(config, checkpoints))
 
     @classmethod
-    def after(cls, config: EvolveConfig, champion: Recipe, checkpoints: Mapping[ModelRef, Model]) -> "PathSpace":
+    def after(
+        cls, config: EvolveConfig, champion: Recipe, checkpoints: Mapping[ModelRef, Checkpoint]
+    ) -> "PathSpace":
         """The paths through a merge and its parents; a search starts with the merge whole.
 
         Its recipes hold the merge's as a document of its own, so that each is complete.
@@ -138,14 +141,10 @@ class PathSpace(Space):
         Raises:
             InputError: As of `from_config`, or if the merge cannot be planned.
         """
-
-        def open_model(ref: ModelRef) -> Model:
-            return checkpoints[ref] if ref in checkpoints else open_checkpoint(ref)
-
         name = config.genome.stage_name
         assert name is not None, "the config searches layer paths after parameters"
         named = champion.model_copy(update={"name": name})
-        plan = build_plan(named, open_model, origin="the champion")
+        plan = build_plan(named, OpenModels(checkpoints), origin="the champion")
         merge = Anatomy.of({op.name: op.shape for op in plan.ops}, plan.config)
         return cls._of(config, {name: (name, merge)} | _parents(config, checkpoints), (*named.stages, named))
 

@@ -21,6 +21,7 @@ from heterosis.evolve.space import SearchSpace, control_points_of, stages_of
 from heterosis.evolve.warm_start import seen_before, warm_starts
 from heterosis.evolve.worker import task_set
 from heterosis.merge import Checkpoint, MergePlan, ModelRef, Recipe, build_plan, open_checkpoint
+from heterosis.merge.checkpoint import OpenModels
 from heterosis.merge.layout import main_stack, stack_sizes
 from heterosis.merge.methods import methods
 
@@ -240,10 +241,7 @@ def _planned(
     Raises:
         InputError: If a plan cannot be had, or a tokenizer lacks the chat template that is asked for.
     """
-
-    def open_model(ref: ModelRef) -> Checkpoint:  # a tokenizer may come from another model
-        return checkpoints[ref] if ref in checkpoints else open_checkpoint(ref)
-
+    open_model = OpenModels(checkpoints)  # a tokenizer may come from another model
     space = paths or stages[-1]
     start = space.values(space.initial)
     recipes = [("the first candidate", space.decode(start))]

@@ -165,16 +165,21 @@ def open_checkpoint(ref: ModelRef | str, mapped: bool = False) -> Checkpoint:
 class OpenModels:
     """Opens each model once; in a ``with`` statement, which closes them all.
 
+    Args:
+        opened: Models that are open already.
+        mapped: How to open others (see `open_checkpoint`).
+
     Attributes:
-        opened: Those that were asked for.
+        opened: Those, and all that were asked for.
     """
 
-    def __init__(self) -> None:
-        self.opened: dict[ModelRef, Checkpoint] = {}
+    def __init__(self, opened: Mapping[ModelRef, Checkpoint] | None = None, *, mapped: bool = False) -> None:
+        self.opened = dict(opened or {})
+        self._mapped = mapped
 
     def __call__(self, ref: ModelRef) -> Checkpoint:
         if ref not in self.opened:
-            self.opened[ref] = open_checkpoint(ref)
+            self.opened[ref] = open_checkpoint(ref, self._mapped)
         return self.opened[ref]
 
     def __enter__(self) -> "OpenModels":
