@@ -26,6 +26,7 @@ from heterosis.merge.layout import (
     is_head,
     is_vocabulary,
     place_of,
+    stack_sizes,
     tied_to,
 )
 from heterosis.merge.methods import Method, Parameter, get_method
@@ -286,11 +287,23 @@ class _Planner:
         if not held or (missing and self.names == "same"):
             x, name = missing[0]
             has = held[0].ref if held else "another model"
-            raw = not self.checkpoints[self.recipe.donor].config
-            remedy = "pass --tensor-union or --tensor-intersection" if raw else "merge one architecture only"
+            remedy = self._remedy(x.ref, held[0].ref if held else None)
             self.faults.append(f"{name}: missing in {x.ref}, but {has} has it; {remedy}")
             return None
         return held
+
+    def _remedy(self, ref: ModelRef, other: ModelRef | None) -> str:
+        """What to do where a model lacks a tensor that another has, by what tells these apart."""
+        if not self.checkpoints[self.recipe.donor].config:
+            return "pass --tensor-union or --tensor-intersection"
+        pair = [self.checkpoints[one] for one in (ref, other) if one is not None]
+        kinds = [model.config.get("model_type") for model in pair]
+        layers = [max(stack_sizes(model.tensors).values(), default=0) for model in pair]
+        if len(set(kinds)) > 1:
+            return f"merge one architecture only, not {' and '.join(map(str, kinds))}"
+        if len(set(layers)) > 1:
+            return f"merge models of as many layers, not {' and '.join(map(str, layers))}, or slices of them"
+        return "merge one architecture only"
 
     def _tied(self, x: Input, name: str) -> TensorSource | None:
         """What stands in for a tensor that the model ties to another, such as a head to its embedding."""

@@ -475,10 +475,16 @@ def test_tensors_missing_on_either_side(models: dict[str, str], copy: Callable[.
 def test_models_of_different_depth_are_no_silent_merge(models: dict[str, str]) -> None:
     faults = faults_of(models, whole("linear", "model: $a", "model: $deep", rest=WEIGHT))
     assert (
-        "model.layers.3.input_layernorm.weight: missing in $a, but $deep has it; merge one architecture only"
-        in faults
-    )
+        "model.layers.3.input_layernorm.weight: missing in $a, but $deep has it; merge models of as many layers, "
+        "not 3 and 5, or slices of them"
+    ) in faults
     assert faults[-1] == "... and 14 more faults"  # of 9 for each layer that is missing
+
+
+def test_architectures_are_named_where_they_differ(models: dict[str, str], copy: Callable[..., str]) -> None:
+    new = copy("a", {NORM: None}, {"model_type": "mistral"})
+    (fault,) = faults_of({"new": new, **models}, whole("linear", "model: $a", "model: $new", rest=WEIGHT))
+    assert fault == f"{NORM}: missing in $new, but $a has it; merge one architecture only, not mistral and llama"
 
 
 def test_an_untied_head_that_is_missing(models: dict[str, str], copy: Callable[..., str]) -> None:
