@@ -153,7 +153,9 @@ def _conditional_faults(conditional: dict[Any, Any]) -> Iterator[tuple[Place, st
 
 def _value_faults(value: object) -> Iterator[tuple[Place, str]]:
     for place, scalar in [((i,), v) for i, v in enumerate(value)] if isinstance(value, list) else [((), value)]:
-        if not isinstance(scalar, bool | int | float | str):
+        if scalar is None:
+            yield place, "must be given, but is empty"
+        elif not isinstance(scalar, bool | int | float | str):
             yield place, f"must be a number, true or false, or a text, but got {scalar!r}"
         elif not _is_finite(scalar):
             yield place, f"must be a finite number, but got {scalar!r}"

@@ -273,7 +273,7 @@ heterosis: {seed: -1, modles: {}}
             "experts: [{source_model: a}]\ngate_mode: hidden",
             "describes a mixture of experts; building those is not",
         ),
-        ("models: [{model: a}]\nparameters: {weight: }", "parameters.weight: must be a number"),
+        ("models: [{model: a}]\nparameters: {weight: }", "parameters.weight: must be given, but is empty"),
         ("models: [{model: a}]\nparameters: {on: 1}", "parameters: keys must be texts, but got True; quote it"),
         ("models: [{model: a}]\nparameters: {weight: nan}", "parameters.weight: must be a finite number"),
         ("slices: [{sources: [{model: a}]}]", "slices[0].sources[0].layer_range: must be given"),
