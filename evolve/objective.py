@@ -182,18 +182,19 @@ class Judge:
             return Verdict(score, tuple(penalty - gain for gain in self._gains(means).values()))
         return Verdict(score, (loss,), tuple(terms))
 
-    def limits(self, scores: Scores) -> tuple[Limits | None, ...]:
-        """Between what each term lies, where a task's scores of documents are in [0, 1], as a model's show.
+    def limits(self, known: Sequence[Scores]) -> tuple[Limits | None, ...]:
+        """Between what each term lies, where a task's scores of documents are in [0, 1], as those of models show.
 
         None for other terms; empty where a loss is no sum of terms.
         """
-        sign, values = self.objective.sign, self.objective.values(scores)
-        ends = ({task: sign(task) * share for task in self.objective.metrics} for share in (0.0, 1.0))
-        terms = zip(*(self._verdict(means).terms for means in ends), strict=True)
+        sign, metrics, tasks = self.objective.sign, self.objective.metrics, list(self.objective.weights)
+        ends = [self._verdict({task: sign(task) * share for task in tasks}).terms for share in (0.0, 1.0)]
         found: list[Limits | None] = []
-        for (low, high), own in zip(map(sorted, terms), [*values.values(), {}], strict=False):
-            bounded = own and low < high and all(0 <= abs(value) <= 1 for value in own.values())
-            found.append(Limits(low, high, len(own)) if bounded else None)
+        for task, (low, high) in zip([*tasks, None], map(sorted, zip(*ends, strict=True)), strict=False):
+            values = [scores.values(task, metrics[task]) for scores in known] if task else []
+            most = max(map(len, values), default=0)  # of a model that was stopped early they are fewer
+            bounded = most and low < high and all(0 <= x <= 1 for own in values for x in own.values())
+            found.append(Limits(low, high, most) if bounded else None)
         return tuple(found)
 
     def _means(self, scores: Scores) -> dict[str, float]:

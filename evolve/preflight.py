@@ -150,7 +150,7 @@ def preflight(
         *task_warnings({name: loaded.source(name) for name in loaded.specs}),
         *_budget_warnings(config, split),
         *(
-            f"warm_start: {baseline.name} is no point of this space: it is scored, but no search begins there"
+            f"{baseline.name}: is no point of this space; it is scored, but no search begins there"
             for baseline in warm
             if baseline.values is None
         ),

@@ -87,7 +87,7 @@ class Stages:
             name, why = settings.name, "as asked"
             if name == "auto":
                 name, why = choose_optimizer(axes, self._objectives, planned)
-            chosen[stage] = ChosenOptimizer(name=name, why=why, planned=planned)
+            chosen[stage] = ChosenOptimizer(name=name, why=why, planned=planned, limits=self._limits())
             self._state.save()
             log.info("optimizer: %s: %s", name, why)
         return get_optimizer(chosen[stage].name)(
@@ -98,15 +98,14 @@ class Stages:
             sigma0=settings.sigma0,
             popsize=settings.popsize,
             budget=chosen[stage].planned,
-            limits=self._limits(),
+            limits=chosen[stage].limits,
         )
 
     def _limits(self) -> tuple[Limits | None, ...]:
-        """Between what the loss's terms lie, by the scores of the uniform merge, which never change."""
-        uniform = self._record.baselines.get(UNIFORM)
-        scores = self._record.scores(uniform, "search") if uniform else None
-        known = scores is not None and self._referee.can_judge("search")
-        return self._referee.judge("search").limits(scores) if scores and known else ()
+        """Between what the loss's terms lie, by the baselines' scores."""
+        found = (self._record.scores(ask, "search") for ask in self._record.baselines.values())
+        scores = [own for own in found if own is not None]
+        return self._referee.judge("search").limits(scores) if self._referee.can_judge("search") else ()
 
     def _known(self, stage: int) -> list[Trial]:
         """The results of points that a stage may start from: baselines that its space can express, then candidates

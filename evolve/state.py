@@ -9,6 +9,7 @@ from pydantic import BaseModel, PrivateAttr, ValidationError
 
 from heterosis.errors import InputError
 from heterosis.evolve.files import RESTORE, STATE, read_mapping
+from heterosis.evolve.optimizers import Limits
 from heterosis.merge.files import write_text
 
 
@@ -19,11 +20,13 @@ class ChosenOptimizer(BaseModel):
         name: As the registry has it.
         why: It was chosen.
         planned: Candidates of the stage, when that was.
+        limits: Of the loss's terms, as they were known then; none in runs of earlier versions.
     """
 
     name: str
     why: str
     planned: int
+    limits: tuple[Limits | None, ...] = ()
 
 
 class RunState(BaseModel):

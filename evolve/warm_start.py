@@ -1,6 +1,6 @@
 """Recipes of earlier searches, or written by hand, that a search scores first."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from heterosis.errors import InputError
@@ -31,21 +31,49 @@ def warm_starts(
         InputError: If a path is neither, or a recipe merges another model.
     """
     found: dict[str, Baseline] = {}
-    ours = {(ref.path, ref.adapter) for ref in models}
+    ours = list(models)
     others = {baseline.recipe.essence() for baseline in known}
     every = [Path(path) for path in paths]
     short = short_names(ModelRef.parse(str(p if p.is_dir() else p.with_suffix(""))) for p in every)
     for path, own in zip(every, short, strict=True):
         for name, recipe in _recipes(path, f"warm start {own}"):
-            if other := next((m for m in recipe.original_models() if (m.path, m.adapter) not in ours), None):
-                raise InputError(
-                    f"warm_start: {path}: merges {other}, which is none of the config's models; name it there, or "
-                    "take another recipe"
-                )
+            recipe = _with_our_models(recipe, ours, path)
             essence = recipe.essence()
             if essence not in found and essence not in others:
                 found[essence] = Baseline(name, "baseline", recipe, space.values_of(recipe))
     return list(found.values())
+
+
+def _with_our_models(recipe: Recipe, ours: Sequence[ModelRef], path: Path) -> Recipe:
+    """A recipe with its models named as in the config.
+
+    Raises:
+        InputError: If it merges another one.
+    """
+    names = {}
+    for ref in recipe.original_models():
+        own = next((model for model in ours if _is_same(ref, model)), None)
+        if own is None:
+            raise InputError(
+                f"warm_start: {path}: merges {ref}, which is none of the config's models; name it there, or take "
+                "another recipe"
+            )
+        names[str(ref)] = str(own)
+    return Recipe.parse(recipe.to_yaml(names), str(path))
+
+
+def _is_same(ref: ModelRef, ours: ModelRef) -> bool:
+    """Whether a recipe's model is one of ours; one without a revision is the one that we have."""
+    revisions = ref.revision in (None, ours.revision) and ref.adapter_revision in (None, ours.adapter_revision)
+    return revisions and _is_one(ref.path, ours.path) and _is_one(ref.adapter, ours.adapter)
+
+
+def _is_one(path: str | None, other: str | None) -> bool:
+    """Whether two names are those of one folder, or one Hub id."""
+    if path is None or other is None or path == other:
+        return path == other
+    here, there = Path(path).expanduser(), Path(other).expanduser()
+    return here.is_dir() and there.is_dir() and here.samefile(there)
 
 
 def seen_before(paths: Iterable[str], split: Split) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """What other tools' commands and options are called here."""
 
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 
 # mergekit-yaml's options: what to do here instead.
 _OF_MERGEKIT = {
@@ -71,6 +72,7 @@ def foreign(command: str | None, arguments: Sequence[str]) -> Iterator[str]:
     if command in _COMMANDS:
         yield f"{command}: {_COMMANDS[command]}"
     options = _OPTIONS.get(command or "", {})
-    for option in dict.fromkeys(argument.partition("=")[0] for argument in arguments):
+    for argument in dict.fromkeys(takewhile(lambda one: one != "--", arguments)):
+        option = argument.partition("=")[0] if argument.startswith("--") else argument[:2]
         if hint := options.get(option) or options.get(option.replace("--no-", "--")):
             yield f"{option}: {hint}"

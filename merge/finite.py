@@ -34,7 +34,8 @@ def cause_of(op: TensorOp) -> str:
     broken = [str(ref) for ref, source in zip(op.models, op.sources, strict=False) if not _is_finite(source)]
     if not broken:
         return "though no input has; check weights and dtype"
-    return f"as {' and '.join(dict.fromkeys(broken))} has; use another model"
+    names = list(dict.fromkeys(broken))
+    return f"as {' and '.join(names)} {'has' if len(names) == 1 else 'have'}; use another model"
 
 
 def _is_finite(source: TensorSource) -> bool:
@@ -42,7 +43,10 @@ def _is_finite(source: TensorSource) -> bool:
     wide = torch.float64 if source.dtype == torch.float64 else torch.float32
     for start in range(0, numel, _BLOCK):
         block = torch.empty(min(_BLOCK, numel - start), dtype=wide)
-        source.read(start, start + len(block), block)
+        try:
+            source.read(start, start + len(block), block)
+        except (ValueError, ArithmeticError):  # of an earlier stage's result
+            return False
         if not _all_finite(block):
             return False
     return True

@@ -1,7 +1,7 @@
 """Exact selection of a tensor's largest entries by one quantity: how many values of each size, then where."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
@@ -48,6 +48,7 @@ class Histogram:
         counts: In each region of the tensor, ``[regions, k]``.
         deeper: Whether a value has bits below the digit.
         zeros: How many values are zero in each region, ``[regions]``.
+        region: Elements of a region.
     """
 
     digits: npt.NDArray[np.uint16]
@@ -55,6 +56,7 @@ class Histogram:
     counts: npt.NDArray[np.uint32]
     deeper: bool
     zeros: npt.NDArray[np.uint32]
+    region: int
 
     @property
     def array(self) -> npt.NDArray[np.uint32]:
@@ -62,14 +64,15 @@ class Histogram:
         array = np.zeros((3 + len(self.counts), 1 + len(self.digits)), np.uint32)
         array[0, 0], array[3:, 0] = self.deeper, self.zeros
         array[0, 1:], array[3:, 1:] = self.digits, self.counts
-        array[1:3, 1:] = self.down_to.view(np.uint32).reshape(-1, 2).T
+        array[1:3] = np.array([self.region, *self.down_to], np.int64).view(np.uint32).reshape(-1, 2).T
         return array
 
     @classmethod
     def of_array(cls, array: npt.NDArray[np.uint32]) -> "Histogram":
         """The inverse of `array`."""
-        down_to = np.ascontiguousarray(array[1:3, 1:].T).view(np.int64)[:, 0]
-        return cls(array[0, 1:].astype(np.uint16), down_to, array[3:, 1:], bool(array[0, 0]), array[3:, 0])
+        region, down_to = np.split(np.ascontiguousarray(array[1:3].T).view(np.int64)[:, 0], [1])
+        digits, counts, deeper, zeros = array[0, 1:], array[3:, 1:], bool(array[0, 0]), array[3:, 0]
+        return cls(digits.astype(np.uint16), down_to, counts, deeper, zeros, int(region[0]))
 
 
 class _Count:
@@ -94,8 +97,8 @@ class _Count:
         self._regions.append((*take_counts(self.counts, self._halves), self.zeros))
         self.zeros = 0
 
-    def histogram(self) -> Histogram:
-        """That of the whole tensor."""
+    def histogram(self, region: int) -> Histogram:
+        """That of the whole tensor, of regions of so many elements."""
         occurs = np.zeros(len(self.counts), np.bool_)
         for occurring, _, _ in self._regions:
             occurs[occurring] = True
@@ -105,7 +108,7 @@ class _Count:
             own[np.searchsorted(digits, occurring)] = count
         zeros = np.array([zeros for _, _, zeros in self._regions], np.uint32)
         down_to = np.cumsum(counts.sum(axis=0, dtype=np.int64)[::-1])
-        return Histogram(digits, down_to, counts, self.deeper, zeros)
+        return Histogram(digits, down_to, counts, self.deeper, zeros, region)
 
 
 @dataclass
@@ -118,6 +121,7 @@ class _Search:
     deeper: bool = True
     above: int = 0  # values that are larger than any with this prefix
     equal: npt.NDArray[np.uint32] | None = None  # values with this prefix in each region
+    region: int = 0  # elements of one
 
     def narrow(self, histogram: Histogram) -> None:
         """Fix the next digit."""
@@ -125,7 +129,7 @@ class _Search:
         if larger:
             self.above += int(histogram.down_to[larger - 1])
         at = len(histogram.digits) - 1 - larger
-        self.equal = histogram.counts[:, at]
+        self.equal, self.region = histogram.counts[:, at], histogram.region
         self.prefix = self.prefix << 16 | int(histogram.digits[at])
         self.deeper = histogram.deeper
 
@@ -199,13 +203,16 @@ class Selection:
         """
         unsigned = np.dtype(f"u{self._dtype.itemsize}")
         for shift in range(self._first_digit, -1, -16):
-            digits = {(id(s.quantity), s.prefix): (s.quantity, shift, s.prefix) for s in searches if s.deeper}
-            found = dict(zip(digits, self._histograms(list(digits.values())), strict=True)) if digits else {}
+            of_digits: dict[tuple[int, int], list[_Search]] = {}
             for search in searches:
                 if search.deeper:
-                    search.narrow(found[id(search.quantity), search.prefix])
+                    of_digits.setdefault((id(search.quantity), search.prefix), []).append(search)
                 else:
                     search.prefix <<= 16
+            digits = [(same[0].quantity, shift, same[0].prefix) for same in of_digits.values()]
+            for same, histogram in zip(of_digits.values(), self._histograms(digits), strict=True):
+                for search in same:
+                    search.narrow(histogram)
         return [float(x) for x in np.array([s.prefix for s in searches], dtype=unsigned).view(self._dtype)]
 
     def _cut(self, search: _Search, value: float) -> Cut:
@@ -218,7 +225,7 @@ class Selection:
             return Cut(value, self._numel)
         region = int(np.searchsorted(down_to, search.keep))
         left = search.keep - int(down_to[region]) + int(search.equal[region])
-        return Cut(value, self._find(search.quantity, value, left, region * self._region))
+        return Cut(value, self._find(search.quantity, value, left, region * search.region))
 
     def _find(self, quantity: Bound, value: float, count: int, start: int) -> int:
         """The position of the ``count``-th value equal to ``value``, from ``start`` on."""
@@ -243,10 +250,8 @@ class Selection:
         bits = np.uint16(np.float32(number).view(np.uint32) >> 16)
         return find_magnitude(model, inputs.base, bits, count)  # type: ignore[no-any-return]
 
-    @property
-    def _region(self) -> int:
-        """Elements of a region."""
-        most = _REGIONS if self._cache is None else _REGIONS_KEPT
+    def _region(self, most: int) -> int:
+        """Elements of a region, of which there are so many at most."""
         least = max(_SMALLEST_REGION, -(-self._numel // most))
         return -(-least // _SMALLEST_REGION) * _SMALLEST_REGION
 
@@ -257,23 +262,26 @@ class Selection:
 
     # ------------------------------------------------------------------ histograms
 
-    def _histograms(self, digits: Sequence[Digit]) -> list[Histogram]:
-        """The histogram of each digit, from one pass for a handful unless they are kept."""
+    def _histograms(self, digits: Sequence[Digit]) -> Iterator[Histogram]:
+        """The histogram of each digit, one after another, from one pass for a handful unless they are kept."""
         first = self._first_digit
         if self._counted and [d[:2] for d in digits] == [(self._counted[0], first)]:
-            return [self._counted[1]]
+            yield self._counted[1]
+            return
         if self._cache is None or any(shift != first or quantity.numbers for quantity, shift, _ in digits):
-            batches = (digits[at : at + _AT_ONCE] for at in range(0, len(digits), _AT_ONCE))
-            return [histogram for batch in batches for histogram in self._count(batch)]
-        return [
-            Histogram.of_array(self._cache(("histogram", key_of(d[0])), partial(self._array, d))) for d in digits
-        ]
+            for at in range(0, len(digits), _AT_ONCE):
+                yield from self._count(digits[at : at + _AT_ONCE], self._region(_REGIONS))
+            return
+        for digit in digits:
+            key = "histogram", key_of(digit[0])
+            yield Histogram.of_array(self._cache(key, partial(self._array, digit)))
 
     def _array(self, digit: Digit) -> Cached:
-        return self._count([digit])[0].array
+        (histogram,) = self._count([digit], self._region(_REGIONS_KEPT))
+        return histogram.array
 
-    def _count(self, digits: Sequence[Digit]) -> list[Histogram]:
-        """The histogram of each digit, from one pass."""
+    def _count(self, digits: Sequence[Digit], region: int) -> Iterator[Histogram]:
+        """The histogram of each digit, one after another, from one pass."""
         room = self._workspace.array("counts", (len(digits), 1 << 16), np.uint32)
         counts = [
             _Count(digit, digit[1] == self._first_digit, own) for digit, own in zip(digits, room, strict=True)
@@ -281,14 +289,16 @@ class Selection:
         of_quantities: dict[int, list[_Count]] = {}  # the values of each are computed once
         for count in counts:
             of_quantities.setdefault(id(count.digit[0]), []).append(count)
-        for start, inputs in self._quantities.pieces(self._region):
+        for start, inputs in self._quantities.pieces(region):
             for own in of_quantities.values():
                 self._count_block(own, start, inputs)
             stop = start + inputs.size
-            if stop % self._region == 0 or stop == self._numel:
+            if stop % region == 0 or stop == self._numel:
                 for count in counts:
                     count.end_region()
-        return [count.histogram() for count in counts]
+        of_quantities.clear()
+        while counts:
+            yield counts.pop(0).histogram(region)
 
     def _count_block(self, counts: Sequence[_Count], start: int, inputs: Inputs) -> None:
         """Count digits of one quantity in a block."""

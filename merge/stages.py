@@ -7,7 +7,7 @@ from threading import Lock
 import torch
 
 from heterosis.merge.computation import Computation, read_copy
-from heterosis.merge.finite import check_finite
+from heterosis.merge.finite import NotFiniteError, cause_of, check_finite
 from heterosis.merge.input_blocks import STREAMING_BLOCK
 from heterosis.merge.plan import MergePlan, TensorOp
 from heterosis.merge.reference import ModelRef
@@ -46,6 +46,8 @@ class MergedTensor:
                 block = self._merged(at, end).to(self.dtype)
                 check_finite(block)
                 out[at - start : end - start] = block
+        except NotFiniteError as error:
+            raise ValueError(f"stage {self._stage}: {error}, {cause_of(self._op)}") from error
         except ValueError as error:
             raise ValueError(f"stage {self._stage}: {error}") from error
 

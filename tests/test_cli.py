@@ -197,6 +197,7 @@ def write_recipe(models: dict[str, Path], own: str = "weight: 0.5", method: str 
         (("evolve", "CONFIG", "--run-dir", "out", "--num-gpus=2"), "--num-gpus: write --workers"),
         (("merge", "RECIPE", "out", "--out-shard-size", "5B"), "--out-shard-size: write --shard-size, in bytes"),
         (("merge", "RECIPE", "out", "-j", "4"), "-j: write --threads"),
+        (("merge", "RECIPE", "out", "-j4"), "-j: write --threads"),
         (("inspect", "RECIPE", "--distances"), "--distances: needs to know what the models were fine-tuned from"),
     ],
 )

@@ -1,5 +1,6 @@
 """Objectives: what they say of one model, of two, and of one that has met some of the documents."""
 
+import math
 import random
 from collections.abc import Mapping
 from typing import Any
@@ -42,13 +43,18 @@ class TestOneModel:
 
     def test_between_what_its_terms_lie(self) -> None:
         weights = {"a": 2.0, "b": 1.0}
-        assert judge(weights=weights).limits(CHILD) == (Limits(-2.0, 0.0, 4), Limits(-1.0, 0.0, 4))
-        assert judge(weights=weights, lower=frozenset("a")).limits(CHILD)[0] == Limits(0.0, 2.0, 4)
-        assert judge("gain").limits(CHILD) == (Limits(-0.125, 0.375, 4), Limits(-0.25, 0.25, 4))
-        assert judge("gain", constraints={"a": 0.1}).limits(CHILD)[2] is None
-        assert judge().limits(scores(a=[0.5, 3.0], b=[0.0, 1.0])) == (None, Limits(-1.0, 0.0, 2))
-        assert judge(weights={"a": 0.0, "b": 1.0}).limits(CHILD)[0] is None
-        assert judge("worst").limits(CHILD) == judge("pareto").limits(CHILD) == ()
+        few = scores(a=[1, 0], b=[0])
+        assert judge(weights=weights).limits([few, CHILD]) == (Limits(-2.0, 0.0, 4), Limits(-1.0, 0.0, 4))
+        assert judge(weights=weights, lower=frozenset("a")).limits([CHILD])[0] == Limits(0.0, 2.0, 4)
+        assert judge("gain").limits([CHILD]) == (Limits(-0.125, 0.375, 4), Limits(-0.25, 0.25, 4))
+        assert judge("gain", constraints={"a": 0.1}).limits([CHILD])[2] is None
+        for odd in (3.0, -0.5, math.nan):
+            one = scores(a=[0.5, odd], b=[0.0, 1.0])
+            assert judge().limits([one, CHILD]) == (None, Limits(-1.0, 0.0, 4))
+        assert judge(weights=weights, lower=frozenset("a")).limits([scores(a=[-0.5], b=[0])])[0] is None
+        assert judge(weights={"a": 0.0, "b": 1.0}).limits([CHILD])[0] is None
+        assert judge("worst").limits([CHILD]) == judge("pareto").limits([CHILD]) == ()
+        assert judge().limits([]) == (None, None)
 
     def test_nothing_is_a_plain_zero(self) -> None:
         nothing = judge().score(scores(a=[0.0, 0.0], b=[0.0, 0.0]))

@@ -67,16 +67,15 @@ class Counted(Selection):
         self.counted: list[int] = []
         self.searched: list[int] = []
 
-    @property
-    def _region(self) -> int:
-        return super()._region if self.region is None else self.region
+    def _region(self, most: int) -> int:
+        return super()._region(most) if self.region is None else self.region
 
-    def _histograms(self, digits: Any) -> list[Histogram]:
-        self.counted.append(len(digits))
+    def _histograms(self, digits: Any) -> Iterator[Histogram]:
+        self.counted += [len(digits)] if digits else []
         return super()._histograms(digits)
 
     def _find(self, quantity: Bound, value: float, count: int, start: int) -> int:
-        self.searched.append(start // self._region)
+        self.searched.append(start // self._region(8))
         return super()._find(quantity, value, count, start)
 
 
@@ -199,8 +198,8 @@ def test_a_quantity_of_several_models_and_one_with_a_cut_are_selected_by() -> No
 def test_regions_are_few_whatever_the_size() -> None:
     for n in (1, REGION, REGION + 1, 8 * REGION, 8 * REGION + 1, 100 * REGION + 3):
         deltas = Selection(Quantities(lambda *_: [], np.dtype(np.float32), n, Workspace()), Workspace())
-        assert deltas._region % REGION == 0
-        assert -(-n // deltas._region) <= 8
+        assert deltas._region(8) % REGION == 0
+        assert -(-n // deltas._region(8)) <= 8
 
 
 # --- tensors of any values --------------------------------------------------------------------------------------

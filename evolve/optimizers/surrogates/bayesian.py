@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 from scipy.stats import qmc
 
 from heterosis.evolve.optimizers.base import Axis, Detail, Limits, Vector, at_levels, finite
-from heterosis.evolve.optimizers.startup import STARTUP, losses_of_failure
+from heterosis.evolve.optimizers.startup import STARTUP
 from heterosis.evolve.optimizers.surrogates.gaussian_process import SumOfProcesses, fitted
 
 Gain: TypeAlias = Callable[[torch.Tensor], torch.Tensor]  # of points ``[m, d]``, ``[m]``
@@ -98,19 +98,21 @@ class BayesianOptimizer:
         """What is known of the loss now."""
         lengths = set(map(len, self._terms))
         terms = np.array(self._terms if len(lengths) == 1 else [[sum(own)] for own in self._terms])
-        limits = [*self._limits] if len(self._limits) == terms.shape[1] else [None] * terms.shape[1]
+        limits = self._limits if len(self._limits) == terms.shape[1] else [None] * terms.shape[1]
+        whole = terms[np.array(self._shares) == 1.0]  # others are estimates, which may lie anywhere
+        limits = [own if own and _holds(own, y) else None for own, y in zip(limits, whole.T, strict=True)]
         if terms.shape[1] > MOST_TERMS:
             parts = np.array_split(np.arange(terms.shape[1]), MOST_TERMS)
             terms = np.stack([terms[:, part].sum(1) for part in parts], axis=1)
             limits = [_limits_of_sum([limits[k] for k in part]) for part in parts]
-        failure = losses_of_failure(terms.min(0), terms.max(0))
         return fitted(
-            np.array([*self._points, *self._failed]),
-            np.vstack([terms, *(failure for _ in self._failed)]),
-            np.array([*self._shares, *(1.0 for _ in self._failed)]),
+            np.array(self._points),
+            terms,
+            np.array(self._shares),
             np.array([not axis.ordered for axis in self._axes]),
             limits,
             self._parameters,
+            self._failed,
         )
 
     def _ranked(self, model: SumOfProcesses) -> tuple[Vector, float]:
@@ -161,6 +163,12 @@ class BayesianOptimizer:
 
         found = minimize(loss, x, jac=True, method="L-BFGS-B", bounds=[(0.0, 1.0)] * len(x))
         return at_levels(found.x, self._axes)
+
+
+def _holds(limits: Limits, values: Vector) -> bool:
+    """Whether values lie between limits, but for rounding."""
+    slack = 1e-9 * (limits.high - limits.low)
+    return bool(np.all((values >= limits.low - slack) & (values <= limits.high + slack)))
 
 
 def _limits_of_sum(limits: Sequence[Limits | None]) -> Limits | None:
