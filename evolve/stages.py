@@ -134,7 +134,7 @@ class Stages:
         """
         space, best = self._spaces[stage], best_of(known)
         start = space.initial
-        if best is not None and (best.ask.kind != "parent" or self._is_clear(best)):
+        if best is not None and (best.ask.kind != "parent" or self._is_clear(best, stage)):
             values = self._values(best, stage)
             if values is not None:
                 usual = best.ask.kind != "search" and self._drops_nothing(values, space)
@@ -158,9 +158,9 @@ class Stages:
             values = values and self._spaces[k].refine(values, self._spaces[k - 1])
         return values
 
-    def _is_clear(self, parent: Trial) -> bool:
-        """Whether a parent is clearly better than the uniform merge."""
-        uniform = self._record.baselines.get(UNIFORM)
+    def _is_clear(self, parent: Trial, stage: int) -> bool:
+        """Whether a parent was clearly better than the uniform merge when a stage began."""
+        uniform = next((trial.ask for trial in self._before(stage) if trial.ask.name == UNIFORM), None)
         scores = [self._record.scores(ask, "search") for ask in (parent.ask, uniform) if ask]
         if len(scores) < 2 or scores[0] is None or scores[1] is None:
             return False

@@ -10,6 +10,7 @@ import signal
 import types
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -1304,6 +1305,22 @@ class TestWarmStart:
         with pytest.raises(InputError, match=says):
             run(warm_start=str(tmp_path / path))
         assert not (tmp_path / "run").exists()
+
+
+def test_a_baseline_that_is_scored_later_changes_no_proposal(run: Any, tmp_path: Path) -> None:
+    fails = True
+
+    def judge(ask: Any, part: str) -> Any:
+        if ask.name == "uniform":
+            return Failure("of a test") if fails else 0.5
+        return 0.9 - sum((v - 0.7) ** 2 for k, v in ask.values.items() if k.startswith("weight")) / 4
+
+    with suppress(SearchFailed):  # nothing is said without the uniform merge
+        run(trials=20, judge=judge, optimizer="gp", pool={"luck": 0.02})
+    assert len(list(read_asks(tmp_path / "run"))) > 15
+    fails = False
+    run(trials=24, judge=judge, optimizer="gp", pool={"luck": 0.02})
+    assert "another point today" not in (tmp_path / "run/run.log").read_text()
 
 
 def test_a_model_keeps_what_the_coarser_stage_found(
