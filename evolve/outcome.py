@@ -39,7 +39,9 @@ def write_outcome(
         "status": status,
         "stopped": stopped,
         **found,
-        "optimizers": {str(stage): chosen.model_dump() for stage, chosen in state.optimizers.items()},
+        "optimizers": {
+            str(stage): chosen.model_dump(exclude={"limits"}) for stage, chosen in state.optimizers.items()
+        },
         "trials": {**found["trials"], "budget": config.trials},
         "ended_by": state.spent,
         "documents": {

@@ -126,7 +126,7 @@ INSPECT_MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"documents": {"search": 100}}, "toy_choice: has 80 documents, too few for the split"),
     (
         {"apply_chat_template": True, "genome": {"models": ["PLAIN", "BOB"], "base_model": None, **LINEAR}},
-        "has no chat template; write apply_chat_template: false",
+        "has no chat template; write genome.tokenizer_source: ",
     ),
     ({"constraints": {"toy_chioce": 0.1}}, "did you mean 'toy_choice'?"),
     ({"objective": "pareto"}, "pareto needs at least two tasks"),
