@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 import yaml
@@ -284,6 +284,30 @@ class EvolveConfig(Section):
             InputError: With a line for every fault; ``origin`` is the name that they start with.
         """
         return self._from_plain({**self.model_dump(mode="json"), **changes}, origin)
+
+    def with_options(
+        self,
+        *,
+        include_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+        log_to: str | Sequence[str] | None = None,
+        **replaced: Any,
+    ) -> "EvolveConfig":
+        """A copy as options of a command have it; None leaves a key as it is.
+
+        Args:
+            include_path: Added to the folders there.
+            log_to: Added to the trackers there.
+            replaced: Other values of top-level keys.
+
+        Raises:
+            InputError: With a line for every fault.
+        """
+        changes = {key: value for key, value in replaced.items() if value is not None}
+        for key, added in (("include_path", include_path), ("log_to", log_to)):
+            if added:
+                more = [added] if isinstance(added, str | os.PathLike) else added
+                changes[key] = [*getattr(self, key), *(os.fspath(entry) for entry in more)]
+        return self.updated(**changes) if changes else self
 
     @classmethod
     def _from_plain(cls, data: dict[str, Any], origin: str) -> "EvolveConfig":

@@ -79,22 +79,17 @@ def search(
         RunStopped: If the disk, the storage or the workers are gone; the same call continues.
     """
     loaded = config if isinstance(config, EvolveConfig) else EvolveConfig.load(config)
-    changes: dict[str, Any] = {
-        "trials": trials,
-        "hours": hours,
-        "max_documents": max_documents,
-        "workers": workers,
-        "cpus_per_worker": cpus_per_worker,
-        "gpus_per_worker": gpus_per_worker,
-        "seed": seed,
-    }
-    if include_path:
-        folders = [include_path] if isinstance(include_path, str | os.PathLike) else include_path
-        changes["include_path"] = [*loaded.include_path, *(os.fspath(folder) for folder in folders)]
-    if log_to:
-        changes["log_to"] = [*loaded.log_to, *([log_to] if isinstance(log_to, str) else log_to)]
-    changes = {key: value for key, value in changes.items() if value is not None}
-    loaded = loaded.updated(**changes) if changes else loaded
+    loaded = loaded.with_options(
+        trials=trials,
+        hours=hours,
+        max_documents=max_documents,
+        workers=workers,
+        cpus_per_worker=cpus_per_worker,
+        gpus_per_worker=gpus_per_worker,
+        seed=seed,
+        include_path=include_path,
+        log_to=log_to,
+    )
     check_run_folder(Path(run_dir))
     check_same_config(Path(run_dir), loaded)
     if finished := finished_summary(Path(run_dir), loaded):

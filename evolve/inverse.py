@@ -28,7 +28,7 @@ class _NotHere(Exception):
 
 
 def read_values(space: "SearchSpace", recipe: Recipe) -> dict[str, Value] | None:
-    """The values that give a recipe with the same settings; None if the space has none."""
+    """The values that give a recipe of models named as here the same settings; None if the space has none."""
     try:
         return _Reader(space, recipe).values()
     except _NotHere:
@@ -93,12 +93,10 @@ class _Reader:
         if base is not None and base not in listed:
             listed.append(base)  # it is an input, or of no account
         wanted = self._space.base_of(method)
-        if (base is None) != (wanted is None) or (
-            wanted is not None and base is not None and not _same(base, wanted)
-        ):
+        if base != (None if wanted is None else ModelRef.parse(wanted)):
             raise _NotHere
         models = self._space.config.genome.models
-        refs = {model: ref for model in models for ref in listed if _same(ref, model)}
+        refs = {model: ref for model in models if (ref := ModelRef.parse(model)) in listed}
         others = [ref for ref in listed if ref not in refs.values() and ref != base]
         missing = [model for model in models if model not in refs and model not in self._space.switches]
         if others or missing or len(set(refs.values())) < len(refs):
@@ -197,12 +195,3 @@ def _slices(recipe: Recipe, n_layers: int) -> Sequence[_Slice]:
     if begin != n_layers:
         raise _NotHere
     return found
-
-
-def _same(ref: ModelRef, model: str) -> bool:
-    """Whether a recipe's model is one of ours; one without a revision is the one that we have."""
-    mine = ModelRef.parse(model)
-    return (ref.path, ref.adapter) == (mine.path, mine.adapter) and all(
-        a == b or None in (a, b)
-        for a, b in ((ref.revision, mine.revision), (ref.adapter_revision, mine.adapter_revision))
-    )

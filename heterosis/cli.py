@@ -187,19 +187,19 @@ def evolve(
     from heterosis.evolve.config import EvolveConfig
     from heterosis.evolve.folder import check_run_folder
 
-    replaced: dict[str, Any] = {
+    options: dict[str, Any] = {
         "trials": trials,
         "hours": hours,
         "max_documents": max_documents,
         "workers": workers,
         "cpus_per_worker": cpus_per_worker,
         "gpus_per_worker": gpus_per_worker,
+        "include_path": include_path or (),
         "seed": seed,
-        "log_to": log_to,
+        "log_to": log_to or (),
     }
-    replaced = {key: value for key, value in replaced.items() if value is not None}
     # What the search begins with too, but its imports take seconds.
-    EvolveConfig.load(config).updated(**replaced)
+    EvolveConfig.load(config).with_options(**options)
     check_run_folder(run_dir)
 
     from rich.console import Console
@@ -212,12 +212,11 @@ def evolve(
     summary = search(
         config,
         run_dir,
-        include_path=include_path or (),
         storage=storage,
         ray_address=ray_address,
         device=device,
         progress=progress,
-        **replaced,
+        **options,
     )
     _print_summary(summary, run_dir, summary["status"], summary["seconds"]["total"])
     if summary["status"] != "finished":

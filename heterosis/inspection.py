@@ -155,9 +155,7 @@ class _Target:
         if {"genome", "tasks", "task"} & parse_documents(text, file)[0].keys():
             from heterosis.evolve.config import EvolveConfig
 
-            config = EvolveConfig.load(file)
-            if include_path:
-                config = config.updated(include_path=[*config.include_path, *map(str, include_path)])
+            config = EvolveConfig.load(file).with_options(include_path=include_path)
             return cls(config.genome.models, config.genome.base_model, config=config)
         recipe = Recipe.parse(text, file)
         own = recipe.base_model is not None and recipe.base_model.path not in {s.name for s in recipe.stages}

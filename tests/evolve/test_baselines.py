@@ -325,9 +325,8 @@ slices:
             {"weight/math/mlp": 0.5, "weight/math/*": 0.25, "weight/code/mlp": 1.0, "weight/code/*": 1.0},
         ),
         (PLAIN.replace("0.25", "[{filter: mlp, value: 0.25}, {value: 0.25}]"), {}, None),
-        (PLAIN.replace("org/math", "org/math@abc"), {}, {"weight/math": 0.25, "weight/code": 1.0}),
         (
-            PLAIN,
+            PLAIN.replace("org/math", "org/math@abc"),
             {"models": ["org/math@abc", "org/code"]},
             {"weight/math": 0.25, "weight/code": 1.0},
         ),
