@@ -33,7 +33,7 @@ from lm_eval.filters import build_filter_ensemble
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from heterosis.errors import InputError, did_you_mean
+from heterosis.errors import InputError, collecting, did_you_mean
 from heterosis.evaluate.answers import Answer, chosen
 from heterosis.evaluate.documents import (
     Documents,
@@ -246,10 +246,8 @@ class TaskSet:
         with _quiet(), _seeded(seed):
             manager = _task_manager(specs, include_path)
             for spec in specs:
-                try:
+                with collecting(faults):
                     self._add(spec, manager, num_fewshot, allow_code)
-                except InputError as error:
-                    faults.extend(error.faults)
         if faults:
             raise InputError(*faults)
 

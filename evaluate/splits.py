@@ -12,7 +12,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Self
 
-from heterosis.errors import InputError
+from heterosis.errors import InputError, collecting
 
 PARTS = ("search", "selection", "holdout")
 FRACTIONS = {"search": 0.5, "selection": 0.2, "holdout": 0.3}
@@ -117,13 +117,9 @@ def split_documents(
     faults: list[str] = []
     lacking: dict[str, dict[str, int]] = {part: {} for part in PARTS}
     for task, names in groups.items():
-        try:
-            wanted = _wanted(task, len(names), sizes)
-        except InputError as error:
-            faults.extend(error.faults)
-            continue
-        for part in PARTS:
-            lacking[part][task] = wanted[part]
+        with collecting(faults):
+            for part, number in _wanted(task, len(names), sizes).items():
+                lacking[part][task] = number
     if faults:
         raise InputError(*faults)
 

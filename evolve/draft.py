@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from heterosis.errors import InputError, collecting
+from heterosis.errors import InputError
 from heterosis.evaluate.scores import TaskSpec
 from heterosis.evaluate.splits import Sizes, split_documents
 from heterosis.evolve.config import EvolveConfig
@@ -69,18 +69,14 @@ def draft_config(
     if twice := next((model for i, model in enumerate(models) if model in models[:i]), None):
         raise InputError(f"MODEL: each may be named once, but got {twice} again; name another, or leave it out")
     base = base or _base_of_adapters(models)
-    from heterosis.merge import open_checkpoint
+    from heterosis.merge.checkpoint import open_all, open_checkpoint
     from heterosis.merge.compatibility import compare
     from heterosis.merge.inspection import recorded_warnings
 
-    faults: list[str] = []
     with ExitStack() as stack:
-        opened: dict[str, Checkpoint] = {}
-        for model in dict.fromkeys([*([base] if base else []), *models]):
-            with collecting(faults):
-                opened[model] = stack.enter_context(open_checkpoint(model))
-        if faults:
-            raise InputError(*faults)
+        opened = open_all(
+            [*([base] if base else []), *models], lambda model: stack.enter_context(open_checkpoint(model))
+        )
         found = compare(list(opened.values()))
         _check(found)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from heterosis.errors import InputError
+from heterosis.errors import InputError, within
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.faults import SearchFailed, disk_faults
 from heterosis.evolve.folder import RunFolder, check_run_folder, check_same_config, finished_summary
@@ -96,7 +96,7 @@ def search(
         if not report_is_written(Path(run_dir)):  # the driver was killed before it was
             _report(Path(run_dir), None, storage)
         return finished
-    try:
+    with within("config" if isinstance(config, EvolveConfig) else os.fspath(config)):
         checked = preflight(loaded, RunState.load(Path(run_dir)).control_points)
         takes = resources(checked, Path(run_dir), local=device == "cpu" and ray_address is None)
         takes.check()
@@ -106,9 +106,6 @@ def search(
                 check_device(device)
             check_workers(loaded, device)
             merges_to(checked)
-    except InputError as error:
-        origin = "config" if isinstance(config, EvolveConfig) else os.fspath(config)
-        raise InputError(*(f"{origin}: {fault}" for fault in error.faults)) from error
     for text in (*checked.warnings, *takes.warnings):
         warnings.warn(text, stacklevel=2)
     folder = RunFolder(Path(run_dir), storage)

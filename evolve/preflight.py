@@ -21,7 +21,7 @@ from heterosis.evolve.space import SearchSpace, control_points_of, stages_of
 from heterosis.evolve.warm_start import seen_before, warm_starts
 from heterosis.evolve.worker import task_set
 from heterosis.merge import Checkpoint, MergePlan, ModelRef, Recipe, build_plan, open_checkpoint
-from heterosis.merge.checkpoint import OpenModels
+from heterosis.merge.checkpoint import OpenModels, open_all
 from heterosis.merge.layout import main_stack, stack_sizes
 from heterosis.merge.methods import methods
 
@@ -176,13 +176,8 @@ def _opened(config: EvolveConfig) -> tuple[EvolveConfig, dict[ModelRef, Checkpoi
 
     Recipes name the revision that is searched, so that they give the same model when the Hub's has moved on.
     """
-    asked, faults = config.genome, list[str]()
-    opened: dict[str, Checkpoint] = {}
-    for name in dict.fromkeys([*asked.models, *([asked.base_model] if asked.base_model else [])]):
-        with collecting(faults):
-            opened[name] = open_checkpoint(ModelRef.parse(name))
-    if faults:
-        raise InputError(*faults)
+    asked = config.genome
+    opened = open_all([*asked.models, *([asked.base_model] if asked.base_model else [])], open_checkpoint)
     pinned = {name: checkpoint.pinned for name, checkpoint in opened.items()}
     genome = asked.model_copy(
         update={

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from heterosis.errors import InputError
+from heterosis.errors import InputError, within
 from heterosis.evaluate.splits import Split
 from heterosis.evolve.baselines import Baseline
 from heterosis.evolve.dimensions import Space
@@ -98,10 +98,8 @@ def _recipes(path: Path, name: str) -> Iterator[tuple[str, Recipe]]:
     if not path.exists():
         raise InputError(f"warm_start: {path}: no such run folder or recipe file; check the path")
     if not path.is_dir():
-        try:
+        with within("warm_start"):
             recipe = Recipe.load(path)
-        except InputError as error:
-            raise InputError(*(f"warm_start: {fault}" for fault in error.faults)) from None
         yield name, recipe
         return
     try:
@@ -110,10 +108,8 @@ def _recipes(path: Path, name: str) -> Iterator[tuple[str, Recipe]]:
         raise InputError(f"warm_start: {error.faults[0]}, or a recipe") from None
     if champion is None:
         raise InputError(f"warm_start: {path}: no candidate was scored there")
-    try:
+    with within("warm_start"):
         complete = [trial for trial in read_trials(path) if trial.complete]
-    except InputError as error:
-        raise InputError(f"warm_start: {error.faults[0]}") from None
     ranked = sorted(complete, key=lambda trial: (trial.number != champion["trial"], -(trial.score or 0.0)))
     for trial in ranked[:TAKEN]:
         yield f"{name} {trial.number}", Recipe.parse(trial.ask.recipe, str(path))

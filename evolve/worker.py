@@ -7,20 +7,21 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+
+import torch
 
 from heterosis.errors import InputError
+from heterosis.evaluate.backends import BackendLoader, BackendModel
+from heterosis.evaluate.candidates import CandidateLoader
+from heterosis.evaluate.harness import TaskSet
+from heterosis.evaluate.resident import ResidentModel
 from heterosis.evaluate.scores import NonFiniteScore, TaskSpec
 from heterosis.evolve.config import RESIDENT, EvolveConfig
 from heterosis.evolve.machine import this_machine
 from heterosis.evolve.pool import DocumentIds, Evaluation, Failure, Setup
-
-if TYPE_CHECKING:
-    from heterosis.evaluate.backends import BackendLoader, BackendModel
-    from heterosis.evaluate.candidates import CandidateLoader
-    from heterosis.evaluate.harness import TaskSet
-    from heterosis.evaluate.resident import ResidentModel
-    from heterosis.merge import Reductions
+from heterosis.merge import MergeError, ModelRef, Recipe, Reductions
+from heterosis.merge.reductions import node_folder
 
 KEPT_ANSWERS = 500  # held-out documents of each task of which the answers are kept, for the report
 AUTO_BATCH_SIZE = 16  # on a CPU, where cores are the limit and not memory
@@ -29,10 +30,8 @@ SILENCE = 1800.0  # seconds without a forward pass while a model is scored, afte
 T = TypeVar("T")
 
 
-def task_set(config: EvolveConfig) -> "TaskSet":
+def task_set(config: EvolveConfig) -> TaskSet:
     """The tasks of a config, with their documents."""
-    from heterosis.evaluate.harness import TaskSet
-
     specs = [
         TaskSpec(t.name, weight=t.weight, metric=t.metric, group_by=config.documents.group_by)
         for t in config.tasks
@@ -55,7 +54,7 @@ class Worker:
         tasks: The config's, if they are loaded already.
     """
 
-    def __init__(self, setup: Setup, tasks: "TaskSet | None" = None) -> None:
+    def __init__(self, setup: Setup, tasks: TaskSet | None = None) -> None:
         self._setup = setup
         self._tasks = tasks
         self._kept = {task: frozenset(own[:KEPT_ANSWERS]) for task, own in setup.split.holdout.items()}
@@ -74,8 +73,6 @@ class Worker:
 
         The driver's own machine is left out: the driver has read them there.
         """
-        from heterosis.merge.reductions import node_folder
-
         expected, here = self._setup.models, this_machine()
         if not expected or here == self._setup.machine:
             return None
@@ -99,8 +96,6 @@ class Worker:
             return self._differing(expected)
 
     def _differing(self, expected: Mapping[str, str]) -> Failure | None:
-        from heterosis.merge import ModelRef
-
         for name, digest in expected.items():
             try:
                 found = self._open().open(ModelRef.parse(name)).content_hash.removeprefix("sha256:")
@@ -128,8 +123,6 @@ class Worker:
         return int(lm.max_length), tasks.shortened(lm)
 
     def _tried(self, work: Callable[[], T]) -> T | Failure:
-        from heterosis.merge import MergeError
-
         try:
             return work()
         except (MergeError, NonFiniteScore) as error:
@@ -160,25 +153,19 @@ class Worker:
         return Evaluation(scores, seconds, candidate.checksum())
 
     def _probe(self, recipe: str) -> int:
-        from heterosis.evaluate.resident import ResidentModel
-
         candidate = self._load(recipe)
         assert isinstance(candidate, ResidentModel)
         lm, tasks = self._asked(candidate, AUTO_BATCH_SIZE)
         return candidate.largest_batch(tasks.longest(lm))
 
-    def _load(self, recipe: str) -> "ResidentModel | BackendModel":
+    def _load(self, recipe: str) -> ResidentModel | BackendModel:
         """A recipe's model, which may still be there: a candidate goes on with more documents."""
-        from heterosis.merge import Recipe
-
         if self._loaded is None or self._loaded[0] != recipe:
             self._loaded = None
             self._loaded = recipe, self._open().load(Recipe.parse(recipe, "candidate"))
         return self._loaded[1]
 
-    def _asked(
-        self, candidate: "ResidentModel | BackendModel", batch_size: int | str | None
-    ) -> "tuple[Any, TaskSet]":
+    def _asked(self, candidate: ResidentModel | BackendModel, batch_size: int | str | None) -> tuple[Any, TaskSet]:
         """A model as lm-eval sees it, and the tasks with their requests in the form of its chat template."""
         config = self._setup.config
         assert batch_size is not None
@@ -196,13 +183,8 @@ class Worker:
             )
         return lm, self._tasks
 
-    def _open(self) -> "CandidateLoader | BackendLoader":
+    def _open(self) -> CandidateLoader | BackendLoader:
         """What loads candidates, made once."""
-        from heterosis.evaluate.backends import BackendLoader
-        from heterosis.evaluate.candidates import CandidateLoader
-        from heterosis.merge import Reductions
-        from heterosis.merge.reductions import node_folder
-
         if self._loader is None:
             if self._reductions is None:
                 self._reductions = Reductions(node_folder(self._setup.run) if self._setup.run else None)
@@ -225,8 +207,6 @@ class Worker:
 
     def _forget(self) -> None:
         """Give back the live model's memory, so that another attempt begins with as much as a new worker has."""
-        import torch
-
         self._loaded = self._loader = None
         torch.cuda.empty_cache()  # does nothing without one
 

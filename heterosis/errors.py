@@ -48,6 +48,15 @@ def collecting(faults: list[str]) -> Iterator[None]:
         faults += error.faults
 
 
+@contextmanager
+def within(place: str) -> Iterator[None]:
+    """Begin every line about wrong input with where it is; an empty place is none."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(*(f"{place}: {fault}" if place else fault for fault in error.faults)) from error
+
+
 def _one_line(fault: str) -> str:
     """A line without line breaks and terminal codes, which names in a file or recipe may have."""
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in fault[: _LONGEST + 1])

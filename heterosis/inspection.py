@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from heterosis.errors import InputError, collecting
+from heterosis.errors import InputError, within
 from heterosis.words import brief, count, duration, size, table
 
 if TYPE_CHECKING:
@@ -166,10 +166,8 @@ class _Target:
 def _search_report(config: "EvolveConfig", origin: str, place: Path, trial: bool) -> "SearchReport":
     from heterosis.evolve.inspection import inspect_search
 
-    try:
+    with within(origin):
         return inspect_search(config, place=place, trial=trial)
-    except InputError as error:
-        raise InputError(*(f"{origin}: {fault}" for fault in error.faults)) from error
 
 
 def _distances(opened: "Mapping[ModelRef, Checkpoint]", base: str, threads: int | None) -> "Distances":
@@ -192,17 +190,10 @@ def _is_text_file(target: str, weights: tuple[str, ...]) -> bool:
 
 def _open_all(names: Iterable[str], stack: ExitStack) -> "dict[ModelRef, Checkpoint]":
     """The models, each once; every fault is told."""
-    from heterosis.merge.checkpoint import open_checkpoint
+    from heterosis.merge.checkpoint import open_all, open_checkpoint
 
-    opened: dict[ModelRef, Checkpoint] = {}
-    faults: list[str] = []
-    for name in dict.fromkeys(names):
-        with collecting(faults):
-            checkpoint = stack.enter_context(open_checkpoint(name))
-            opened[checkpoint.ref] = checkpoint
-    if faults:
-        raise InputError(*faults)
-    return opened
+    opened = open_all(names, lambda name: stack.enter_context(open_checkpoint(name)))
+    return {checkpoint.ref: checkpoint for checkpoint in opened.values()}
 
 
 # --- text -------------------------------------------------------------------------------------------------------

@@ -1,15 +1,15 @@
 """A model on disk or on the Hub as named, lazy tensors; opening one reads headers only."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
-from heterosis.errors import InputError
+from heterosis.errors import InputError, collecting
 from heterosis.merge import lora
 from heterosis.merge.fetching import HUB_ID, fetch
 from heterosis.merge.files import read_json, refuse_links_out
@@ -21,6 +21,9 @@ from heterosis.merge.weights import Weights, open_weights
 
 # What a file of weights without a model folder may be called.
 WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+Named = TypeVar("Named", bound=Hashable)
+Opened = TypeVar("Opened")
+
 _CONFIGS = ("generation_config.json", "tokenizer_config.json")
 
 
@@ -188,6 +191,22 @@ class OpenModels:
     def __exit__(self, *_: object) -> None:
         for checkpoint in self.opened.values():
             checkpoint.close()
+
+
+def open_all(names: Iterable[Named], open_model: Callable[[Named], Opened]) -> dict[Named, Opened]:
+    """Several models, each opened once.
+
+    Raises:
+        InputError: With the faults of all that cannot be opened.
+    """
+    opened: dict[Named, Opened] = {}
+    faults: list[str] = []
+    for name in dict.fromkeys(names):
+        with collecting(faults):
+            opened[name] = open_model(name)
+    if faults:
+        raise InputError(*faults)
+    return opened
 
 
 @cache

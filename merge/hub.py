@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
-from heterosis.errors import InputError
+from heterosis.errors import InputError, collecting
 from heterosis.merge.card import front_matter
 from heterosis.merge.checkpoint import Checkpoint, open_checkpoint
 from heterosis.merge.fetching import ASK_SECONDS, HUB_ID, reason
@@ -128,20 +128,16 @@ def _publishable(folder: Path) -> list[str]:
         faults.append(f"{folder}: is what an interrupted merge left; run the merge again, and push its result")
     card = folder / "README.md"
     if card.is_file():
-        try:
+        with collecting(faults):
             faults += [
                 f"{card}: base_model: {name!r} is not a Hub id, and nobody else has that folder; remove it"
                 for name in _base_models(card)
                 if not HUB_ID.fullmatch(name) or Path(name).exists()
             ]
-        except InputError as error:
-            faults += error.faults
     else:
         faults.append(f"{folder}: has no model card; write README.md, or merge again with heterosis merge")
-    try:
+    with collecting(faults):
         open_checkpoint(str(folder)).close()
-    except InputError as error:
-        faults += error.faults
     if faults:
         raise InputError(*faults)
     return files

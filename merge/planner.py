@@ -13,8 +13,8 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
-from heterosis.errors import InputError, few
-from heterosis.merge.checkpoint import open_checkpoint
+from heterosis.errors import InputError, few, within
+from heterosis.merge.checkpoint import open_all, open_checkpoint
 from heterosis.merge.contract import input_faults, parameter_faults, unmatched_filters
 from heterosis.merge.grouping import Group, Grouping, Input, Settings, Slice
 from heterosis.merge.layout import (
@@ -71,38 +71,20 @@ def build_plan(
     def open_any(ref: ModelRef) -> Model:
         return stages[ref.path] if ref.path in stages else open_model(ref)
 
-    where = ""
-    try:
+    with within(origin):
         for stage in recipe.stages:
             assert stage.name is not None
-            where = f"{stage.name}: "
-            stages[stage.name] = Stage(ModelRef(stage.name), _build(stage, open_any, names))
-        where = ""
+            with within(stage.name):
+                stages[stage.name] = Stage(ModelRef(stage.name), _build(stage, open_any, names))
         return _build(recipe, open_any, names)
-    except InputError as error:
-        prefix = f"{origin}: " if origin else ""
-        raise InputError(*(f"{prefix}{where}{fault}" for fault in error.faults)) from error
 
 
 def _build(recipe: Recipe, open_model: Callable[[ModelRef], Model], names: Names) -> MergePlan:
     method = get_method(recipe.merge_method)
-    checkpoints = _open_all(recipe.referenced_models(), open_model)
+    checkpoints = open_all(recipe.referenced_models(), open_model)
     checkpoints = {ref: renamed(model, checkpoints[recipe.donor]) for ref, model in checkpoints.items()}
     tokenizer = output_tokenizer(recipe, checkpoints[recipe.donor], checkpoints, open_model)
     return _Planner(recipe, checkpoints, method, names, tokenizer).plan()
-
-
-def _open_all(refs: Sequence[ModelRef], open_model: Callable[[ModelRef], Model]) -> dict[ModelRef, Model]:
-    checkpoints: dict[ModelRef, Model] = {}
-    faults: list[str] = []
-    for ref in refs:
-        try:
-            checkpoints[ref] = open_model(ref)
-        except InputError as error:
-            faults += error.faults
-    if faults:
-        raise InputError(*faults)
-    return checkpoints
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from heterosis.errors import InputError
+from heterosis.errors import InputError, within
 from heterosis.merge.chat_template import CHAT_TEMPLATE_FILE, chosen_template, folder_template
 from heterosis.merge.files import read_json
 from heterosis.merge.layout import embedding_rows
@@ -208,11 +208,8 @@ def output_tokenizer(
     section, source = recipe.vocabulary, donor
     if section is not None and section.source not in ("union", "base"):
         ref = ModelRef.parse(section.source)
-        try:
+        with within("tokenizer_source" if recipe.tokenizer_source else "tokenizer.source"):
             source = models[ref] if ref in models else open_model(ref)
-        except InputError as error:
-            key = "tokenizer_source" if recipe.tokenizer_source else "tokenizer.source"
-            raise InputError(*(f"{key}: {fault}" for fault in error.faults)) from None
     tokenizer = source.tokenizer
     if tokenizer.folder is None:
         if section is not None or recipe.chat_template not in (None, "auto"):
