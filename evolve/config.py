@@ -267,7 +267,15 @@ class EvolveConfig(Section):
         Raises:
             InputError: With a line for every fault.
         """
-        data = parse_mapping(text, origin)
+        return cls.from_dict(parse_mapping(text, origin), origin)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], origin: str = "config") -> "EvolveConfig":
+        """A config of what a file would hold; ``origin`` is the name that error messages give it.
+
+        Raises:
+            InputError: With a line for every fault.
+        """
         if "genome" not in data and "tasks" not in data and "merge_method" in data:
             raise InputError(f"{origin}: is a recipe, not a search config; run heterosis merge on it")
         if "task" in data and not {"genome", "models", "tasks"} & data.keys():
@@ -275,7 +283,7 @@ class EvolveConfig(Section):
                 f"{origin}: is a task of lm-eval, not a search config; name it under tasks in one, and its folder "
                 "under include_path"
             )
-        return cls._from_plain(data, origin)
+        return cls._from_plain(dict(data), origin)
 
     def updated(self, origin: str = "options", **changes: Any) -> "EvolveConfig":
         """A copy with other values for some top-level keys, checked like a file.
@@ -305,8 +313,7 @@ class EvolveConfig(Section):
         changes = {key: value for key, value in replaced.items() if value is not None}
         for key, added in (("include_path", include_path), ("log_to", log_to)):
             if added:
-                more = [added] if isinstance(added, str | os.PathLike) else added
-                changes[key] = [*getattr(self, key), *(os.fspath(entry) for entry in more)]
+                changes[key] = [*getattr(self, key), *several(added)]
         return self.updated(**changes) if changes else self
 
     @classmethod

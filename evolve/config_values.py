@@ -1,8 +1,9 @@
 """Kinds of values in a config."""
 
+import os
 from collections import Counter
 from collections.abc import Sequence
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -36,9 +37,17 @@ def _batch_size(value: object) -> object:
     return value
 
 
-def several(value: object) -> object:
-    """One text, or none, as a list."""
-    return [value] if isinstance(value, str) else [] if value is None else value
+def several(value: object) -> Any:
+    """One text or path, several, or none, as a list of texts; anything else as it is."""
+    if value is None:
+        return []
+    if isinstance(value, str | os.PathLike):
+        value = [value]
+    return [_text(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def _text(value: object) -> object:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def named(value: object) -> object:
@@ -47,7 +56,7 @@ def named(value: object) -> object:
 
 
 def _model(value: object) -> str:
-    return str(ModelRef.parse(value))
+    return str(ModelRef.parse(_text(value)))
 
 
 def _documents(value: object) -> object:

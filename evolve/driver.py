@@ -3,7 +3,7 @@
 import logging
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ log = logging.getLogger("heterosis")
 
 
 def search(
-    config: EvolveConfig | str | os.PathLike[str],
+    config: EvolveConfig | Mapping[str, Any] | str | os.PathLike[str],
     run_dir: str | os.PathLike[str],
     *,
     trials: int | None = None,
@@ -52,7 +52,7 @@ def search(
     """Search for the best merge recipe; with the folder of an earlier run, continue it.
 
     Args:
-        config: A config, or the path of one.
+        config: A config, what a file of one would hold, or the path of one.
         run_dir: The run folder.
         trials: Candidates in all, baselines included; replaces the config's.
         hours: Time in all, earlier sessions of the run included; replaces the config's.
@@ -70,7 +70,7 @@ def search(
         make_pool: Another pool of workers than Ray's.
 
     Returns:
-        The summary, as in the folder's ``summary.json``.
+        The summary, as in the folder's ``summary.json``; its ``status`` is ``stopped`` after an interrupt.
 
     Raises:
         InputError: If something is wrong with the input; then no new folder is left behind.
@@ -78,7 +78,7 @@ def search(
             scored.
         RunStopped: If the disk, the storage or the workers are gone; the same call continues.
     """
-    loaded = config if isinstance(config, EvolveConfig) else EvolveConfig.load(config)
+    loaded, origin = _loaded(config)
     loaded = loaded.with_options(
         trials=trials,
         hours=hours,
@@ -96,7 +96,7 @@ def search(
         if not report_is_written(Path(run_dir)):  # the driver was killed before it was
             _report(Path(run_dir), None, storage)
         return finished
-    with within("config" if isinstance(config, EvolveConfig) else os.fspath(config)):
+    with within(origin):
         checked = preflight(loaded, RunState.load(Path(run_dir)).control_points)
         takes = resources(checked, Path(run_dir), local=device == "cpu" and ray_address is None)
         takes.check()
@@ -127,6 +127,15 @@ def search(
         raise
     finally:
         folder.close()
+
+
+def _loaded(config: EvolveConfig | Mapping[str, Any] | str | os.PathLike[str]) -> tuple[EvolveConfig, str]:
+    """A config, and what messages call it."""
+    if isinstance(config, EvolveConfig):
+        return config, "config"
+    if isinstance(config, Mapping):
+        return EvolveConfig.from_dict(config), "config"
+    return EvolveConfig.load(config), os.fspath(config)
 
 
 def _report(folder: Path, tasks: "TaskSet | None", storage: str | None) -> None:

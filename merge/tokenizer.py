@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
+from filecmp import cmp
 from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
@@ -228,7 +229,9 @@ def output_tokenizer(
     if template is not None and template.strip() == (tokenizer.chat_template or "").strip():
         template = tokenizer.new_template
     added, vocabulary = tokenizer.added, None
-    if section is not None:
+    if section is None:
+        _warn_of_other_tokens(source, models.values())
+    else:
         new, vocabulary = _vocabulary(recipe, section, source, donor, models)
         added += tuple(new)
     result = OutputTokenizer(
@@ -237,6 +240,25 @@ def output_tokenizer(
     if vocabulary is not None:
         result.tokens()  # which checks them
     return result
+
+
+def _warn_of_other_tokens(donor: Model, models: Iterable[Model]) -> None:
+    """Say where embeddings are merged as they are, but their rows belong to other tokens."""
+    for model in models:
+        here, there = ((own.tokenizer.folder or own.folder) / "tokenizer.json" for own in (donor, model))
+        if not (here.is_file() and there.is_file()) or cmp(here, there, shallow=False):
+            continue
+        ids, others = (_ids_in(path, path.stat().st_mtime_ns) for path in (here, there))
+        token_of = {i: token for token, i in ids.items()}
+        clashes = [(i, token_of[i], token) for token, i in others.items() if token_of.get(i, token) != token]
+        if clashes:
+            i, own, other = min(clashes)
+            warnings.warn(
+                f"tokenizer: {len(clashes)} ids stand for other tokens in {model.ref} than in {donor.ref} ({i} "
+                f"for {other!r} and {own!r}), so rows of other tokens are merged with each other; write "
+                "tokenizer_source: union (or base, or a model)",
+                stacklevel=2,
+            )
 
 
 def _vocabulary(
@@ -372,6 +394,17 @@ def _load(folder: Path, named: Path) -> Any:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)  # else it may ask
     except Exception as error:  # the classes of other libraries' tokenizers raise anything
         raise InputError(f"{named}: the tokenizer cannot be loaded: {first_line(error)}") from error
+
+
+@lru_cache(maxsize=16)
+def _ids_in(path: Path, mtime_ns: int) -> Mapping[str, int]:
+    """The tokens in a tokenizer.json with their ids; none if it cannot be read."""
+    from tokenizers import Tokenizer as FastTokenizer
+
+    try:
+        return FastTokenizer.from_file(str(path)).get_vocab()
+    except Exception:  # of any kind; who needs it says what is wrong
+        return {}
 
 
 @lru_cache(maxsize=16)

@@ -562,6 +562,23 @@ def test_a_config_is_frozen_and_updates_are_checked() -> None:
     assert config.updated(include_path=["x"]).include_path == ("x",)
 
 
+def test_a_config_of_a_mapping_is_checked_like_a_file() -> None:
+    short = {"models": [Path("m/a"), "m/b"], "merge_method": "linear", "tasks": "sums", "include_path": Path("t")}
+    with pytest.raises(InputError, match=r"^config: tasks: must be a list"):
+        EvolveConfig.from_dict(short)
+    config = EvolveConfig.from_dict(short | {"tasks": ["sums"]})
+    assert (config.genome.models, config.include_path) == (("m/a", "m/b"), ("t",))
+    assert config == EvolveConfig.parse(config.to_yaml())
+
+
+def test_options_add_to_lists_and_replace_the_rest() -> None:
+    config = parse(plain(include_path=["a"], log_to=["mlflow"], seed=3))
+    assert config.with_options(trials=None, include_path=(), log_to=None) is config
+    changed = config.with_options(trials=7, include_path=Path("b"), log_to="wandb")
+    assert changed == config.updated(trials=7, include_path=["a", "b"], log_to=["mlflow", "wandb"])
+    assert config.with_options(include_path=["b", Path("c")]).include_path == ("a", "b", "c")
+
+
 def test_one_model_alone_is_refused_where_weights_are_divided_by_their_sum() -> None:
     one = {"models": ["m/a"], "base_model": None, "merge_method": "linear"}
     with pytest.raises(InputError, match="one is divided by its own weight in linear"):

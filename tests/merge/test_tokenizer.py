@@ -1,6 +1,7 @@
 """Tokenizers of merges: files left as they are where possible, tokens appended without moving others."""
 
 import json
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -182,6 +183,18 @@ def test_a_model_without_a_tokenizer_gives_an_output_without_one(world: Models, 
     world.add("b", words("cat"))
     with pytest.warns(UserWarning, match="the merge has no tokenizer, as a has none; write tokenizer_source: b"):
         world.output("a b")
+
+
+def test_embeddings_of_other_tokens_are_not_mixed_unsaid(world: Models) -> None:
+    world.add("a", words("cat", "dog"))
+    world.add("b", words("dog", "cat"))
+    world.add("c", words("cat", "dog", "mat"))
+    with pytest.warns(UserWarning, match=r"2 ids stand for other tokens in b than in a \(3 for 'dog' and 'cat'\)"):
+        world.output("a b")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        world.output("a c")  # a token more is in nobody's way
+        world.output("a b", tokenizer_source="union")
 
 
 @pytest.mark.parametrize(
