@@ -17,6 +17,7 @@ from heterosis.errors import InputError
 from heterosis.evaluate.room import sweep
 from heterosis.evolve.faults import RunStopped
 from heterosis.evolve.pool import DocumentIds, Evaluation, Failure, Outcome, Setup
+from heterosis.evolve.signals import keeping_handlers
 from heterosis.evolve.timeouts import TimeLimit
 from heterosis.evolve.worker import Worker
 from heterosis.merge.reductions import Reductions, node_folder
@@ -269,7 +270,8 @@ def _start(address: str | None, workers: int, setup: Setup) -> None:
         _check_address(address)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
-        ray.init(logging_level="error", log_to_driver=False, configure_logging=True, **options)
+        with keeping_handlers():
+            ray.init(logging_level="error", log_to_driver=False, configure_logging=True, **options)
     except (ConnectionError, RayError, ValueError) as error:
         where = address or "this machine"
         raise InputError(f"--ray-address: no Ray at {where}: {first_line(error)}") from error

@@ -108,8 +108,7 @@ class Session:
             RunStopped: If the disk is gone.
         """
         run, path = self.run, self.run.folder.path
-        if self._progress:
-            self._progress.begin(run.checked, run.config.trials, self.workers)
+        self._tell(lambda progress: progress.begin(run.checked, run.config.trials, self.workers))
         log.info(
             "search of %d parameters, %d trials, %d workers; run folder %s",
             len(run.checked.spaces[-1].dimensions),
@@ -130,9 +129,7 @@ class Session:
                     if make_pool
                     else RayPool(self._setup, self.workers, address=ray_address, timeout=run.config.timeout)
                 )
-                # Again, as Ray sets a handler for SIGTERM of its own when it starts.
-                stopping = stopping_on_signals(self._request_stop)
-                with disk_faults(path), closing(pool), stopping:
+                with disk_faults(path), closing(pool):
                     yield pool
         except BaseException as error:
             if isinstance(error, (RunStopped, SearchFailed)):
@@ -141,8 +138,7 @@ class Session:
                 self._save(status="stopped")
             raise
         finally:
-            if self._progress:
-                self._progress.end()
+            self._tell(lambda progress: progress.end())
             self._pulse.stop()
 
     def end(self, finals: Finals | None) -> dict[str, Any]:
@@ -171,8 +167,7 @@ class Session:
         self._stop = "interrupted"
         self._pulse.phase("stopping after the documents that are being scored")
         log.info(STOPPING)
-        if self._progress:
-            self._progress.phase(STOPPING)
+        self._tell(lambda progress: progress.phase(STOPPING))
 
     def _wait_on(self, reason: str) -> bool:
         """Show why the storage is waited for; whether to wait on."""
@@ -189,8 +184,7 @@ class Session:
         """Say what is done next."""
         log.info(text)
         self._pulse.phase(text)
-        if self._progress:
-            self._progress.phase(text)
+        self._tell(lambda progress: progress.phase(text))
 
     def beat(self, running: int, waiting: int) -> None:
         """Say that work goes on, and how much is running and queued."""
@@ -204,8 +198,17 @@ class Session:
         log.info("trial %d (%s): %s; best %s", trial.number, trial.ask.name, result, best and f"{best.score:z.4f}")
         self._pulse.trial(trial, best, self._against_parents)
         self._save_when_due(at_once=trial is best)
-        if self._progress:
-            self._progress.trial(trial, best, self._record, self.seconds())
+        self._tell(lambda progress: progress.trial(trial, best, self._record, self.seconds()))
+
+    def _tell(self, event: Callable[[Progress], None]) -> None:
+        """Show something, as long as there is a terminal or file to show it in; the search goes on without."""
+        if self._progress is None:
+            return
+        try:
+            event(self._progress)
+        except OSError as error:
+            self._progress = None
+            log.warning("progress is no longer shown: %s", error)
 
     def _against_parents(self, trial: Trial) -> dict[str, Interval]:
         """By how much a trial beats each parent on the search documents."""

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 @contextmanager
 def stopping_on_signals(request_stop: Callable[[], None]) -> Iterator[None]:
-    """The first SIGINT or SIGTERM asks for a clean stop, the second raises KeyboardInterrupt.
+    """The first SIGINT, SIGTERM or SIGHUP asks for a clean stop, the next raises KeyboardInterrupt.
 
-    Within another such context it takes over from that one, which has the handlers again afterwards.
+    A SIGHUP that is ignored, as under nohup, stays ignored when the terminal closes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -25,9 +27,20 @@ def stopping_on_signals(request_stop: Callable[[], None]) -> Iterator[None]:
         asked = True
         request_stop()
 
-    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    with keeping_handlers():
+        for signum in _STOP:
+            if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:
+                signal.signal(signum, handle)
+        yield
+
+
+@contextmanager
+def keeping_handlers() -> Iterator[None]:
+    """Have signals handled as before afterwards, whatever is set meanwhile, as by Ray when it starts."""
+    before = {signum: signal.getsignal(signum) for signum in _STOP}
     try:
         yield
     finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        if threading.current_thread() is threading.main_thread():
+            for signum, handler in before.items():
+                signal.signal(signum, handler)

@@ -623,6 +623,40 @@ class TestStopping:
         assert run(trials=10)["status"] == "finished"
         assert [n for n, part in pools.asked if part == "search"] == list(range(10))
 
+    def test_a_terminal_that_closes_stops_it_unless_that_is_ignored(self, run: Any) -> None:
+        def close(pool: Any) -> None:
+            if pool.finished == 4:
+                signal.raise_signal(signal.SIGHUP)
+
+        assert run(pool={"on_wait": close})["stopped"] == "interrupted"
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup has it
+        try:
+            assert run("other", pool={"on_wait": close})["status"] == "finished"
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        finally:
+            signal.signal(signal.SIGHUP, before)
+
+    def test_nobody_has_to_watch(self, config_of: Any, pools: Any, tmp_path: Path) -> None:
+        class Terminal:
+            """It is gone after some results."""
+
+            def __init__(self) -> None:
+                self.shown = 0
+
+            def __getattr__(self, event: str) -> Callable[..., None]:
+                return self._show
+
+            def _show(self, *_: Any) -> None:
+                self.shown += 1
+                if self.shown > 5:
+                    raise BrokenPipeError("Broken pipe")
+
+        terminal = Terminal()
+        config = config_of(workers=1, trials=10)
+        summary = search(config, tmp_path / "run", make_pool=pools(pools.hill), progress=terminal)
+        assert (summary["status"], terminal.shown) == ("finished", 6)
+        assert "progress is no longer shown: Broken pipe" in (tmp_path / "run/run.log").read_text()
+
     def test_an_interrupt_of_the_baselines_changes_nothing_later(self, run: Any, tmp_path: Path) -> None:
         def interrupt(pool: Any) -> None:
             signal.raise_signal(signal.SIGINT)
