@@ -1,7 +1,7 @@
 """What the search maximises: one number, or several, made of the tasks' scores, in which larger is better.
 
 Notation: s_t mean score of a model on task t, turned so that larger is better; w_t weight of the task; p_t the
-best parent's s_t; u_t the unit of the task's gains, 1 or |p_t| (see `Judge`); g_t = (s_t - p_t) / u_t the gain.
+best parent's s_t; u_t the unit of the task's gains (see `Judge`); g_t = (s_t - p_t) / u_t the gain.
 """
 
 import math
@@ -25,6 +25,7 @@ Pair: TypeAlias = tuple[dict[int, float], dict[int, float], float]
 
 # How often a violation of a constraint counts.
 PENALTY = 10.0
+NEAR_ZERO = 0.1  # of the distance of the parents
 RESAMPLES = 2000
 MOST_DRAWS = 1 << 20  # of the bootstrap at a time, which take 24 bytes each
 
@@ -122,7 +123,8 @@ class Judge:
     """Scores of models, and differences between them, on one part of the documents.
 
     A task's gains are in units of its score, if all the parents' scores of documents are in [0, 1]; else, as for
-    log-likelihoods, they are shares of the best parent's.
+    log-likelihoods, they are shares of the best parent's. Where that is near 0, less than a tenth of how far the
+    parents are apart, they are shares of this distance.
 
     Attributes:
         objective: What is asked for.
@@ -226,11 +228,12 @@ class Judge:
     @cached_property
     def _units(self) -> dict[str, float]:
         """u_t."""
-        units = {}
-        for task in self.objective.metrics:
+        units, means = {}, [self._means(scores) for scores in self.parents]
+        for task, best in self._best.items():
             documents = [v for s in self.parents for v in self.objective.values(s)[task].values()]
+            apart = best - min(own[task] for own in means)
             bounded = all(0 <= abs(v) <= 1 for v in documents)
-            units[task] = 1.0 if bounded or self._best[task] == 0 else abs(self._best[task])
+            units[task] = 1.0 if bounded else (apart if abs(best) < NEAR_ZERO * apart else abs(best)) or 1.0
         return units
 
     @cached_property

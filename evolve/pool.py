@@ -7,6 +7,7 @@ from typing import Protocol, TypeAlias
 from heterosis.evaluate.scores import Scores
 from heterosis.evaluate.splits import Split
 from heterosis.evolve.config import EvolveConfig
+from heterosis.merge.checkpoint import Contents
 
 # Some documents of each task.
 DocumentIds: TypeAlias = Mapping[str, Sequence[int]]
@@ -24,7 +25,8 @@ class Setup:
         run: Names the run; its workers on one machine share what candidates have in common.
         cpus: Cores that a worker takes of its machine, or a fraction of one.
         gpus: The same of graphics processors.
-        models: SHA-256 of each model's files, as the driver found them; none are checked without.
+        models: What each model's files hold, as the driver found them; none are checked without.
+        written: When they were written on the driver's machine (see `Checkpoint.written`).
         machine: The driver's.
         silence: Seconds without a sign of life before a worker ends itself; 0 for no end.
         batch_size: Requests in one forward pass, as a probe has found it; None for the config's.
@@ -37,7 +39,8 @@ class Setup:
     run: str = ""
     cpus: float = 1.0
     gpus: float = 0.0
-    models: Mapping[str, str] = field(default_factory=dict)
+    models: Mapping[str, Contents] = field(default_factory=dict)
+    written: Mapping[str, str] = field(default_factory=dict)
     machine: str = ""
     silence: float = 0.0
     batch_size: int | str | None = None

@@ -105,7 +105,7 @@ class Preflight:
         """What makes a recipe complete beside its own keys: content hashes and revisions of the models."""
         models = {}
         for ref, checkpoint in self.checkpoints.items():
-            models[str(ref)] = {"sha256": checkpoint.content_hash.removeprefix("sha256:")}
+            models[str(ref)] = {"sha256": checkpoint.contents.weights}
             if checkpoint.revision:
                 models[str(ref)]["revision"] = checkpoint.revision
         return {"seed": self.config.seed, "models": models}

@@ -80,7 +80,7 @@ class Run:
         state.provenance = checked.provenance()
         state.control_points, state.layers = checked.control_points, checked.space.depth.n_layers
         state.holdout_reused |= checked.held_out_seen
-        _check_environment(folder, state, environment(config, state, device))
+        _check_environment(folder, state, environment(checked, state, device))
         dimensions = [dimension for own in checked.spaces for dimension in own.dimensions]
         record = Record(
             path,
@@ -106,18 +106,20 @@ def _baselines(checked: Preflight, state: RunState) -> list[Baseline]:
     return [Baseline.from_plain(plain) for plain in state.baselines]
 
 
-def environment(config: EvolveConfig, state: RunState, device: str) -> dict[str, Any]:
+def environment(checked: Preflight, state: RunState, device: str) -> dict[str, Any]:
     """What scores depend on beside the config: versions, batch size (None before a probe), models' contents."""
+    config = checked.config
+    contents = {str(ref): checkpoint.contents for ref, checkpoint in checked.checkpoints.items()}
     packages = {"heterosis": "heterosis", "torch": "torch", "transformers": "transformers", "lm_eval": "lm-eval"}
     packages |= {"cma": "cma", "numpy": "numpy"}
-    hashes = {name: model["sha256"] for name, model in state.provenance["models"].items()}
     return {
         **{key: version(package) for key, package in packages.items()},
         "seed": config.seed,
         "batch_size": state.batch_size or known_batch_size(config, device),
         "device": device,
         **_backend(config.backend.name),
-        "models": hashes,
+        "models": {name: own.weights for name, own in contents.items()},
+        "settings": {name: own.settings for name, own in contents.items()},
     }
 
 
@@ -134,13 +136,16 @@ def _backend(name: str) -> dict[str, str]:
 def _check_environment(folder: RunFolder, state: RunState, now: dict[str, Any]) -> None:
     """Refuse to mix scores that other versions, batch sizes or models may have shifted."""
     then = state.environment = state.environment or now
+    of_models = {"models": "other weights", "settings": "another config or tokenizer"}
     differing = [
         f"{key}: {then.get(key)} then, {now[key]} now"
         for key in now
-        if key != "models" and then.get(key) != now[key]
+        if key not in of_models and then.get(key) != now[key]
     ]
-    changed = [name for name, sha in now["models"].items() if then.get("models", {}).get(name) != sha]
-    differing += [f"models: {', '.join(changed)}: other weights"] if changed else []
+    for key, says in of_models.items():
+        known = then.get(key, now[key])  # settings were not kept at first
+        changed = [name for name, sha in now[key].items() if known.get(name) != sha]
+        differing += [f"models: {', '.join(changed)}: {says}"] if changed else []
     if differing:
         raise InputError(
             f"{folder.path}: its scores cannot be compared with new ones ({'; '.join(differing)}); "

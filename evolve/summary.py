@@ -61,7 +61,17 @@ class Results:
         early = [
             part for part in PARTS if found[part] is not None and self._record.met(ask, part) < self._sizes[part]
         ]
-        return {**found, "estimated": early}
+        return {**found, "estimated": early, "by_task": self._means(ask)}
+
+    def _means(self, ask: Ask) -> dict[str, dict[str, float]]:
+        """The mean of each task's metric on the documents of each part that were met."""
+        found: dict[str, dict[str, float]] = {}
+        for part in PARTS:
+            if scores := self._record.scores(ask, part):
+                for task, key in self._referee.judge("search").objective.metrics.items():
+                    if scores.values(task, key):
+                        found.setdefault(task, {})[part] = round(scores.mean(task, key), 6)
+        return found
 
     def _score(self, ask: Ask, part: str) -> float | None:
         if part == "search":

@@ -6,7 +6,7 @@ import fcntl
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +21,7 @@ from heterosis.evolve.config import RESIDENT, EvolveConfig
 from heterosis.evolve.machine import this_machine
 from heterosis.evolve.pool import DocumentIds, Evaluation, Failure, Setup
 from heterosis.merge import MergeError, ModelRef, Recipe, Reductions
+from heterosis.merge.checkpoint import Contents
 from heterosis.merge.reductions import node_folder
 
 KEPT_ANSWERS = 500  # held-out documents of each task of which the answers are kept, for the report
@@ -69,13 +70,21 @@ class Worker:
         """Answer."""
 
     def check(self) -> Failure | None:
-        """Whether the models here are those that the driver has; read in full, once on each machine.
+        """Whether the tasks and models here are those that the driver has.
 
-        The driver's own machine is left out: the driver has read them there.
+        Models are read in full, once on each machine; on the driver's own, which has read them there, it is enough
+        that nothing was written since.
         """
-        expected, here = self._setup.models, this_machine()
-        if not expected or here == self._setup.machine:
-            return None
+        split = self._setup.split
+        try:
+            self._tasks = self._tasks or task_set(self._setup.config)
+            if split.fingerprints:
+                split.check(self._tasks.fingerprints(), "tasks")
+        except InputError as error:
+            return Failure(f"{platform.node()}: {error.faults[0]}")
+        expected = self._setup.models
+        if this_machine() == self._setup.machine:
+            return self._changed()
         self._open()  # which makes the folder
         marker = node_folder(self._setup.run) / "models"
         try:
@@ -95,17 +104,27 @@ class Worker:
         except OSError:  # no folder to share, or no locks in it
             return self._differing(expected)
 
-    def _differing(self, expected: Mapping[str, str]) -> Failure | None:
-        for name, digest in expected.items():
+    def _changed(self) -> Failure | None:
+        """What was written on the driver's machine since it has read it."""
+        for name, written in self._setup.written.items():
+            with suppress(InputError):  # told by who needs it
+                if self._open().open(ModelRef.parse(name)).written != written:
+                    return Failure(f"{name} was written again since the search was started; begin it anew")
+        return None
+
+    def _differing(self, expected: Mapping[str, Contents]) -> Failure | None:
+        """What another machine has of the models."""
+        for name, contents in expected.items():
             try:
-                found = self._open().open(ModelRef.parse(name)).content_hash.removeprefix("sha256:")
+                found = self._open().open(ModelRef.parse(name)).contents
             except InputError as error:
                 return Failure(f"{platform.node()}: {error.faults[0]}")
-            if found != digest:
-                return Failure(
-                    f"{platform.node()}: {name} has other weights here than where the search was started (SHA-256 "
-                    f"{found[:12]}…, not {digest[:12]}…); copy it again, or name it by its Hub id"
-                )
+            for what, here, there in zip(("weights", "config or tokenizer"), found, contents, strict=True):
+                if here != there:
+                    return Failure(
+                        f"{platform.node()}: {name} has other {what} here than where the search was started "
+                        f"(SHA-256 {here[:12]}…, not {there[:12]}…); copy it again, or name it by its Hub id"
+                    )
         return None
 
     def score(self, recipe: str, documents: DocumentIds) -> Evaluation | Failure:

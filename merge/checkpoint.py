@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from heterosis.errors import InputError, collecting
 from heterosis.merge import lora
@@ -16,7 +16,7 @@ from heterosis.merge.files import read_json, refuse_links_out
 from heterosis.merge.quantised import refuse_config, refuse_gguf, refuse_tensors
 from heterosis.merge.reference import ModelRef
 from heterosis.merge.sources import TensorSource
-from heterosis.merge.tokenizer import OutputTokenizer
+from heterosis.merge.tokenizer import OutputTokenizer, tokenizer_files
 from heterosis.merge.weights import Weights, open_weights
 
 # What a file of weights without a model folder may be called.
@@ -25,6 +25,18 @@ Named = TypeVar("Named", bound=Hashable)
 Opened = TypeVar("Opened")
 
 _CONFIGS = ("generation_config.json", "tokenizer_config.json")
+
+
+class Contents(NamedTuple):
+    """What a model's files hold, as SHA-256.
+
+    Attributes:
+        weights: Of names and contents of the weight files, and of the adapter's.
+        settings: Of those of configs, tokenizer and chat template.
+    """
+
+    weights: str
+    settings: str
 
 
 class Checkpoint:
@@ -85,14 +97,21 @@ class Checkpoint:
         return None if self._adapter is None else self._adapter.files[0].parent
 
     @cached_property
-    def content_hash(self) -> str:
-        """``sha256:<hex>`` over names and contents of `files`."""
-        total = hashlib.sha256()
-        for path in self.files:
-            stat = path.stat()
-            digest = _file_digest(path.resolve(), stat.st_size, stat.st_mtime_ns)
-            total.update(f"{digest}  {path.name}\n".encode())
-        return f"sha256:{total.hexdigest()}"
+    def contents(self) -> Contents:
+        """What its files hold; all of them are read."""
+        return Contents(_digest(self.files), _digest(self._settings))
+
+    @property
+    def written(self) -> str:
+        """Names, sizes and times of the same files: another text when one was written again."""
+        stats = [(path.name, path.stat()) for path in (*self.files, *self._settings)]
+        return repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+
+    @property
+    def _settings(self) -> list[Path]:
+        """What says how the weights are used; nothing beside a file of weights."""
+        configs = [self.folder / "config.json", self.folder / "generation_config.json"]
+        return [*filter(Path.is_file, configs), *tokenizer_files(self.folder)] if self.config else []
 
     @property
     def resident_bytes(self) -> int:
@@ -207,6 +226,16 @@ def open_all(names: Iterable[Named], open_model: Callable[[Named], Opened]) -> d
     if faults:
         raise InputError(*faults)
     return opened
+
+
+def _digest(paths: Iterable[Path]) -> str:
+    """SHA-256 over names and contents of files."""
+    total = hashlib.sha256()
+    for path in paths:
+        stat = path.stat()
+        digest = _file_digest(path.resolve(), stat.st_size, stat.st_mtime_ns)
+        total.update(f"{digest}  {path.name}\n".encode())
+    return total.hexdigest()
 
 
 @cache

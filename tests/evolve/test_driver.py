@@ -856,6 +856,9 @@ class TestRacing:
         assert all(result["estimated"][:1] == ["search"] for result in summary["parents"].values())
         (row, *_) = closing_table(summary)
         assert (row[0], row[1][0], row[3][0]) == ("ann", "~", "0")
+        for result in (summary["champion"], *summary["parents"].values()):
+            by_task = result["by_task"].values()
+            assert sum(own["holdout"] for own in by_task) == pytest.approx(result["holdout"], abs=1e-5)
         pruned = {int(row["trial"]) for row in rows if row["pruned"] == "1"}
         assert summary["champion"]["trial"] not in pruned
         assert pruned & {f["trial"] for f in summary["finalists"]} <= {1, 2}
@@ -1123,6 +1126,18 @@ class TestRefusals:
                 run(trials=8)
         finally:
             rows.write_text(before)
+
+    def test_another_config_of_a_model(self, run: Any, make_llama: Any, toy_models: Any, tmp_path: Path) -> None:
+        mine = make_llama(tmp_path / "mine", seed=5, noise_from=toy_models["base"])
+        genome = {"models": [str(mine), str(toy_models["bob"])]}
+        run(trials=5, genome=genome)
+        config = mine / "config.json"
+        before = config.read_text()
+        config.write_text(json.dumps(json.loads(before) | {"rope_theta": 7.0}))
+        with pytest.raises(InputError, match="mine: another config or tokenizer"):
+            run(trials=8, genome=genome)
+        config.write_text(before)
+        assert run(trials=8, genome=genome)["trials"]["complete"] == 8
 
     def test_other_weights(self, run: Any, make_llama: Any, toy_models: Any, tmp_path: Path) -> None:
         mine = make_llama(tmp_path / "mine", seed=5, noise_from=toy_models["base"])

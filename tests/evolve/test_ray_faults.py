@@ -28,6 +28,7 @@ from heterosis.evolve.pool import DocumentIds, Evaluation, Failure, Setup
 from heterosis.evolve.preflight import preflight
 from heterosis.evolve.record import read_asks
 from heterosis.evolve.worker import Worker
+from heterosis.merge.checkpoint import Contents
 
 pytestmark = pytest.mark.slow
 
@@ -136,7 +137,7 @@ def test_a_worker_that_hangs_ends_itself(
 
 
 def test_a_machine_with_other_models_is_left_out(setup: Setup, toy_models: dict[str, Path]) -> None:
-    elsewhere = replace(setup, machine="another", models={str(toy_models["ann"]): 64 * "0"})
+    elsewhere = replace(setup, machine="another", models={str(toy_models["ann"]): Contents("0", "0")})
     pool = RayPool(elsewhere, 2)
     try:
         with pytest.raises(RunStopped, match=r"none can be used: .*ann has other weights here.*copy it again"):

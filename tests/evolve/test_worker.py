@@ -16,8 +16,9 @@ from heterosis.evaluate.splits import Split
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.machine import this_machine
 from heterosis.evolve.pool import Evaluation, Failure, Setup
-from heterosis.evolve.worker import Worker, known_batch_size
+from heterosis.evolve.worker import Worker, known_batch_size, task_set
 from heterosis.merge import Recipe, merge_models
+from heterosis.merge.checkpoint import Contents
 
 DOCUMENTS = {"toy_choice": list(range(5, 29)), "toy_generate": list(range(11, 24))}
 KEYS = {"toy_choice": ["acc,none", "acc_norm,none"], "toy_generate": ["crc,none"]}
@@ -317,7 +318,7 @@ class TestModels:
 
     @pytest.fixture
     def elsewhere(self, make_worker: Any, toy_models: dict[str, Path], tmp_path: Path) -> Callable[..., Worker]:
-        def make(**hashes: str) -> Worker:
+        def make(**hashes: Contents) -> Worker:
             setup = make_worker()._setup
             models = {str(toy_models[name]): digest for name, digest in hashes.items()}
             return Worker(replace(setup, run=str(tmp_path), models=models, machine="another"))
@@ -325,14 +326,14 @@ class TestModels:
         return make
 
     @pytest.fixture
-    def hashes(self, toy_models: dict[str, Path]) -> dict[str, str]:
+    def hashes(self, toy_models: dict[str, Path]) -> dict[str, Contents]:
         from heterosis.merge import open_checkpoint
 
         found = {name: open_checkpoint(str(path)) for name, path in toy_models.items()}
-        return {name: model.content_hash.removeprefix("sha256:") for name, model in found.items()}
+        return {name: model.contents for name, model in found.items()}
 
     def test_are_read_once_on_each_machine(
-        self, elsewhere: Any, hashes: dict[str, str], monkeypatch: pytest.MonkeyPatch
+        self, elsewhere: Any, hashes: dict[str, Contents], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         read: list[str] = []
         differing = Worker._differing
@@ -344,19 +345,52 @@ class TestModels:
         assert len(read) == 3
         assert second.check() is None
         assert len(read) == 3
-        home = replace(first._setup, machine=this_machine(), models=dict.fromkeys(first._setup.models, "0"))
-        assert Worker(home).check() is None  # the driver has read them
+        other = dict.fromkeys(first._setup.models, Contents("0", "0"))
+        assert (
+            Worker(replace(first._setup, machine=this_machine(), models=other)).check() is None
+        )  # the driver did
 
-    def test_that_differ_are_told(self, elsewhere: Any, hashes: dict[str, str]) -> None:
+    @pytest.mark.parametrize(("key", "says"), [("weights", "weights"), ("settings", "config or tokenizer")])
+    def test_that_differ_are_told(self, elsewhere: Any, hashes: dict[str, Any], key: str, says: str) -> None:
         for _ in range(2):
-            found = elsewhere(**hashes | {"bob": 64 * "0"}).check()
+            found = elsewhere(**hashes | {"bob": hashes["bob"]._replace(**{key: 64 * "0"})}).check()
             assert isinstance(found, Failure)
-            assert "bob has other weights here" in found.cause
+            assert f"bob has other {says} here" in found.cause
             assert "ann" not in found.cause
         assert elsewhere(**hashes).check() is None
 
     def test_that_are_missing_are_told(self, elsewhere: Any, tmp_path: Path) -> None:
         worker = elsewhere()
-        missing = Worker(replace(worker._setup, models={str(tmp_path / "none"): "0"})).check()
+        missing = Worker(replace(worker._setup, models={str(tmp_path / "none"): Contents("0", "0")})).check()
         assert isinstance(missing, Failure)
         assert "no such model folder" in missing.cause
+
+    def test_that_are_written_again_are_not_mixed_in(
+        self, make_worker: Any, make_llama: Any, toy_models: dict[str, Path], tmp_path: Path
+    ) -> None:
+        """A worker that takes another's place reads them anew."""
+        from heterosis.merge import open_checkpoint
+
+        mine = make_llama(tmp_path / "mine", seed=5, noise_from=toy_models["base"])
+        written = {str(mine): open_checkpoint(str(mine)).written}
+        setup = replace(make_worker()._setup, machine=this_machine(), written=written)
+        assert Worker(setup).check() is None
+        config = mine / "config.json"
+        config.write_text(config.read_text() + " ")
+        found = Worker(setup).check()
+        assert isinstance(found, Failure)
+        assert "mine was written again since the search was started" in found.cause
+
+
+def test_a_worker_with_other_documents_is_left_out(make_worker: Any, toy_tasks: Path) -> None:
+    setup, rows = make_worker()._setup, toy_tasks / "rows.json"
+    split = replace(setup.split, fingerprints=task_set(setup.config).fingerprints())
+    assert Worker(replace(setup, split=split)).check() is None
+    before = rows.read_text()
+    try:
+        rows.write_text(before.replace("cat", "dog"))
+        found = Worker(replace(setup, split=split)).check()
+    finally:
+        rows.write_text(before)
+    assert isinstance(found, Failure)
+    assert "toy_choice: its documents changed since" in found.cause

@@ -140,7 +140,7 @@ def test_tensors_saved_transposed_do_not_stay_in_memory(folder: Path) -> None:
         assert resident() - before < 16 * 1024**2
 
 
-def test_identity_and_content_hash(folder: Path, sharded: Path, tmp_path: Path) -> None:
+def test_identity_and_contents(folder: Path, sharded: Path, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(folder)
     with open_checkpoint(str(folder)) as a, open_checkpoint(str(link)) as b, open_checkpoint(str(sharded)) as c:
@@ -148,23 +148,26 @@ def test_identity_and_content_hash(folder: Path, sharded: Path, tmp_path: Path) 
         assert a.tensors[name].identity == b.tensors[name].identity
         assert a.tensors[name].identity != c.tensors[name].identity
         assert a.tensors[name].identity != a.tensors["model.norm.weight"].identity
-        assert a.content_hash == b.content_hash != c.content_hash
+        assert a.contents == b.contents != c.contents
         manifest = "".join(
             f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
             for path in sorted(sharded.glob("*.safetensors"))
         )
-        assert c.content_hash == f"sha256:{hashlib.sha256(manifest.encode()).hexdigest()}"
-        before, digest = a.tensors[name].identity, a.content_hash
-    assert digest.startswith("sha256:")
-    assert len(digest) == 7 + 64
+        assert c.contents.weights == hashlib.sha256(manifest.encode()).hexdigest()
+        before, contents, written = a.tensors[name].identity, a.contents, a.written
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     with open_checkpoint(str(copy)) as checkpoint:
-        assert checkpoint.content_hash == digest  # of contents, not of places
+        assert checkpoint.contents == contents  # and not places
+        (copy / "config.json").write_text((copy / "config.json").read_text() + " ")
+    with open_checkpoint(str(copy)) as checkpoint:
+        assert checkpoint.contents.weights == contents.weights
+        assert checkpoint.contents.settings != contents.settings
     weights = load_file(folder / "model.safetensors")
     weights[name][0, 0] += 1
     save_file(weights, folder / "model.safetensors")
     with open_checkpoint(str(folder)) as changed:
-        assert changed.content_hash != digest
+        assert changed.contents.weights != contents.weights
+        assert changed.written != written
         assert changed.tensors[name].identity != before
 
 
