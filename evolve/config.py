@@ -60,7 +60,7 @@ _NOT_AN_ARGUMENT = {
 # What a run may change between two sittings: it alters neither what a score means nor what is searched.
 _NOT_IN_FINGERPRINT = (
     *("trials", "hours", "max_documents", "workers", "cpus_per_worker", "gpus_per_worker", "finalists"),
-    *("timeout", "failures", "limit", "log_to"),
+    *("timeout", "failures", "limit", "log_to", "shuffle"),
 )
 
 ObjectiveName: TypeAlias = Literal["weighted", "gain", "worst", "pareto"]

@@ -491,6 +491,7 @@ def test_the_dump_gives_the_same_config_again(tmp_path: Path) -> None:
         {"timeout": 5.0},
         {"failures": {"max_failure_rate": 0.1}},
         {"log_to": ["mlflow"]},
+        {"shuffle": True},
     ],
 )
 def test_budgets_do_not_change_the_fingerprint(change: dict[str, Any]) -> None:
