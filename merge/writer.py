@@ -197,6 +197,7 @@ def published_folder(out: Path, *, overwrite: bool = False, file: str | None = N
     refuse_occupied(out, overwrite)
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
+        above = [out.parent, *(new.parent for new in (out.parent, *out.parent.parents) if not new.exists())]
         out.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(out)
         partial.mkdir()
@@ -206,6 +207,8 @@ def published_folder(out: Path, *, overwrite: bool = False, file: str | None = N
     try:
         yield partial
         refuse_occupied(out, overwrite)  # something may have come there in the meantime
+        for path in (*partial.rglob("*"), partial):
+            _sync(path)
         replaced = out.with_name(f".{out.name}.replaced-{os.getpid()}")
         if overwrite and out.exists():
             out.rename(replaced)
@@ -216,7 +219,8 @@ def published_folder(out: Path, *, overwrite: bool = False, file: str | None = N
                 replaced.rename(out)
             refuse_occupied(out, overwrite)
             raise
-        _sync_folder(out.parent)
+        for folder in above:
+            _sync(folder)
         _remove(replaced)
     except OSError as error:
         if error.errno not in _REMEDIES:
@@ -276,8 +280,9 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Wait until a file, or which files a folder has, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -152,6 +152,31 @@ def test_a_folder_appears_complete(tmp_path: Path) -> None:
     assert names(tmp_path) == ["new", "new/out", "new/out/file"]
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="reads which file a descriptor is of")
+def test_all_that_appears_is_on_the_disk_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def recorded_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        flushed.append(os.path.relpath(Path(f"/proc/self/fd/{descriptor}").readlink(), tmp_path))
+
+    def recorded_rename(path: Path, target: Path) -> Path:
+        flushed.append("renamed")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(Path, "rename", recorded_rename)
+    with published_folder(tmp_path / "new" / "deep" / "out") as partial:
+        (partial / "config.json").write_text("{}")
+        (partial / "templates" / "more").mkdir(parents=True)
+        (partial / "templates" / "more" / "a.jinja").write_text("a")
+        written = {os.path.relpath(path, tmp_path) for path in (partial, *partial.rglob("*"))}
+    at = flushed.index("renamed")
+    assert set(flushed[:at]) == written
+    assert set(flushed[at + 1 :]) == {"new/deep", "new", "."}
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("exists", [True, False])
 def test_a_failure_leaves_nothing_and_touches_nothing(
