@@ -81,13 +81,13 @@ def merge_models(
     with OpenModels() as models:
         plan = build_plan(loaded, models, names=names, origin=origin)
         opened = models.opened
-        inputs = {os.path.realpath(path) for c in opened.values() for path in (c.folder, *c.files)}
-        if str(target) in inputs:
-            raise InputError(f"{out}: is one of the models that are merged; choose another folder")
         for ref, model in opened.items():
+            if any(path.resolve().is_relative_to(target) for path in (model.folder, *model.files)):
+                raise InputError(f"{out}: is one of the models that are merged; choose another folder")
             # Files of weights lie among other things.
-            if model.config and model.folder.resolve() in target.parents:
-                raise InputError(f"{out}: is inside {ref}, which is merged; choose another folder")
+            for folder in (model.folder if model.config else None, model.adapter_folder):
+                if folder and folder.resolve() in target.parents:
+                    raise InputError(f"{out}: is inside {ref}, which is merged; choose another folder")
         single = target.name if target.suffix == ".safetensors" else None
         if single and plan.config:
             raise InputError(f"{out}: must be a folder, as the models have configs; remove '.safetensors'")

@@ -237,6 +237,34 @@ def test_an_output_inside_a_model_is_refused(family: list[Path], tmp_path: Path)
     assert names(base) == names(family[0])
 
 
+def test_an_output_that_is_or_is_inside_an_adapter_is_refused(family: list[Path], tmp_path: Path) -> None:
+    lora = tmp_path / "lora"
+    lora.mkdir()
+    shutil.copy(family[0] / "config.json", lora)
+    (lora / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2}))
+    module = "base_model.model.model.layers.0.self_attn.q_proj"
+    factors = {f"{module}.lora_A.weight": torch.ones(2, 16), f"{module}.lora_B.weight": torch.ones(16, 2)}
+    save_file(factors, lora / "adapter_model.safetensors")
+    before = digests(lora)
+    recipe = recipe_of([family[0], Path(f"{family[1]}+{lora}"), family[2]])
+    with pytest.raises(InputError, match="lora: is one of the models that are merged; choose another folder"):
+        merge_models(recipe, lora, overwrite=True)
+    with pytest.raises(InputError, match=rf"out: is inside {family[1]}\+{lora}, which is merged"):
+        merge_models(recipe, lora / "out")
+    assert digests(lora) == before
+
+
+def test_an_output_that_weights_are_linked_from_is_refused(family: list[Path], tmp_path: Path) -> None:
+    own = Path(shutil.copytree(family[1], tmp_path / "own"))
+    linked = Path(shutil.copytree(family[2], tmp_path / "linked"))
+    (linked / "model.safetensors").unlink()
+    (linked / "model.safetensors").symlink_to(own / "model.safetensors")
+    before = digests(own)
+    with pytest.raises(InputError, match="own: is one of the models that are merged; choose another folder"):
+        merge_models(recipe_of([*family[:2], linked]), own, overwrite=True)
+    assert digests(own) == before
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_nan_in_an_input_leaves_nothing(threads: int, family: list[Path], tmp_path: Path) -> None:
     broken = Path(shutil.copytree(family[1], tmp_path / "broken"))
