@@ -7,7 +7,7 @@ from pathlib import Path
 
 from heterosis.merge.card import model_card
 from heterosis.merge.checkpoint import Checkpoint
-from heterosis.merge.files import COPIED, LICENCES, read_json
+from heterosis.merge.files import is_copied, read_json
 from heterosis.merge.plan import MergePlan
 from heterosis.merge.recipe import Recipe
 from heterosis.merge.tokenizer import is_tokenizer_file
@@ -23,7 +23,7 @@ def companion_files(folder: Path) -> list[Path]:
         if path.is_file()
         and path.name not in _NOT_COPIED
         and not path.name.endswith(".index.json")
-        and (path.suffix in COPIED or path.name.upper().startswith(LICENCES))
+        and is_copied(path)
     )
 
 

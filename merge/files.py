@@ -10,8 +10,8 @@ from typing import Any
 from heterosis.errors import InputError
 
 # Endings of the files that a merge copies from a model folder, beside licences.
-COPIED = frozenset({".json", ".jinja", ".txt", ".model", ".tiktoken", ".spm"})
-LICENCES = ("LICENSE", "NOTICE")
+_COPIED = frozenset({".json", ".jinja", ".txt", ".model", ".tiktoken", ".spm"})
+_LICENCES = ("LICENSE", "NOTICE")
 MAX_BYTES = 100_000_000  # of a file that is read as a whole; the index of a model of 10**6 tensors fits
 MAX_DEPTH = 100  # of JSON; what walks through it calls itself for every level
 
@@ -123,6 +123,11 @@ def nearest_existing(path: Path) -> Path:
     return next(found for found in (there, *there.parents) if found.exists())
 
 
+def is_copied(path: Path) -> bool:
+    """Whether a file of a model folder has a name of those that a merge copies."""
+    return path.suffix in _COPIED or path.name.upper().startswith(_LICENCES)
+
+
 def refuse_links_out(folder: Path) -> None:
     """Refuse a model folder where a file that a merge would copy is a link to something outside.
 
@@ -139,8 +144,8 @@ def refuse_links_out(folder: Path) -> None:
         own.append(Path(os.path.realpath(root.parent.parent / "blobs")))
     faults = []
     for path in sorted((*folder.iterdir(), *folder.glob("additional_chat_templates/*"))):
-        copied = path.suffix in COPIED or path.name.upper().startswith(LICENCES)
-        if copied and path.is_file() and not any(Path(os.path.realpath(path)).is_relative_to(p) for p in own):
+        real = Path(os.path.realpath(path))
+        if is_copied(path) and path.is_file() and not any(real.is_relative_to(p) for p in own):
             faults.append(f"{path}: must not be a link out of the model folder; replace it by the file itself")
     if faults:
         raise InputError(*faults)

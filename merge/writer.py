@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from heterosis.errors import InputError
-from heterosis.merge.files import nearest_existing
+from heterosis.merge.files import is_copied, nearest_existing
 from heterosis.merge.output_file import OutputFile, Stream, WriteBehind
 from heterosis.merge.plan import TensorOp
 from heterosis.merge.safetensors_file import DTYPES
-from heterosis.merge.tokenizer import MORE_TEMPLATES
+from heterosis.merge.tokenizer import MORE_TEMPLATES, tokenizer_files
 
 DEFAULT_SHARD_SIZE = 5_000_000_000
 
@@ -33,6 +33,10 @@ _REMEDIES = {
     errno.EFBIG: "pass a smaller --shard-size, or raise the limit of files' sizes (ulimit -f)",
     errno.EROFS: "choose another place",
 }
+
+# What a merge writes besides the tokenizer's files and those that it copies; the last is mergekit's recipe.
+_WEIGHTS = "model*.safetensors"
+_WRITTEN = ("README.md", "recipe.yaml", "mergekit_config.yml")
 
 SAFETENSORS_DTYPES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -168,21 +172,27 @@ def refuse_occupied(out: Path, overwrite: bool) -> None:
     if out.suffix == ".safetensors":
         if not out.is_file():
             raise InputError(f"{out}: is not a file, so it is not overwritten; choose another name")
-    elif not out.is_dir() or not _is_merge(out):
+    elif not out.is_dir():
         raise InputError(f"{out}: is not a model folder, so it is not overwritten; choose another")
-    elif others := sorted(path.name for path in out.iterdir() if path.is_dir() and path.name != MORE_TEMPLATES):
+    elif others := _others(out):
         raise InputError(
-            f"{out}: holds other folders ({', '.join(others[:3])}), which would be lost, so it is not "
+            f"{out}: holds what no merge writes ({', '.join(others[:3])}), which would be lost, so it is not "
             "overwritten; choose another"
         )
+    elif not any(out.glob(_WEIGHTS)):
+        raise InputError(f"{out}: is not a model folder, so it is not overwritten; choose another")
 
 
-def _is_merge(folder: Path) -> bool:
-    """Whether a folder holds a model, or nothing but what a merge of files of weights wrote."""
-    if (folder / "config.json").is_file():
-        return True
-    written = ("model*.safetensors", "model.safetensors.index.json", "recipe.yaml", "README.md")
-    return all(any(path.match(pattern) for pattern in written) for path in folder.iterdir())
+def _others(folder: Path) -> list[str]:
+    """What a folder holds that no merge leaves there; code, logs and checkpoints are nobody's to delete."""
+    tokenizer = tokenizer_files(folder)
+
+    def is_written(path: Path) -> bool:
+        if path.is_dir():
+            return path.name == MORE_TEMPLATES
+        return path.match(_WEIGHTS) or path.name in _WRITTEN or is_copied(path) or path in tokenizer
+
+    return sorted(path.name for path in folder.iterdir() if not is_written(path))
 
 
 @contextmanager

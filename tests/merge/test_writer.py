@@ -185,7 +185,7 @@ def test_a_failure_leaves_nothing_and_touches_nothing(
     out = tmp_path / "out"
     if exists:
         out.mkdir()
-        (out / "config.json").write_text("old")
+        (out / "model.safetensors").write_text("old")
 
     def publish() -> None:
         with published_folder(out, overwrite=exists) as partial:
@@ -194,13 +194,13 @@ def test_a_failure_leaves_nothing_and_touches_nothing(
 
     with pytest.raises(error):
         publish()
-    assert names(tmp_path) == (["out", "out/config.json"] if exists else [])
+    assert names(tmp_path) == (["out", "out/model.safetensors"] if exists else [])
 
 
 def test_overwriting_replaces_everything(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / "config.json").write_text("old")
+    (out / "model.safetensors").write_text("old")
     with published_folder(out, overwrite=True) as partial:
         (partial / "file").write_text("x")
     assert names(tmp_path) == ["out", "out/file"]
@@ -258,13 +258,23 @@ def test_a_folder_that_holds_more_than_a_model_is_not_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    (out / "checkpoint-500").mkdir(parents=True)
-    (out / "additional_chat_templates").mkdir()
-    (out / "config.json").write_text("{}")
-    with pytest.raises(InputError, match=r"out: holds other folders \(checkpoint-500\), which would be lost"):
+    (out / "additional_chat_templates").mkdir(parents=True)
+    for name in ("config.json", "vocab.bpe", "LICENSE", "recipe.yaml", "README.md"):
+        (out / name).touch()
+    with pytest.raises(InputError, match="out: is not a model folder, so it is not overwritten"):
         refuse_occupied(out, overwrite=True)
-    (out / "checkpoint-500").rmdir()
+    (out / "model-00001-of-00001.safetensors").touch()
     refuse_occupied(out, overwrite=True)
+    for name in ("thesis.tex", "train.py", ".gitattributes", "tokenizer_code.py"):
+        (out / name).touch()
+        with pytest.raises(InputError, match=rf"out: holds what no merge writes \({name}\), which would be lost"):
+            refuse_occupied(out, overwrite=True)
+        (out / name).unlink()
+    for name in ("checkpoint-500", "data.json"):
+        (out / name).mkdir()
+        with pytest.raises(InputError, match=rf"out: holds what no merge writes \({name}\), which would be lost"):
+            refuse_occupied(out, overwrite=True)
+        (out / name).rmdir()
     monkeypatch.chdir(out / "additional_chat_templates")
     with pytest.raises(InputError, match="out: holds the current folder, which cannot be replaced"):
         refuse_occupied(out, overwrite=True)
