@@ -205,11 +205,13 @@ def published_folder(out: Path, *, overwrite: bool = False, file: str | None = N
         InputError: If ``out`` holds something and ``overwrite`` is not given, or it cannot be created or filled.
     """
     refuse_occupied(out, overwrite)
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    partial, replaced = (out.with_name(f".{out.name}.{what}-{os.getpid()}") for what in ("partial", "replaced"))
+    new = partial / file if file else partial
     try:
-        above = [out.parent, *(new.parent for new in (out.parent, *out.parent.parents) if not new.exists())]
+        above = [out.parent, *(made.parent for made in (out.parent, *out.parent.parents) if not made.exists())]
         out.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(out)
+        _clear_up(out)
+        refuse_occupied(out, overwrite)  # something may have been put back
         partial.mkdir()
         held = _hold(partial)
     except OSError as error:
@@ -219,24 +221,26 @@ def published_folder(out: Path, *, overwrite: bool = False, file: str | None = N
         refuse_occupied(out, overwrite)  # something may have come there in the meantime
         for path in (*partial.rglob("*"), partial):
             _sync(path)
-        replaced = out.with_name(f".{out.name}.replaced-{os.getpid()}")
         if overwrite and out.exists():
             out.rename(replaced)
         try:
-            (partial / file if file else partial).rename(out)  # a folder takes the place of an empty one only
+            new.rename(out)  # a folder takes the place of an empty one only
         except OSError:
-            if replaced.exists():
-                replaced.rename(out)
             refuse_occupied(out, overwrite)
             raise
         for folder in above:
             _sync(folder)
-        _remove(replaced)
     except OSError as error:
         if error.errno not in _REMEDIES:
             raise
         raise InputError(f"{out}: cannot be written: {error.strerror}; {_REMEDIES[error.errno]}") from error
     finally:
+        if replaced.exists():
+            if new.exists():  # whatever kept it from its place, the old one goes back there
+                with suppress(OSError):  # else the next merge to there tries again
+                    replaced.rename(out)
+            else:
+                _remove(replaced)
         shutil.rmtree(partial, ignore_errors=True)
         os.close(held)
 
@@ -249,25 +253,29 @@ def _hold(folder: Path) -> int:
     return descriptor
 
 
-def _remove_abandoned(out: Path) -> None:
-    """Remove what merges to ``out`` that were killed left behind.
+def _clear_up(out: Path) -> None:
+    """Put back what a killed exchange took away, and remove what else killed merges to ``out`` left behind.
 
     What a running process is filling stays, also where its number means nothing here, as in another container:
-    it holds a lock. So does what an interrupted exchange left as the only copy.
+    it holds a lock.
     """
-    for left in out.parent.iterdir():
-        match = re.fullmatch(re.escape(f".{out.name}.") + r"(partial|replaced)-(\d+)", left.name)
-        if match is None or _is_other_process(int(match[2])):
-            continue
-        if match[1] == "replaced":
-            if out.exists():
-                _remove(left)
-        elif left.is_dir() and not left.is_symlink():
+    left: dict[str, list[Path]] = {"partial": [], "replaced": []}
+    for path in out.parent.iterdir():
+        match = re.fullmatch(re.escape(f".{out.name}.") + r"(partial|replaced)-(\d+)", path.name)
+        if match and not _is_other_process(int(match[2])):
+            left[match[1]].append(path)
+    replaced = sorted(left["replaced"], key=lambda path: path.lstat().st_ctime_ns)
+    if replaced and not out.exists():
+        replaced.pop().rename(out)
+    for path in replaced:
+        _remove(path)
+    for path in left["partial"]:
+        if path.is_dir() and not path.is_symlink():
             with suppress(OSError):
-                descriptor = os.open(left, os.O_RDONLY)
+                descriptor = os.open(path, os.O_RDONLY)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    _remove(left)
+                    _remove(path)
                 finally:
                     os.close(descriptor)
 

@@ -206,6 +206,64 @@ def test_overwriting_replaces_everything(tmp_path: Path) -> None:
     assert names(tmp_path) == ["out", "out/file"]
 
 
+@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize("step", [1, 2])
+def test_an_interrupted_exchange_leaves_the_old_or_the_new(
+    step: int, single: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / ("out.safetensors" if single else "out")
+    if single:
+        out.write_text("old")
+    else:
+        out.mkdir()
+        (out / "model.safetensors").write_text("old")
+    rename = Path.rename
+    renamed: list[Path] = []
+
+    def interrupted(path: Path, target: Path) -> Path:
+        renamed.append(rename(path, target))
+        if len(renamed) == step:
+            raise KeyboardInterrupt
+        return renamed[-1]
+
+    def publish() -> None:
+        with published_folder(out, overwrite=True, file="model.safetensors" if single else None) as partial:
+            (partial / "model.safetensors").write_text("new")
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        publish()
+    assert (out if single else out / "model.safetensors").read_text() == ("old" if step == 1 else "new")
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+
+
+@pytest.mark.parametrize("own", [False, True])  # the number of the process, as in each new container
+def test_what_a_killed_exchange_took_away_is_put_back(own: bool, tmp_path: Path) -> None:
+    out, replaced = tmp_path / "out", tmp_path / f".out.replaced-{os.getpid() if own else 2**31 - 1}"
+    replaced.mkdir()
+    (replaced / "model.safetensors").write_text("old")
+    with pytest.raises(InputError, match="out: exists already"), published_folder(out):
+        raise AssertionError
+    assert names(tmp_path) == ["out", "out/model.safetensors"]
+    out.rename(replaced)
+    with pytest.raises(KeyboardInterrupt), published_folder(out, overwrite=True):
+        raise KeyboardInterrupt
+    assert names(tmp_path) == ["out", "out/model.safetensors"]
+
+
+def test_of_several_that_were_taken_away_the_last_is_put_back(tmp_path: Path) -> None:
+    copies = [tmp_path / f".out.replaced-{2**31 - number}" for number in (2, 1, 3)]
+    for copy, content in zip(copies, ("old", "older", "oldest"), strict=True):
+        copy.mkdir()
+        (copy / "model.safetensors").write_text(content)
+    while copies[0].stat().st_ctime_ns <= copies[2].stat().st_ctime_ns:  # the clock of files has steps
+        copies[0].chmod(0o755)
+    with pytest.raises(InputError, match="out: exists already"), published_folder(tmp_path / "out"):
+        raise AssertionError
+    assert names(tmp_path) == ["out", "out/model.safetensors"]
+    assert (tmp_path / "out" / "model.safetensors").read_text() == "old"
+
+
 def test_refusals(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "out").mkdir()
@@ -308,20 +366,20 @@ def test_what_killed_merges_left_is_removed_and_nothing_else(tmp_path: Path) -> 
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     dead, living, own = ended.pid, os.getppid(), os.getpid()
-    kept = [f".out.partial-{living}", f".out.replaced-{dead}", f".other.partial-{dead}", f"out.partial-{dead}"]
+    kept = [f".out.partial-{living}", f".out.replaced-{living}", f".other.partial-{dead}", f"out.partial-{dead}"]
     kept += [f".out.partial-{dead}x", f".out.more.partial-{dead}", ".out.partial-1234567890"]
-    for name in (*kept, f".out.partial-{dead}", f".out.partial-{own}"):
+    gone = [f".out.{what}-{number}" for what in ("partial", "replaced") for number in (dead, own)]
+    (tmp_path / "out").mkdir()
+    for name in (*kept, *gone):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()
     # Its number is nobody's here, but somebody holds it.
     held = os.open(tmp_path / kept[-1], os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_EX)
     with published_folder(tmp_path / "out"):
-        assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*kept, f".out.partial-{own}"])
-    os.close(held)
-    with published_folder(tmp_path / "out", overwrite=True):  # what was replaced is there anew
         left = sorted(p.name for p in tmp_path.iterdir())
-    assert left == sorted(["out", kept[0], *kept[2:-1], f".out.partial-{own}"])
+    os.close(held)
+    assert left == sorted(["out", *kept, f".out.partial-{own}"])
 
 
 def test_the_folder_that_is_being_filled_is_held(tmp_path: Path) -> None:
