@@ -9,7 +9,7 @@ from heterosis.errors import InputError, check_count
 from heterosis.merge.checkpoint import OpenModels
 from heterosis.merge.companions import write_companions
 from heterosis.merge.executor import DEFAULT_MEMORY_LIMIT, THREAD_MINIMUM, execute
-from heterosis.merge.files import nearest_existing
+from heterosis.merge.files import expanded, nearest_existing
 from heterosis.merge.hub import pin
 from heterosis.merge.plan import MergePlan
 from heterosis.merge.planner import Names, build_plan
@@ -69,7 +69,8 @@ def merge_models(
     loaded = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     if seed is not None:
         loaded = loaded.with_seed(seed)
-    target = Path(out).resolve()  # where a link leads to is replaced, not the link
+    out = expanded(out)
+    target = out.resolve()  # where a link leads to is replaced, not the link
     refuse_occupied(target, overwrite)
     if threads is not None:
         check_count("--threads", threads)
@@ -119,7 +120,7 @@ def merge_models(
                 from heterosis.merge.verification import verify_folder  # imports transformers, which is slow
 
                 verify_folder(partial, str(out))
-    return Path(out)
+    return out
 
 
 def _check_disk(plan: MergePlan, out: Path) -> None:

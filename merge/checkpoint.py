@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from heterosis.errors import InputError, collecting
 from heterosis.merge import lora
 from heterosis.merge.fetching import HUB_ID, fetch
-from heterosis.merge.files import read_json, refuse_links_out
+from heterosis.merge.files import expanded, read_json, refuse_links_out
 from heterosis.merge.quantised import refuse_config, refuse_gguf, refuse_tensors
 from heterosis.merge.reference import ModelRef
 from heterosis.merge.sources import TensorSource
@@ -149,7 +149,7 @@ def open_checkpoint(ref: ModelRef | str, mapped: bool = False) -> Checkpoint:
             ref = ModelRef.parse(ref)
         except ValueError as error:
             raise InputError(f"model: {error}") from None
-    file = Path(ref.path).expanduser()
+    file = expanded(ref.path)
     if file.suffix in WEIGHT_FILES and file.is_file() and ref.revision is None and ref.adapter is None:
         with ExitStack() as opened:
             alone = opened.enter_context(closing(Weights(file.parent, [file.name], mapped)))
@@ -250,7 +250,7 @@ def _file_digest(path: Path, size: int, mtime_ns: int) -> str:
 
 def _resolve(path: str, revision: str | None, what: str, weights: tuple[str, str]) -> tuple[Path, str | None]:
     """The local folder of a model or adapter, fetched from the Hub if need be, and its commit."""
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     if folder.is_dir():
         if revision is not None:
             raise InputError(

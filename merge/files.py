@@ -117,9 +117,22 @@ def write_text(path: Path, text: str, *, durable: bool = True) -> None:
         raise
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path whose ``~`` is replaced by the home folder that it means.
+
+    Raises:
+        InputError: If there is none.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        user = Path(path).parts[0]
+        raise InputError(f"{path}: no home folder of {user} is known; write the whole path") from None
+
+
 def nearest_existing(path: Path) -> Path:
     """A path if it exists, else the nearest folder above it that does."""
-    there = path.expanduser().absolute()
+    there = expanded(path).absolute()
     return next(found for found in (there, *there.parents) if found.exists())
 
 

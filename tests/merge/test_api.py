@@ -178,6 +178,15 @@ def test_an_existing_folder_is_replaced_only_on_request(family: list[Path], tmp_
     load(out)
 
 
+def test_an_output_in_a_home_folder(family: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^~nosuchuser/out: no home folder of ~nosuchuser is known"):
+        merge_models(recipe_of(family), "~nosuchuser/out")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert merge_models(recipe_of(family), "~/out") == tmp_path / "home" / "out"
+    assert names(tmp_path) == ["home"]
+
+
 @pytest.mark.parametrize("dangling", [False, True])
 def test_a_link_stays_and_what_it_leads_to_is_replaced(dangling: bool, family: list[Path], tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"

@@ -425,6 +425,9 @@ def test_folders_that_are_no_models(folder: Path, tmp_path: Path) -> None:
     assert "is a file; give the folder" in fault_of(folder / "config.json")
     assert "is a local folder, which has no revisions" in fault_of(f"{folder}@main")
     assert "model: must be path" in fault_of("a@b@c")
+    unknown = "no home folder of ~nosuchuser is known; write the whole path"
+    assert fault_of("~nosuchuser/x") == f"~nosuchuser/x: {unknown}"
+    assert fault_of(f"{folder}+~nosuchuser") == f"~nosuchuser: {unknown}"
     (folder / "model.safetensors").rename(folder / "other.safetensors")
     assert "has no weights; expected one of model.safetensors," in fault_of(folder)
     (folder / "other.safetensors").rename(folder / "model.safetensors")
