@@ -10,6 +10,7 @@ from heterosis.evolve.dimensions import Space
 from heterosis.evolve.files import SPLITS, read_summary
 from heterosis.evolve.record import read_trials
 from heterosis.merge import ModelRef, Recipe
+from heterosis.merge.files import expanded
 from heterosis.merge.reference import short_names
 
 # Of a run folder: the champion, and the best others.
@@ -52,7 +53,8 @@ def _with_our_models(recipe: Recipe, ours: Sequence[ModelRef], path: Path) -> Re
     """
     names = {}
     for ref in recipe.original_models():
-        own = next((model for model in ours if _is_same(ref, model)), None)
+        with within(f"warm_start: {path}"):
+            own = next((model for model in ours if _is_same(ref, model)), None)
         if own is None:
             raise InputError(
                 f"warm_start: {path}: merges {ref}, which is none of the config's models; name it there, or take "
@@ -72,7 +74,7 @@ def _is_one(path: str | None, other: str | None) -> bool:
     """Whether two names are those of one folder, or one Hub id."""
     if path is None or other is None or path == other:
         return path == other
-    here, there = Path(path).expanduser(), Path(other).expanduser()
+    here, there = expanded(path), expanded(other)
     return here.is_dir() and there.is_dir() and here.samefile(there)
 
 

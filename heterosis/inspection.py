@@ -184,7 +184,9 @@ def _distances(opened: "Mapping[ModelRef, Checkpoint]", base: str, threads: int 
 
 def _is_text_file(target: str, weights: tuple[str, ...]) -> bool:
     """Whether a target is a recipe or config; one that is named like that need not be there."""
-    path = Path(target).expanduser()
+    from heterosis.merge.files import expanded
+
+    path = expanded(target)
     return path.suffix in (".yaml", ".yml") or (path.is_file() and path.suffix.lower() not in weights)
 
 

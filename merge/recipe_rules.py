@@ -135,7 +135,7 @@ def document_faults(recipes: list["Recipe"], stage: str | None) -> Iterator[str]
 
 def _meant(ref: ModelRef, names: Iterable[str]) -> str:
     """The name that was meant instead of a model, if there is no such model and one comes near; else nothing."""
-    if "/" in ref.path or Path(ref.path).expanduser().exists():
+    if "/" in ref.path or ref.path.startswith("~") or Path(ref.path).exists():
         return ""
     hint = did_you_mean(ref.path, names)
     return hint if "did you mean" in hint else ""

@@ -70,6 +70,7 @@ def places(toy_models: dict[str, Path], toy_tasks: Path, make_llama: MakeLlama, 
 INIT = "init ANN BOB --tasks toy_choice --include-path TASKS"
 INIT_MISTAKES = [
     ("init /no/ann BOB --tasks toy_choice --include-path TASKS", "/no/ann: no such model folder"),
+    ("init ~nosuchuser/ann BOB --tasks toy_choice --include-path TASKS", "no home folder of ~nosuchuser is known"),
     ("init empty BOB --tasks toy_choice --include-path TASKS", "empty: "),
     ("init WEIGHTLESS BOB --tasks toy_choice --include-path TASKS", "weightless: "),
     ("init ANN --tasks toy_choice --include-path TASKS", "MODEL: there must be at least two to merge"),
@@ -112,6 +113,7 @@ INSPECT_MISTAKES: list[tuple[dict[str, Any], str]] = [
         {"genome": {"base_model": None, "merge_method": "ties"}},
         "genome.base_model: 'ties' needs it; name the model",
     ),
+    ({"genome": {"models": ["~nosuchuser/ann", "BOB"]}}, "~nosuchuser/ann: no home folder of ~nosuchuser"),
     ({"genome": {"models": ["ANN", "WIDE"]}}, "merge one architecture only"),
     ({"genome": {"models": ["ANN", "OTHER"]}}, "tokenizer_source: union"),
     ({"genome": {"models": ["ANN", "DEEP"]}}, "name models of one depth"),
@@ -160,6 +162,11 @@ def test_inspect(
     assert len(errors) == 1, errors
     assert errors[0].startswith("heterosis: ")
     assert says in errors[0]
+
+
+def test_inspect_a_model_of_nobody(run: Run) -> None:
+    says = "heterosis: ~nosuchuser/a: no home folder of ~nosuchuser is known; write the whole path"
+    assert run("inspect", "~nosuchuser/a") == (2, "", [says])
 
 
 TASK = {

@@ -1338,6 +1338,12 @@ class TestWarmStart:
         with pytest.raises(InputError, match=r"other\.yaml: merges org/other, which is none of the config's"):
             run(warm_start=str(recipe))
 
+    def test_of_a_model_of_nobody_is_refused(self, run: Any, tmp_path: Path) -> None:
+        recipe = tmp_path / "other.yaml"
+        recipe.write_text("merge_method: passthrough\nmodels: [{model: ~nosuchuser/other}]\n")
+        with pytest.raises(InputError, match=r"warm_start: .*other\.yaml: ~nosuchuser/other: no home folder of "):
+            run(warm_start=str(recipe))
+
     def test_of_no_point_of_the_space_is_told(
         self, toy_config: Any, tmp_path: Path, toy_models: dict[str, Path]
     ) -> None:

@@ -552,6 +552,11 @@ def test_faults_between_documents(text: str, wanted: str | None, faults: list[st
     assert [fault.removeprefix("recipe.yaml: ") for fault in caught.value.faults] == faults
 
 
+def test_a_home_folder_is_no_misspelt_stage() -> None:
+    """Whose it is, who opens it finds out."""
+    assert Recipe.parse(documents(stage("nosuchuser", "x"), stage("", "~nosuchuser"))).stages == ()
+
+
 def test_a_long_chain_of_stages() -> None:
     text = documents(*(stage(f"s{i}", f"s{i + 1}") for i in range(98)), stage("s98", "x"), stage("", "s0"))
     assert [s.name for s in Recipe.parse(text).stages] == [f"s{i}" for i in reversed(range(99))]
