@@ -155,7 +155,12 @@ def refuse_occupied(out: Path, overwrite: bool) -> None:
         InputError: If it exists and may not be replaced, or is something else than a model folder, or if there can
             be none there.
     """
-    place = nearest_existing(out.absolute().parent)
+    try:
+        place = nearest_existing(out.absolute().parent)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            (place / _beside(out, "replaced").name).lstat()  # the longest name that will be needed
+    except OSError as error:
+        raise InputError(f"{out}: cannot be created: {error.strerror}; choose another place or name") from error
     if not place.is_dir():
         raise InputError(f"{out}: cannot be created: {place} is a file; choose another place")
     if not out.exists():
@@ -205,7 +210,7 @@ def published_folder(out: Path, *, overwrite: bool = False, file: str | None = N
         InputError: If ``out`` holds something and ``overwrite`` is not given, or it cannot be created or filled.
     """
     refuse_occupied(out, overwrite)
-    partial, replaced = (out.with_name(f".{out.name}.{what}-{os.getpid()}") for what in ("partial", "replaced"))
+    partial, replaced = _beside(out, "partial"), _beside(out, "replaced")
     new = partial / file if file else partial
     try:
         above = [out.parent, *(made.parent for made in (out.parent, *out.parent.parents) if not made.exists())]
@@ -243,6 +248,10 @@ def published_folder(out: Path, *, overwrite: bool = False, file: str | None = N
                 _remove(replaced)
         shutil.rmtree(partial, ignore_errors=True)
         os.close(held)
+
+
+def _beside(out: Path, what: str) -> Path:
+    return out.parent / f".{out.name}.{what}-{os.getpid()}"
 
 
 def _hold(folder: Path) -> int:

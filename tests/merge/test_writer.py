@@ -344,6 +344,20 @@ def test_a_place_below_a_file_is_refused_beforehand(tmp_path: Path) -> None:
         refuse_occupied(tmp_path / "file" / "deep" / "out", overwrite=False)
 
 
+def test_a_name_that_leaves_no_room_for_those_beside_it_is_refused_beforehand(tmp_path: Path) -> None:
+    longest = os.pathconf(tmp_path, "PC_NAME_MAX") - len(f"..replaced-{os.getpid()}")
+    for name in ("a" * (longest + 1), "é" * (longest // 2 + 1), "a" * 1000, "a" * 1000 + "/out"):
+        says = f"{name}: cannot be created: File name too long; choose another place or name"
+        with pytest.raises(InputError, match=says):
+            refuse_occupied(tmp_path / name, overwrite=False)
+    out = tmp_path / ("a" * longest)
+    for text in ("old", "new"):
+        with published_folder(out, overwrite=True) as partial:
+            (partial / "model.safetensors").write_text(text)
+    assert names(tmp_path) == [out.name, f"{out.name}/model.safetensors"]
+    assert (out / "model.safetensors").read_text() == "new"
+
+
 def test_where_a_disk_is_mounted_is_refused_beforehand() -> None:
     with pytest.raises(InputError, match="/proc: is where a disk is mounted"), published_folder(Path("/proc")):
         raise AssertionError
