@@ -80,7 +80,7 @@ class CandidateLoader:
             self._resident = ResidentModel(
                 plan.config,
                 plan.donor.folder,
-                tokenizer=tokenizer,
+                tokenizer,
                 device=self._device,
                 threads=self._threads,
             )

@@ -10,6 +10,7 @@ import transformers
 from transformers.initialization import no_init_weights
 
 from heterosis.errors import InputError
+from heterosis.merge.tokenizer import OutputTokenizer
 
 PROMPT = "The quick brown fox jumps over the lazy dog: 17 + 25 ="
 SAMPLES = 64  # elements per tensor in a checksum
@@ -28,9 +29,8 @@ class ResidentModel:
     """A transformers language model in memory, by default without any weights yet.
 
     Attributes:
-        config: The model's config.json.
         model: The transformers model, in evaluation mode.
-        tokenizer: The donor's tokenizer.
+        tokenizer: Its tokenizer, of transformers.
         parameters: Every tensor that a checkpoint of this model may hold, by its name there, sharing memory
             with the live model. Tied tensors are there under each of their names.
     """
@@ -39,10 +39,9 @@ class ResidentModel:
         self,
         config: Mapping[str, Any],
         donor_folder: Path,
+        tokenizer: Any,
         *,
-        tokenizer: Any = None,
         device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
         threads: int | None = None,
     ) -> None:
         """Build the model from its config; the values of its parameters are undefined until written.
@@ -50,13 +49,12 @@ class ResidentModel:
         Args:
             config: Of the merged model.
             donor_folder: Where the generation config comes from.
-            tokenizer: Of transformers; None loads the donor's.
-            device: Where to compute.
-            dtype: What to compute in.
+            tokenizer: Of transformers.
+            device: Where to compute, in float32.
             threads: For all of torch in this process; None leaves that as it is.
 
         Raises:
-            InputError: If transformers does not know the architecture, or the tokenizer is missing.
+            InputError: If transformers does not know the architecture.
         """
         if threads is not None:
             torch.set_num_threads(threads)
@@ -71,21 +69,16 @@ class ResidentModel:
             # Without random numbers that the first candidate overwrites: 0.02 s instead of 5.5 s for 135 M
             # parameters. Buffers that no checkpoint holds (rotary frequencies) are computed as ever.
             with no_init_weights(), torch.device(device):
-                model = transformers.AutoModelForCausalLM.from_config(settings, dtype=dtype)
+                model = transformers.AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
         except ValueError as error:
             raise InputError(f"{donor_folder}/config.json: not a causal language model: {error}") from error
         model.tie_weights()
         if (donor_folder / "generation_config.json").is_file():
             model.generation_config = transformers.GenerationConfig.from_pretrained(donor_folder)
-        self._adopt(model, tokenizer or _load_tokenizer(donor_folder), dict(config))
+        self._adopt(model, tokenizer)
 
     @classmethod
-    def from_folder(
-        cls,
-        folder: Path,
-        *,
-        device: str = "cpu",
-    ) -> Self:
+    def from_folder(cls, folder: Path, *, device: str = "cpu") -> Self:
         """Load a merged model with transformers' own loader: slower, but right for every architecture.
 
         Raises:
@@ -98,11 +91,10 @@ class ResidentModel:
         if missing := sorted(loaded["missing_keys"]):  # which transformers has made up
             shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
             raise InputError(f"config.json asks for tensors that the model lacks: {shown}; correct one of them")
-        resident._adopt(model.to(device), _load_tokenizer(folder), model.config.to_dict())
+        resident._adopt(model.to(device), OutputTokenizer.of_folder(folder).load())
         return resident
 
-    def _adopt(self, model: Any, tokenizer: Any, config: dict[str, Any]) -> None:
-        self.config = config
+    def _adopt(self, model: Any, tokenizer: Any) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.parameters: dict[str, torch.Tensor] = dict(model.state_dict())
@@ -191,10 +183,3 @@ def checksum_of(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(sample.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    try:
-        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)  # else it may ask
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: no usable tokenizer: {error}") from error

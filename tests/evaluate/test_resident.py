@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from heterosis.errors import InputError
 from heterosis.evaluate import ModelMismatch, ResidentModel
+from heterosis.merge.tokenizer import OutputTokenizer
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {"tie_word_embeddings": True},
@@ -27,7 +28,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 def resident_of(folder: Path) -> ResidentModel:
-    return ResidentModel(json.loads((folder / "config.json").read_text()), folder)
+    tokenizer = OutputTokenizer.of_folder(folder).load()
+    return ResidentModel(json.loads((folder / "config.json").read_text()), folder, tokenizer)
 
 
 def shapes_of(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
@@ -148,23 +150,24 @@ def test_the_donors_generation_config_is_used(save_model: Callable[..., Path]) -
 
 def test_compute_dtype_is_not_the_configs(save_model: Callable[..., Path]) -> None:
     config = json.loads((save_model() / "config.json").read_text()) | {"dtype": "bfloat16"}
-    resident = ResidentModel(config, save_model(), dtype=torch.float32)
+    resident = ResidentModel(config, save_model(), None)
     assert {tensor.dtype for tensor in resident.parameters.values()} == {torch.float32}
 
 
 def test_unknown_architecture(llama: Path) -> None:
     with pytest.raises(InputError, match="model_type: 'lama' is unknown to transformers"):
-        ResidentModel({"model_type": "lama"}, llama)
+        ResidentModel({"model_type": "lama"}, llama, None)
 
 
 def test_not_a_language_model(llama: Path) -> None:
     with pytest.raises(InputError, match="not a causal language model"):
-        ResidentModel({"model_type": "vit"}, llama)
+        ResidentModel({"model_type": "vit"}, llama, None)
 
 
 def test_missing_tokenizer(llama: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no usable tokenizer"):
-        ResidentModel(json.loads((llama / "config.json").read_text()), tmp_path)
+    folder = Path(shutil.copytree(llama, tmp_path / "bare", ignore=shutil.ignore_patterns("*token*")))
+    with pytest.raises(InputError, match="tokenizer: the model has none"):
+        ResidentModel.from_folder(folder)
 
 
 def test_tensors_that_the_config_asks_for_are_not_made_up(llama: Path, tmp_path: Path) -> None:
