@@ -2,11 +2,12 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 
 from heterosis.errors import InputError, check_count
-from heterosis.merge.checkpoint import OpenModels
+from heterosis.merge.checkpoint import Checkpoint, OpenModels
 from heterosis.merge.companions import write_companions
 from heterosis.merge.executor import DEFAULT_MEMORY_LIMIT, THREAD_MINIMUM, execute
 from heterosis.merge.files import expanded, nearest_existing
@@ -15,6 +16,7 @@ from heterosis.merge.plan import MergePlan
 from heterosis.merge.planner import Names, build_plan
 from heterosis.merge.recipe import Recipe
 from heterosis.merge.reductions import Reductions
+from heterosis.merge.reference import ModelRef
 from heterosis.merge.writer import DEFAULT_SHARD_SIZE, SafetensorsSink, published_folder, refuse_occupied
 from heterosis.words import size
 
@@ -81,29 +83,22 @@ def merge_models(
         raise InputError(f"--memory-limit: must be at least {least}, but got {memory_limit:,} bytes")
     with OpenModels() as models:
         plan = build_plan(loaded, models, names=names, origin=origin)
-        opened = models.opened
-        for ref, model in opened.items():
-            if any(path.resolve().is_relative_to(target) for path in (model.folder, *model.files)):
-                raise InputError(f"{out}: is one of the models that are merged; choose another folder")
-            # Files of weights lie among other things.
-            for folder in (model.folder if model.config else None, model.adapter_folder):
-                if folder and folder.resolve() in target.parents:
-                    raise InputError(f"{out}: is inside {ref}, which is merged; choose another folder")
-        single = target.name if target.suffix == ".safetensors" else None
-        if single and plan.config:
+        _check_inputs(out, models.opened)
+        if target.suffix == ".safetensors" and plan.config:
             raise InputError(f"{out}: must be a folder, as the models have configs; remove '.safetensors'")
         if verify and not plan.config:
             raise InputError("--verify: needs models with a config, but got files of weights; leave it out")
         # What is written names the commits that were merged: it gives the same model when the Hub has moved on.
-        pinned = pin(plan.recipe, opened.values())
+        pinned = pin(plan.recipe, models.opened.values())
         if announce:
             announce(plan)
         _check_disk(plan, target)
+        single = target.name if target.suffix == ".safetensors" else None
         with published_folder(target, overwrite=overwrite, file=single) as partial:
             limit = plan.bytes_written + 1 if single else shard_size
             waiting = memory_limit // WAITING_SHARE
             sink = SafetensorsSink(partial, plan.ops, limit, single or "model.safetensors", waiting)
-            try:
+            with closing(sink):
                 execute(
                     plan,
                     sink,
@@ -113,14 +108,24 @@ def merge_models(
                     reductions=reductions,
                 )
                 sink.finish()
-            finally:
-                sink.close()
-            write_companions(plan, pinned, opened.values(), partial)
+            write_companions(plan, pinned, models.opened.values(), partial)
             if verify:
                 from heterosis.merge.verification import verify_folder  # imports transformers, which is slow
 
                 verify_folder(partial, str(out))
     return out
+
+
+def _check_inputs(out: Path, models: Mapping[ModelRef, Checkpoint]) -> None:
+    """Refuse to write over a model that is merged, or into one."""
+    target = out.resolve()
+    for ref, model in models.items():
+        if any(path.resolve().is_relative_to(target) for path in (model.folder, *model.files)):
+            raise InputError(f"{out}: is one of the models that are merged; choose another folder")
+        # Files of weights lie among other things.
+        for folder in (model.folder if model.config else None, model.adapter_folder):
+            if folder and folder.resolve() in target.parents:
+                raise InputError(f"{out}: is inside {ref}, which is merged; choose another folder")
 
 
 def _check_disk(plan: MergePlan, out: Path) -> None:
