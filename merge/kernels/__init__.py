@@ -13,6 +13,7 @@ loops.py       loops that call a formula
 sums.py        sums that do not depend on blocks
 counting.py    histograms of magnitudes
 uniform.py     random numbers of elements
+products.py    low-rank products, of adapters
 arithmetic.py  operations of formulas that numba does not have
 """
 
@@ -28,6 +29,7 @@ from heterosis.merge.kernels.counting import (
     take_counts,
 )
 from heterosis.merge.kernels.loops import map_loop, row_loop, step_loop, totals_loop
+from heterosis.merge.kernels.products import add_low_rank_product
 from heterosis.merge.kernels.sums import LANES, RUN, add_columns, add_magnitudes, add_products
 from heterosis.merge.kernels.uniform import fill_uniform, uniform
 from heterosis.merge.kernels.values import (
@@ -54,6 +56,7 @@ __all__ = [
     "Values",
     "add_columns",
     "add_magnitudes",
+    "add_low_rank_product",
     "add_products",
     "add_rounded",
     "compiled",

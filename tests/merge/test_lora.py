@@ -246,20 +246,20 @@ def test_any_blocks_give_the_same_bits(adapted: Any, cuts: list[int], wide: bool
 def test_rows_wider_than_a_tile_give_the_same_bits() -> None:
     import numpy as np
 
-    from heterosis.merge.lora import _add_product
+    from heterosis.merge.kernels import add_low_rank_product
 
     random = np.random.default_rng(0)
     left = random.standard_normal((3, 6)).astype(np.float32)
     right = random.standard_normal((6, 2500)).astype(np.float32)
     base = random.standard_normal(7500).astype(np.float32)
     whole = base.copy()
-    _add_product(whole, 0, left, right)
+    add_low_rank_product(whole, 0, left, right)
     expected = base + (left.astype(np.float64) @ right.astype(np.float64)).ravel()
     np.testing.assert_allclose(whole, expected, rtol=0, atol=1e-5)
     for size in (1, 7, 1023, 1024, 1025, 2500, 3333):
         out = base.copy()
         for start in range(0, len(out), size):
-            _add_product(out[start : start + size], start, left, right)
+            add_low_rank_product(out[start : start + size], start, left, right)
         assert (out == whole).all()
 
 
