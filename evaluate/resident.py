@@ -11,6 +11,7 @@ from transformers.initialization import no_init_weights
 
 from heterosis.errors import InputError
 from heterosis.merge.tokenizer import OutputTokenizer
+from heterosis.words import some
 
 PROMPT = "The quick brown fox jumps over the lazy dog: 17 + 25 ="
 SAMPLES = 64  # elements per tensor in a checksum
@@ -89,8 +90,9 @@ class ResidentModel:
             folder, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
         )
         if missing := sorted(loaded["missing_keys"]):  # which transformers has made up
-            shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-            raise InputError(f"config.json asks for tensors that the model lacks: {shown}; correct one of them")
+            raise InputError(
+                f"config.json asks for tensors that the model lacks: {some(missing)}; correct one of them"
+            )
         resident._adopt(model.to(device), OutputTokenizer.of_folder(folder).load())
         return resident
 
@@ -125,8 +127,7 @@ class ResidentModel:
             if parameter.data_ptr() not in written
         ]
         if faults:
-            more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-            raise ModelMismatch(f"{'; '.join(faults[:3])}{more}")
+            raise ModelMismatch(some(faults, between="; "))
 
     def checksum(self) -> str:
         """A hash of a fixed sample of every tensor, read from the live model: it shows that a swap happened."""

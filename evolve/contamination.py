@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from heterosis.words import some
+
 if TYPE_CHECKING:
     from heterosis.evaluate.documents import Source
 
@@ -48,9 +50,8 @@ def task_warnings(sources: Mapping[str, "Source"]) -> list[str]:
 
 
 def _benchmark_warning(tasks: list[str]) -> str:
-    more = "" if len(tasks) == 1 else f" and {len(tasks) - 1} more"
     return (
-        f"tasks: {tasks[0]}{more}: a well-known benchmark; a champion chosen by it has no comparable score there, "
+        f"tasks: {some(tasks, 1)}: a well-known benchmark; a champion chosen by it has no comparable score there, "
         "though its held-out gain is no luck; search on a task of your own or on the training split, and "
         "score the champion on the benchmark once"
     )

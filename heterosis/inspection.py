@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heterosis.errors import InputError, within
-from heterosis.words import brief, count, duration, size, table
+from heterosis.words import brief, count, duration, size, some, table
 
 if TYPE_CHECKING:
     from heterosis.evolve.config import EvolveConfig
@@ -284,8 +284,7 @@ def distance_lines(report: "Distances") -> Iterator[str]:
         (_layer_cells(name, layer, pairs, shown) for name, layer in report.layers.items()),
     )
     if report.skipped:
-        more = "" if len(report.skipped) == 1 else f" and {len(report.skipped) - 1} more"
-        yield f"left out, since not all have it in one shape: {report.skipped[0]}{more}"
+        yield f"left out, since not all have it in one shape: {some(report.skipped, 1)}"
 
 
 def search_lines(report: "SearchReport") -> Iterator[str]:

@@ -14,6 +14,12 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+def some(items: Sequence[str], most: int = 3, between: str = ", ") -> str:
+    """The first of several, and how many more there are: ``a, b, c and 4 more``."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return between.join(items[:most]) + more
+
+
 def size(number: int) -> str:
     """Bytes for people: ``512 MiB``."""
     value = float(number)

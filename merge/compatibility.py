@@ -23,8 +23,7 @@ from heterosis.merge.recipe import Recipe
 from heterosis.merge.reference import short_names
 from heterosis.merge.sources import Model
 from heterosis.merge.tokenizer import Tokens
-
-_SHOWN = 3  # examples of a difference
+from heterosis.words import some
 
 Weight: TypeAlias = Literal["blocks", "asks", "note"]
 
@@ -265,7 +264,7 @@ def _tensors(pair: str, first: Model, other: Model) -> Iterator[Difference]:
     for has, lacks in ((first, other), (other, first)):
         missing = [name for name in has.tensors if name not in lacks.tensors and counted(name)]
         if missing:
-            text = f"{_some(missing)} of {pair} only in {has.ref}"
+            text = f"{some(missing)} of {pair} only in {has.ref}"
             yield Difference("blocks", "tensors", text, "merge one architecture only")
     rows = [embedding_rows(model.tensors) or 0 for model in (first, other)]
     differing = []
@@ -277,7 +276,7 @@ def _tensors(pair: str, first: Model, other: Model) -> Iterator[Difference]:
         if not (tables and source.shape[1:] == twin.shape[1:]):
             differing.append(f"{name} {list(source.shape)} and {list(twin.shape)}")
     if differing:
-        yield Difference("blocks", "shapes", f"{pair} differ in {_some(differing)}", "merge one architecture only")
+        yield Difference("blocks", "shapes", f"{pair} differ in {some(differing)}", "merge one architecture only")
 
 
 def _vocabulary(pair: str, first: Model, other: Model) -> Iterator[Difference]:
@@ -307,12 +306,7 @@ def _tokenizers(pair: str, first: Tokens | None, other: Tokens | None, *, asks: 
     parts = []
     for tokens, says in ((lost, "only in the first"), (added, "only in the second"), (moved, "under other ids")):
         if tokens:
-            parts.append(f"{_some(list(map(repr, tokens)))} {says}")
+            parts.append(f"{some(list(map(repr, tokens)))} {says}")
     text = f"{pair} have {len(first.ids)} and {len(other.ids)} tokens: {', '.join(parts)}"
     remedy = "add tokenizer_source: union (or base, or a model)"
     yield Difference("asks" if asks else "note", "tokenizer", text, remedy)
-
-
-def _some(items: Sequence[str]) -> str:
-    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-    return ", ".join(items[:_SHOWN]) + more

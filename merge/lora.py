@@ -21,7 +21,7 @@ from heterosis.merge.layout import is_head
 from heterosis.merge.sources import TensorSource
 from heterosis.merge.weights import Weights
 from heterosis.merge.workspace import Workspace, as_array
-from heterosis.words import brief
+from heterosis.words import brief, some
 
 Matrix = np.ndarray[tuple[int, int], np.dtype[Any]]
 
@@ -240,10 +240,9 @@ class Adapter:
             except ValueError as error:
                 faults.append(f"{path}: {error}")
         if unplaced:
-            shown = ", ".join(unplaced[:5]) + (f" and {len(unplaced) - 5} more" if len(unplaced) > 5 else "")
             tied = all(is_head(f"{path.removesuffix('.weight')}.weight") for path in unplaced)
             remedy = _TIED if tied else "is the adapter for another model?"
-            faults.insert(0, f"the base model has no such tensors: {shown}; {remedy}")
+            faults.insert(0, f"the base model has no such tensors: {some(unplaced, 5)}; {remedy}")
         if faults:
             raise InputError(*few([f"{self.folder}: {fault}" for fault in faults]))
         return changed

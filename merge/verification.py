@@ -11,6 +11,7 @@ import torch
 
 from heterosis.merge.executor import MergeError
 from heterosis.merge.tokenizer import OutputTokenizer
+from heterosis.words import some
 
 _T = TypeVar("_T")
 
@@ -80,8 +81,7 @@ def _load(folder: Path) -> Any:
     for key, says in _REPORTS.items():
         entries = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in report[key])
         if entries:
-            more = f" and {len(entries) - 3} more" if len(entries) > 3 else ""
-            faults.append(f"{says}: {', '.join(entries[:3])}{more}")
+            faults.append(f"{says}: {some(entries)}")
     if faults:
         raise ValueError("; ".join(faults))
     return model.eval()
