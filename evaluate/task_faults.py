@@ -77,7 +77,7 @@ def why_unloadable(error: BaseException, declared: Mapping[str, Any]) -> str:
 
 
 def check_metrics(name: str, task: Any, known: Collection[str], find: Callable[[str, bool], object]) -> None:
-    """Refuse metrics of a task's YAML that lm-eval does not know: it only logs that.
+    """Refuse metrics of a task's YAML that lm-eval does not know, which it only logs, and a wrong direction.
 
     Args:
         name: The task's.
@@ -89,6 +89,13 @@ def check_metrics(name: str, task: Any, known: Collection[str], find: Callable[[
         return
     for entry in task.config.metric_list or ():
         metric, elsewhere = entry["metric"], bool(entry.get("hf_evaluate"))
+        likelihoods = metric == "perplexity" and str(task.config.output_type) == "loglikelihood"
+        if likelihoods and entry.get("aggregation") == "mean" and not entry.get("higher_is_better"):
+            # lm-eval's own direction is that of exp(-mean).
+            raise InputError(
+                f"task '{name}': metric_list: perplexity: higher must be better, as the mean is one of "
+                "log-likelihoods; write higher_is_better: true"
+            )
         if not isinstance(metric, str) or (metric in known and not elsewhere):
             continue
         if find(metric, elsewhere) is None:

@@ -279,6 +279,30 @@ def test_all_faults_at_once(toys: Path) -> None:
     )
 
 
+def write_task(toys: Path, definition: str) -> TaskSpec:
+    (toys / "toy_own.yaml").write_text(f"task: toy_own\ninclude: _common\ndoc_to_target: answer\n{definition}")
+    return TaskSpec("toy_own")
+
+
+LIKELIHOOD = "output_type: loglikelihood\nmetric_list: [{metric: perplexity, aggregation: mean%s}]\n"
+
+
+@pytest.mark.parametrize("direction", ["", ", higher_is_better: false"])
+def test_log_likelihoods_are_not_minimised(toys: Path, direction: str) -> None:
+    """lm-eval's direction of ``perplexity``, lower, is that of exp(-mean), and not of what a document has."""
+    spec = write_task(toys, LIKELIHOOD % direction)
+    with pytest.raises(InputError, match=r"^task 'toy_own': metric_list: perplexity: higher must be"):
+        TaskSet([spec], include_path=[toys])
+
+
+def test_log_likelihoods_are_maximised(toys: Path) -> None:
+    tasks = TaskSet([write_task(toys, LIKELIHOOD % ", higher_is_better: true")], include_path=[toys])
+    tasks.build({"toy_own": [3]})
+    scores = tasks.score(FakeLM(lambda *_: (-2.5, False)), {"toy_own": [3]})
+    assert scores.values("toy_own", "perplexity,none") == {3: -2.5}
+    assert tasks.metric("toy_own").higher_is_better
+
+
 def test_a_task_that_runs_code_can_be_allowed(toys: Path) -> None:
     assert "toy_unsafe" in TaskSet([TaskSpec("toy_unsafe")], include_path=[toys], allow_code=True).specs
 
