@@ -21,7 +21,9 @@ def evaluate_model(
     limit: int | None = None,
     num_fewshot: int | None = None,
     batch_size: int = 16,
+    max_length: int | None = None,
     apply_chat_template: bool = False,
+    fewshot_as_multiturn: bool = True,
     seed: int = 0,
     device: str = "cpu",
 ) -> tuple[Scores, dict[str, Metric]]:
@@ -34,7 +36,9 @@ def evaluate_model(
         limit: Documents per task, drawn at random by ``seed``; None for all.
         num_fewshot: Examples in each prompt; None for the task's own number.
         batch_size: Requests in one forward pass.
+        max_length: Tokens of the longest prompt; None for the model's own.
         apply_chat_template: Ask in the form of a chat.
+        fewshot_as_multiturn: In a chat, give few-shot examples as turns of their own.
         seed: Of the documents drawn and of few-shot examples.
         device: Where to compute.
 
@@ -52,6 +56,8 @@ def evaluate_model(
         check_count("--limit", limit)
     if num_fewshot is not None:
         check_count("--num-fewshot", num_fewshot, 0)
+    if max_length is not None:
+        check_count("--max-length", max_length)
     recipe, origin = _recipe(model)
     several = [tasks] if isinstance(tasks, str | TaskSpec) else tasks
     specs = [t if isinstance(t, TaskSpec) else TaskSpec(t) for t in several]
@@ -71,8 +77,10 @@ def evaluate_model(
     resident = CandidateLoader(device).load(recipe, origin)
     if apply_chat_template and not resident.tokenizer.chat_template:
         raise InputError(f"--apply-chat-template: the tokenizer of {model} has no chat template; leave it out")
-    lm = resident.lm(batch_size)
-    task_set.build(documents, lm, apply_chat_template=apply_chat_template)
+    lm = resident.lm(batch_size, max_length)
+    task_set.build(
+        documents, lm, apply_chat_template=apply_chat_template, fewshot_as_multiturn=fewshot_as_multiturn
+    )
     return task_set.score(lm, documents), {task: task_set.metric(task) for task in groups}
 
 

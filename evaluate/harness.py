@@ -323,7 +323,7 @@ class TaskSet:
         lm: LM | None = None,
         *,
         apply_chat_template: bool = False,
-        fewshot_as_multiturn: bool = False,
+        fewshot_as_multiturn: bool = True,
         system_instruction: str | None = None,
     ) -> None:
         """Make the requests of these documents, in place of all made before.

@@ -303,7 +303,11 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Documents per task, drawn by --seed.")] = None,
     num_fewshot: Annotated[int | None, typer.Option(min=0)] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of the longest prompt; the model's own by default.")
+    ] = None,
     apply_chat_template: Annotated[bool, typer.Option("--apply-chat-template")] = False,
+    fewshot_as_multiturn: Annotated[bool, typer.Option(help="Whether examples are turns of the chat.")] = True,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Device = "cpu",
     output: Annotated[
@@ -326,7 +330,9 @@ def evaluate(
             limit=limit,
             num_fewshot=num_fewshot,
             batch_size=batch_size,
+            max_length=max_length,
             apply_chat_template=apply_chat_template,
+            fewshot_as_multiturn=fewshot_as_multiturn,
             seed=seed,
             device=device,
         )

@@ -16,6 +16,8 @@ import yaml
 
 import heterosis
 from heterosis import cli
+from heterosis.evaluate import TaskSet
+from heterosis.evaluate.candidates import copy_recipe
 from heterosis.evaluate.scores import Scores
 from heterosis.evaluate.splits import Split
 from heterosis.evolve import session
@@ -433,6 +435,45 @@ def test_evaluate(run: Run, toy_models: dict[str, Path], toy_tasks: Path) -> Non
     run(*command, "--limit", 12, "--seed", 1, "-o", "other.json", "--overwrite")
     other = Scores.from_json(Path("other.json").read_text())
     assert other.documents["toy_choice"].keys() != scores.documents["toy_choice"].keys()
+
+
+def test_evaluate_asks_as_a_search_does(
+    run: Run,
+    toy_models: dict[str, Path],
+    toy_tasks: Path,
+    toy_config: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Few-shot chat prompts, for one, and no longer ones."""
+    asked: list[tuple[int, list[Any]]] = []
+    score = TaskSet.score
+
+    def watched(self: TaskSet, lm: Any, *rest: Any) -> Scores:
+        built = self._tasks["toy_choice"].requests
+        asked.append((lm.max_length, [request.args for index in sorted(built) for request in built[index]]))
+        return score(self, lm, *rest)
+
+    monkeypatch.setattr(TaskSet, "score", watched)
+    command = ("evaluate", toy_models["ann"], "--include-path", toy_tasks, "--tasks", "toy_choice", "--seed", 3)
+    chat = ("--num-fewshot", 2, "--apply-chat-template")
+    documents, nothing = {"toy_choice": list(range(80))}, dict[str, list[int]](toy_choice=[])
+    ways: list[tuple[dict[str, Any], tuple[object, ...]]] = [
+        ({}, ()),
+        ({"fewshot_as_multiturn": False}, ("--no-fewshot-as-multiturn",)),
+        ({"max_length": 24}, ("--max-length", 24)),
+    ]
+    for keys, options in ways:
+        data = toy_config(num_fewshot=2, apply_chat_template=True, **keys)
+        config = EvolveConfig.parse(yaml.safe_dump(data))
+        worker = Worker(Setup(config, Split(documents, nothing, nothing)))
+        assert isinstance(worker.score(copy_recipe(str(toy_models["ann"])).to_yaml(), documents), Evaluation)
+        code, _, errors = run(*command, *chat, *options)
+        assert code == 0, errors
+    searched, evaluated = asked[::2], asked[1::2]
+    assert evaluated == searched
+    default, single, short = searched
+    assert default[1] != single[1]
+    assert short[0] == 24 != default[0]
 
 
 @pytest.mark.usefixtures("inline")

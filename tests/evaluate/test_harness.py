@@ -229,11 +229,11 @@ def test_the_global_generators_are_left_as_they_were(toys: Path) -> None:
 def test_chat_template_and_system_instruction(toys: Path) -> None:
     task_set = TaskSet([TaskSpec("toy_generate", num_fewshot=1)], include_path=[toys])
     chat: dict[str, Any] = {"apply_chat_template": True, "system_instruction": "Be brief."}
-    [single] = prompts(task_set, [0], **chat)
+    [single] = prompts(task_set, [0], fewshot_as_multiturn=False, **chat)
     assert single.startswith("system:Be brief.|user:Q: ")
     assert single.endswith("Q: 0 and 0?\nA:")
     assert single.count("user:") == 1
-    [turns] = prompts(task_set, [0], fewshot_as_multiturn=True, **chat)
+    [turns] = prompts(task_set, [0], **chat)
     assert turns.count("user:") == 2
     assert turns.count("assistant:") == 1
 
