@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
-from lm_eval.api.registry import get_metric, get_model, metric_registry, model_registry
-from lm_eval.api.task import Task
+from lm_eval.api.registry import get_metric, get_metric_aggregation, get_model, metric_registry, model_registry
+from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.filters import build_filter_ensemble
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -438,9 +438,19 @@ class TaskSet:
                     key = f"{metric},{pipeline.name}"
                     if key not in loaded.metrics:
                         continue
-                    if math.isfinite(value):
+                    wanted = key == loaded.metric.key
+                    try:
+                        finite = math.isfinite(value)
+                    except TypeError as error:
+                        if not wanted:
+                            continue
+                        raise InputError(
+                            f"task '{name}': metric {key}: must be a number for each document, but got "
+                            f"{type(value).__name__}; take another, or compute one in process_results"
+                        ) from error
+                    if finite:
                         scored[index][key] = float(value)
-                    elif key == loaded.metric.key:
+                    elif wanted:
                         raise NonFiniteScore(name, index, float(value))
         # Some tasks give it for some of their documents only, so that a part of them may have none.
         whole = len(scored) == len(loaded.requests) > 0
@@ -567,11 +577,24 @@ def _metrics_of(task: Task) -> tuple[dict[str, Metric], list[str]]:
             unusable.append(f"{name} (aggregated by {aggregation}, not by the mean over documents)")
         elif directions.get(name) is None:
             unusable.append(f"{name} (does not say whether higher is better)")
+        elif _needs_own_aggregation(task, name):
+            unusable.append(f"{name} (gives no number for a document)")
         else:
             for pipeline in _filters_of(task):
                 metric = Metric(str(name), pipeline.name, bool(directions[name]))
                 usable[metric.key] = metric
     return usable, unusable
+
+
+def _needs_own_aggregation(task: Task, name: str) -> bool:
+    """Whether lm-eval gives a document no number for a metric, but what the metric's own aggregation takes."""
+    if task.config.process_results is not None or type(task).process_results != ConfigurableTask.process_results:
+        return False  # the task computes its metrics itself
+    if name == "perplexity" and task.OUTPUT_TYPE == "loglikelihood":  # the log-likelihood
+        return False
+    elsewhere = {entry["metric"] for entry in task.config.metric_list or () if entry.get("hf_evaluate")}
+    own = name in metric_registry and name not in elsewhere
+    return own and get_metric_aggregation(name).__name__ != "mean"
 
 
 def _filters_of(task: Task) -> list[Any]:

@@ -203,7 +203,12 @@ TASK_MISTAKES: list[tuple[dict[str, Any], str, str]] = [
     (
         {"metric_list": [TASK["metric_list"][0] | {"metric": "bleu"}]},
         ASKED,
-        "task 'asked': metric bleu,none: given for none of 1 documents; take one that is given: none",
+        "task 'asked': has no metric that can be used; not usable: bleu (gives no number for a document); write",
+    ),
+    (
+        {"metric_list": [TASK["metric_list"][0] | {"metric": "acc_all"}]},
+        ASKED,
+        "task 'asked': metric acc_all,none: given for none of 1 documents; take one that is given: none",
     ),
 ]
 

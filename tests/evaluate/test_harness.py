@@ -3,6 +3,7 @@ import logging
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +302,57 @@ def test_log_likelihoods_are_maximised(toys: Path) -> None:
     scores = tasks.score(FakeLM(lambda *_: (-2.5, False)), {"toy_own": [3]})
     assert scores.values("toy_own", "perplexity,none") == {3: -2.5}
     assert tasks.metric("toy_own").higher_is_better
+
+
+CHOICE = "output_type: multiple_choice\ndoc_to_choice: choices\ndoc_to_target: label\n"
+
+
+@pytest.mark.parametrize(
+    ("metric", "definition"),
+    [
+        ("bits_per_byte", "output_type: loglikelihood_rolling\n"),
+        ("brier_score", CHOICE),
+        ("f1", CHOICE),
+        ("f1", "output_type: generate_until\n"),
+        ("perplexity", CHOICE),
+    ],
+)
+def test_metrics_that_need_their_own_aggregation(toys: Path, metric: str, definition: str) -> None:
+    """lm-eval gives a document a pair, or nothing, and only an aggregation of its own makes a number of that."""
+    own = f"{{metric: {metric}, aggregation: mean, higher_is_better: false}}"
+    spec = write_task(toys, f"{definition}metric_list: [{own}]\n")
+    with pytest.raises(
+        InputError, match=rf"^task 'toy_own': .*not usable: {metric} \(gives no number for a document"
+    ):
+        TaskSet([spec], include_path=[toys])
+
+
+@pytest.mark.parametrize(
+    ("metric", "other", "task"),
+    [
+        ("likelihood", "acc", CHOICE),
+        ("length", "crc", "output_type: generate_until\nprocess_results: !function toy.any_text_scores\n"),
+        ("f1", "acc", "output_type: generate_until\nprocess_results: !function toy.f1\n"),
+    ],
+)
+def test_a_value_that_is_no_number(toys: Path, metric: str, other: str, task: str) -> None:
+    """It is told of the metric that is wanted, and left out of another; the task's own functions may give any."""
+    with (toys / "toy.py").open("a") as file:
+        file.write("\ndef f1(doc, results):\n    return {'f1': (0, 1), 'acc': 1.0}\n")
+    metrics = (f"- {{metric: {name}, aggregation: mean, higher_is_better: true}}\n" for name in (metric, other))
+    spec = write_task(toys, f"{task}metric_list:\n{''.join(metrics)}")
+
+    def score(spec: TaskSpec) -> Any:
+        tasks = TaskSet([spec], include_path=[toys])
+        tasks.build({"toy_own": [3]})
+        lm = FakeLM(lambda _, asked: "17" if isinstance(asked, dict) else (-1.0, False))
+        return tasks.score(lm, {"toy_own": [3]})
+
+    says = f"task 'toy_own': metric {metric},none: must be a number for each document, but got tuple; take another"
+    with pytest.raises(InputError, match=f"^{says}"):
+        score(spec)
+    scores = score(replace(spec, metric=other))
+    assert scores.documents["toy_own"][3].keys() == {f"{other},none"}
 
 
 def test_a_task_that_runs_code_can_be_allowed(toys: Path) -> None:
