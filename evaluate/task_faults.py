@@ -112,10 +112,13 @@ def near_tasks(name: str, manager: Any) -> list[str]:
 
 def chosen_metric(task: str, wanted: str | None, usable: Mapping[str, Metric], unusable: Sequence[str]) -> str:
     """The key of the metric that the user means."""
-    valid = f"valid: {', '.join(usable)}" if usable else "the task has no metric that can be used"
+    valid = f"valid: {', '.join(usable)}"
     not_valid = f"; not usable: {', '.join(unusable)}" if unusable else ""
     if not usable:
-        raise InputError(f"task '{task}': {valid}{not_valid}")
+        raise InputError(
+            f"task '{task}': has no metric that can be used{not_valid}; write one with aggregation: mean, "
+            "in place of perplexities one of output_type: loglikelihood"
+        )
     if wanted is None:
         return next(iter(usable))
     if wanted in usable:

@@ -24,6 +24,8 @@ from heterosis.evaluate import (
     split_documents,
 )
 
+from ..pages import blocks
+
 
 class FakeLM(LM):  # type: ignore[misc]
     """Answers every request by a function of its arguments, and keeps what it was asked."""
@@ -272,10 +274,11 @@ def test_all_faults_at_once(toys: Path) -> None:
         "task 'toy_filters': metric 'exact_match' is ambiguous; valid: exact_match,first, exact_match,vote",
         "task 'toy_generate': unknown metric 'length,none'; valid: crc,none; not usable: length (aggregated by "
         "weighted_perplexity, not by the mean over documents)",
-        "task 'toy_rolling': the task has no metric that can be used; not usable: word_perplexity (aggregated by "
+        "task 'toy_rolling': has no metric that can be used; not usable: word_perplexity (aggregated by "
         "weighted_perplexity, not by the mean over documents), byte_perplexity (aggregated by "
         "weighted_perplexity, not by the mean over documents), bits_per_byte (aggregated by bits_per_byte, not "
-        "by the mean over documents)",
+        "by the mean over documents); write one with aggregation: mean, in place of perplexities one of "
+        "output_type: loglikelihood",
         "task 'toy_unsafe': runs code that the model writes, which a search does not; leave it out",
     )
 
@@ -302,6 +305,36 @@ def test_log_likelihoods_are_maximised(toys: Path) -> None:
     scores = tasks.score(FakeLM(lambda *_: (-2.5, False)), {"toy_own": [3]})
     assert scores.values("toy_own", "perplexity,none") == {3: -2.5}
     assert tasks.metric("toy_own").higher_is_better
+
+
+def test_the_guides_way_to_lower_a_perplexity(
+    tmp_path: Path, resident: ResidentModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a function of the mean that is maximised."""
+    [block] = (b for b in blocks("docs/first-search.md", "yaml") if "perplexity" in b.text)
+    name = Path(block.title).stem
+    monkeypatch.chdir(tmp_path)
+    rows = [{"question": f"{n} and {n}?", "choices": ["", str(2 * n)], "label": 1} for n in range(5)]
+    Path(block.title).parent.mkdir()
+    (Path(block.title).parent / "sums.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    Path(block.title).write_text(block.text)
+    tasks = TaskSet([TaskSpec(name)], include_path=["my-tasks"])
+    tasks.build({name: range(5)})
+    scores = tasks.score(resident.lm(2), {name: range(5)})
+    assert tasks._tasks[name].requests[3][0].args == ("3 and 3?", " 6")
+    assert tasks.metric(name).higher_is_better
+
+    Path(block.title).write_text(block.text.replace("aggregation: mean", "aggregation: perplexity"))
+    manager = TaskManager(include_path="my-tasks", include_defaults=False)
+    plain = lm_eval.simple_evaluate(resident.lm(2), tasks=[name], task_manager=manager, bootstrap_iters=0)
+    key = tasks.metric(name).key
+    assert math.exp(-scores.mean(name, key)) == pytest.approx(plain["results"][name][key])
+
+    Path(block.title).write_text(block.text.replace("{{question}}", ""))
+    running = TaskSet([TaskSpec(name)], include_path=["my-tasks"])
+    running.build({name: [3]})
+    assert running._tasks[name].requests[3][0].args == ("", " 6")
+    assert running.score(resident.lm(2), {name: [3]}).mean(name, key) < 0
 
 
 CHOICE = "output_type: multiple_choice\ndoc_to_choice: choices\ndoc_to_target: label\n"
