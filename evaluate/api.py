@@ -59,12 +59,9 @@ def evaluate_model(
     if max_length is not None:
         check_count("--max-length", max_length)
     recipe, origin = _recipe(model)
-    several = [tasks] if isinstance(tasks, str | TaskSpec) else tasks
-    specs = [t if isinstance(t, TaskSpec) else TaskSpec(t) for t in several]
-    if not specs:
+    if not tasks:
         raise InputError("--tasks: must name at least one task of lm-eval, or of --include-path")
-    folders = [include_path] if isinstance(include_path, str | os.PathLike) else include_path
-    task_set = TaskSet(specs, include_path=[Path(p) for p in folders], num_fewshot=num_fewshot, seed=seed)
+    task_set = TaskSet(tasks, include_path=include_path, num_fewshot=num_fewshot, seed=seed)
     groups = task_set.groups()
     if limit is None:
         documents = {task: list(range(len(names))) for task, names in groups.items()}

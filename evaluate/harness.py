@@ -10,6 +10,7 @@ import copy
 import inspect
 import logging
 import math
+import os
 import random
 import time
 import warnings
@@ -206,7 +207,7 @@ class TaskSet:
 
     Example::
 
-        tasks = TaskSet([TaskSpec("arc_easy", metric="acc_norm")])
+        tasks = TaskSet(TaskSpec("arc_easy", metric="acc_norm"))
         split = split_documents(tasks.groups(), Sizes(search=100), seed=0)
         tasks.build(split, lm)
         tasks.score(lm, split.search).mean("arc_easy", "acc_norm,none")
@@ -217,9 +218,9 @@ class TaskSet:
 
     def __init__(
         self,
-        specs: Iterable[TaskSpec],
+        tasks: str | TaskSpec | Iterable[str | TaskSpec],
         *,
-        include_path: Sequence[Path | str] = (),
+        include_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
         num_fewshot: int | None = None,
         seed: int = 0,
         allow_code: bool = False,
@@ -227,8 +228,8 @@ class TaskSet:
         """Load the tasks and their data; no model is needed yet.
 
         Args:
-            specs: The tasks. A group's or tag's tasks share its weight equally.
-            include_path: Folders with the user's own task YAML, which goes before lm-eval's. ``!function``
+            tasks: Names, or specs that say more; or one of them. The tasks of a group or tag share its weight.
+            include_path: Folders with the user's own task YAML, or one, which goes before lm-eval's. ``!function``
                 in these files runs the Python that stands beside them.
             num_fewshot: For tasks whose spec does not say, unless the task itself insists on 0 (as lm-eval).
             seed: Of the few-shot examples.
@@ -241,10 +242,12 @@ class TaskSet:
         self._seed = seed
         self._tasks: dict[str, _Loaded] = {}
 
-        specs = list(specs)
+        several = [tasks] if isinstance(tasks, str | TaskSpec) else tasks
+        specs = [task if isinstance(task, TaskSpec) else TaskSpec(task) for task in several]
+        folders = [include_path] if isinstance(include_path, str | os.PathLike) else include_path
         faults: list[str] = []
         with _quiet(), _seeded(seed):
-            manager = _task_manager(specs, include_path)
+            manager = _task_manager(specs, [str(Path(folder)) for folder in folders])
             for spec in specs:
                 with collecting(faults):
                     self._add(spec, manager, num_fewshot, allow_code)
@@ -514,13 +517,12 @@ def _fresh(request: Instance) -> Instance:
     return replace(request, arguments=copy.deepcopy(request.arguments), resps=[], filtered_resps={})
 
 
-def _task_manager(specs: Sequence[TaskSpec], include_path: Sequence[Path | str]) -> Any:
+def _task_manager(specs: Sequence[TaskSpec], folders: list[str]) -> Any:
     """An index that knows the named tasks.
 
     Indexing lm-eval's own 14,000 tasks takes 5 to 20 seconds, the include path alone a few milliseconds, so
     that is tried first. It is enough for single tasks; a group or tag may go on in lm-eval's.
     """
-    folders = [str(Path(folder)) for folder in include_path]
     if missing := [folder for folder in folders if not Path(folder).is_dir()]:
         raise InputError(
             *(f"include_path: '{folder}' is not a folder; name the one with the tasks' YAML" for folder in missing)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from heterosis.errors import InputError
-from heterosis.evaluate.scores import TaskSpec
 from heterosis.evaluate.splits import Sizes, split_documents
 from heterosis.evolve.config import EvolveConfig
 from heterosis.merge.reference import ModelRef
@@ -83,7 +82,7 @@ def draft_config(
         from heterosis.evaluate.harness import TaskSet
         from heterosis.evolve.preflight import preflight
 
-        loaded = TaskSet([TaskSpec(task) for task in tasks], include_path=include_path)
+        loaded = TaskSet(tasks, include_path=include_path)
         data = _data(models, tasks, base, include_path, loaded, found, list(opened.values()))
         config = EvolveConfig.parse(yaml.safe_dump(data), name)
         with recorded_warnings() as noted:

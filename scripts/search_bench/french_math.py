@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-from heterosis.evaluate import Sizes, Split, TaskSet, TaskSpec
+from heterosis.evaluate import Sizes, Split, TaskSet
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.pool import Failure, Setup
 from heterosis.evolve.worker import Worker
@@ -111,7 +111,7 @@ class ExampleScorer:
                 }
             )
         )
-        tasks = TaskSet([TaskSpec(TASK), TaskSpec(TRUE_TASK)], include_path=[place.tasks])
+        tasks = TaskSet([TASK, TRUE_TASK], include_path=place.tasks)
         everything = {task: list(range(tasks.documents(task).count)) for task in (TASK, TRUE_TASK)}
         nothing: dict[str, list[int]] = {task: [] for task in everything}
         self._true = {TRUE_TASK: everything[TRUE_TASK]}

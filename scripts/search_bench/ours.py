@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from heterosis.evaluate import Split, TaskSet, TaskSpec, split_documents
+from heterosis.evaluate import Split, TaskSet, split_documents
 from heterosis.evolve import search
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.pool import Setup
@@ -46,7 +46,7 @@ _TASK_SETS: dict[Path, TaskSet] = {}
 
 def _task_set(place: Home) -> TaskSet:
     if place.tasks not in _TASK_SETS:
-        _TASK_SETS[place.tasks] = TaskSet(map(TaskSpec, place.task_names), include_path=[place.tasks])
+        _TASK_SETS[place.tasks] = TaskSet(place.task_names, include_path=place.tasks)
     return _TASK_SETS[place.tasks]
 
 

@@ -397,6 +397,12 @@ def test_a_task_is_named_once(toys: Path) -> None:
         TaskSet([TaskSpec("toy_choice"), TaskSpec("toy_choice")], include_path=[toys])
 
 
+@pytest.mark.parametrize("as_path", [str, Path])
+@pytest.mark.parametrize("tasks", ["toy_choice", TaskSpec("toy_choice"), ["toy_choice"], [TaskSpec("toy_choice")]])
+def test_one_task_and_one_folder_need_no_list(toys: Path, tasks: Any, as_path: Any) -> None:
+    assert list(TaskSet(tasks, include_path=as_path(toys)).specs) == ["toy_choice"]
+
+
 def test_include_path_must_be_a_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"include_path: '.*nowhere' is not a folder"):
         TaskSet([TaskSpec("toy_choice")], include_path=[tmp_path / "nowhere"])
