@@ -10,6 +10,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from heterosis.errors import InputError, did_you_mean
 from heterosis.evaluate.answers import Answer
 
 PerDocument = dict[str, dict[int, dict[str, float]]]
@@ -83,8 +84,16 @@ class Scores:
         return sum(map(len, self.documents.values()))
 
     def values(self, task: str, key: str) -> dict[int, float]:
-        """The documents' values of one metric; without those for which the task did not give it."""
-        return {document: scored[key] for document, scored in self.documents[task].items() if key in scored}
+        """The documents' values of one metric; without those for which the task did not give it.
+
+        Raises:
+            InputError: If the key lacks its filter, and no document has it so.
+        """
+        values = {document: scored[key] for document, scored in self.documents[task].items() if key in scored}
+        if not values and "," not in key:
+            known = {key for scored in self.documents[task].values() for key in scored}
+            raise InputError(f"task '{task}': unknown metric '{key}'{did_you_mean(f'{key},none', known)}")
+        return values
 
     def mean(self, task: str, key: str) -> float:
         """The mean over the documents; NaN when there is none."""

@@ -1,9 +1,11 @@
 import math
 import pickle
 import statistics
+from collections.abc import Callable
 
 import pytest
 
+from heterosis.errors import InputError
 from heterosis.evaluate import Answer, Metric, NonFiniteScore, Scores
 from heterosis.evaluate.answers import chosen
 
@@ -31,6 +33,18 @@ def test_a_document_without_the_metric_does_not_count() -> None:
     scored.documents["a"][2] = {}
     assert scored.mean("a", KEY) == 0.5
     assert scored.values("a", KEY) == {0: 1.0, 1: 0.0}
+
+
+@pytest.mark.parametrize("kin", [Scores.values, Scores.mean, Scores.stderr])
+def test_a_metric_without_its_filter_is_no_key(kin: Callable[[Scores, str, str], object]) -> None:
+    """A full key may be that of a metric which the task gives for other documents only."""
+    scored = Scores({"a": {0: {KEY: 1.0, "acc_norm,none": 0.0}, 1: {KEY: 0.0}}, "b": {}})
+    for wrong, meant in (("acc", KEY), ("accnorm", "acc_norm,none")):
+        with pytest.raises(InputError, match=f"^task 'a': unknown metric '{wrong}'; did you mean '{meant}'"):
+            kin(scored, "a", wrong)
+    with pytest.raises(InputError, match=f"^task 'a': unknown metric 'perplexity'; valid: {KEY}, acc_norm,none$"):
+        kin(scored, "a", "perplexity")
+    assert kin(scored, "a", "f1,none") in ({}, pytest.approx(math.nan, nan_ok=True))
 
 
 def test_merged() -> None:
