@@ -50,17 +50,17 @@ def evaluate_model(
         MergeError: If the merge has NaN or infinity.
     """
     check_device(device)
-    check_count("--batch-size", batch_size)
-    check_count("--seed", seed, 0)
+    check_count("batch_size", batch_size)
+    check_count("seed", seed, 0)
     if limit is not None:
-        check_count("--limit", limit)
+        check_count("limit", limit)
     if num_fewshot is not None:
-        check_count("--num-fewshot", num_fewshot, 0)
+        check_count("num_fewshot", num_fewshot, 0)
     if max_length is not None:
-        check_count("--max-length", max_length)
+        check_count("max_length", max_length)
     recipe, origin = _recipe(model)
     if not tasks:
-        raise InputError("--tasks: must name at least one task of lm-eval, or of --include-path")
+        raise InputError("tasks: must name at least one task of lm-eval, or of include_path")
     task_set = TaskSet(tasks, include_path=include_path, num_fewshot=num_fewshot, seed=seed)
     groups = task_set.groups()
     if limit is None:
@@ -73,7 +73,7 @@ def evaluate_model(
         }
     resident = CandidateLoader(device).load(recipe, origin)
     if apply_chat_template and not resident.tokenizer.chat_template:
-        raise InputError(f"--apply-chat-template: the tokenizer of {model} has no chat template; leave it out")
+        raise InputError(f"apply_chat_template: the tokenizer of {model} has no chat template; leave it out")
     lm = resident.lm(batch_size, max_length)
     task_set.build(
         documents, lm, apply_chat_template=apply_chat_template, fewshot_as_multiturn=fewshot_as_multiturn

@@ -75,19 +75,19 @@ def merge_models(
     target = out.resolve()  # where a link leads to is replaced, not the link
     refuse_occupied(target, overwrite)
     if threads is not None:
-        check_count("--threads", threads)
-    check_count("--shard-size", shard_size)
-    check_count("--memory-limit", memory_limit)
+        check_count("threads", threads)
+    check_count("shard_size", shard_size)
+    check_count("memory_limit", memory_limit)
     if memory_limit < THREAD_MINIMUM:
         least = f"{size(THREAD_MINIMUM)} ({THREAD_MINIMUM:,} bytes)"
-        raise InputError(f"--memory-limit: must be at least {least}, but got {memory_limit:,} bytes")
+        raise InputError(f"memory_limit: must be at least {least}, but got {memory_limit:,} bytes")
     with OpenModels() as models:
         plan = build_plan(loaded, models, names=names, origin=origin)
         _check_inputs(out, models.opened)
         if target.suffix == ".safetensors" and plan.config:
             raise InputError(f"{out}: must be a folder, as the models have configs; remove '.safetensors'")
         if verify and not plan.config:
-            raise InputError("--verify: needs models with a config, but got files of weights; leave it out")
+            raise InputError("verify: needs models with a config, but got files of weights; leave it out")
         # What is written names the commits that were merged: it gives the same model when the Hub has moved on.
         pinned = pin(plan.recipe, models.opened.values())
         if announce:

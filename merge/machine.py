@@ -22,9 +22,9 @@ def check_device(name: str) -> None:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise InputError(f"--device: unknown: {name!r}; write cpu, cuda or cuda:0") from None
+        raise InputError(f"device: unknown: {name!r}; write cpu, cuda or cuda:0") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         there = torch.cuda.device_count()
         raise InputError(
-            f"--device: torch finds {there} devices of CUDA here, not {name}; write cpu, or see to CUDA"
+            f"device: torch finds {there} devices of CUDA here, not {name}; write cpu, or see to CUDA"
         )

@@ -178,13 +178,13 @@ def write_recipe(models: dict[str, Path], own: str = "weight: 0.5", method: str 
         (("evaluate", "CONFIG.txt", "--tasks", "toy_choice", "--include-path", "TASKS"), "neither a model"),
         (
             ("evaluate", "MODEL", "--tasks", "toy_choice", "--include-path", "TASKS", "--device", "cud"),
-            "--device: unknown: 'cud'; write cpu, cuda or cuda:0",
+            "device: unknown: 'cud'; write cpu, cuda or cuda:0",
         ),
         (
             ("evaluate", "MODEL", "--tasks", "toy_choice", "--include-path", "TASKS", "--device", "cuda:99"),
             "devices of CUDA here, not cuda:99",
         ),
-        (("evolve", "CONFIG", "--run-dir", "out", "--device", "cud"), "--device: unknown: 'cud'"),
+        (("evolve", "CONFIG", "--run-dir", "out", "--device", "cud"), "device: unknown: 'cud'"),
         (("evaluat",), "evaluat"),
         (("merge", "CONFIG", "out"), "config.yaml: is a search config, not a recipe; run heterosis evolve on it"),
         (("evolve", "RECIPE", "--run-dir", "out"), "recipe.yaml: is a recipe, not a search config; run heterosis"),

@@ -232,9 +232,10 @@ def test_a_task_of_ones_own(
 
 
 EVALUATE_MISTAKES = [
-    ("--tasks ,", "--tasks: must name at least one task"),
+    ("--tasks ,", "tasks: must name at least one task"),
     ("--tasks toy_choice --limit 0", "--limit"),
-    ("--tasks toy_choice --device gpu", "--device"),
+    ("--tasks toy_choice --max-length 0", "--max-length"),
+    ("--tasks toy_choice --device gpu", "device: unknown: 'gpu'"),
 ]
 
 
@@ -245,12 +246,12 @@ def test_evaluate(run: Run, places: dict[str, Path], options: str, says: str) ->
     assert says in errors[0]
 
 
-@pytest.mark.parametrize("number", [{"batch_size": 0}, {"seed": -1}, {"limit": 2.5}, {"num_fewshot": -1}])
+@pytest.mark.parametrize(
+    "number", [{"batch_size": 0}, {"seed": -1}, {"limit": 2.5}, {"num_fewshot": -1}, {"max_length": 0}]
+)
 def test_numbers_in_python(places: dict[str, Path], number: dict[str, Any]) -> None:
     (name, value), *_ = number.items()
-    with pytest.raises(
-        InputError, match=rf"^--{name.replace('_', '-')}: must be a whole number of .*got {value}$"
-    ):
+    with pytest.raises(InputError, match=rf"^{name}: must be a whole number of .*got {value}$"):
         evaluate_model(places["ANN"], "toy_choice", include_path=places["TASKS"], **number)
 
 

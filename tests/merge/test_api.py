@@ -332,7 +332,7 @@ def test_the_plan_is_announced_and_files_are_closed(family: list[Path], tmp_path
 )
 def test_numbers_that_cannot_be_are_refused(family: list[Path], tmp_path: Path, number: dict[str, Any]) -> None:
     (name, value), *_ = number.items()
-    said = f"--{name.replace('_', '-')}: must be a whole number of at least 1, but got {value!r}"
+    said = f"{name}: must be a whole number of at least 1, but got {value!r}"
     with pytest.raises(InputError, match=f"^{said}$"):
         merge_models(recipe_of(family), tmp_path / "out", **number)
     assert not (tmp_path / "out").exists()

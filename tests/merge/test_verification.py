@@ -163,7 +163,7 @@ def test_what_fails_is_not_published(llama: Path, tmp_path: Path, monkeypatch: p
 
 
 def test_files_of_weights_cannot_be_verified(llama: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^--verify: needs models with a config"):
+    with pytest.raises(InputError, match=r"^verify: needs models with a config"):
         copy_of(llama / "model.safetensors", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
