@@ -116,8 +116,8 @@ def chosen_metric(task: str, wanted: str | None, usable: Mapping[str, Metric], u
     not_valid = f"; not usable: {', '.join(unusable)}" if unusable else ""
     if not usable:
         raise InputError(
-            f"task '{task}': has no metric that can be used{not_valid}; write one with aggregation: mean, "
-            "in place of perplexities one of output_type: loglikelihood"
+            f"task '{task}': has no metric that can be used{not_valid}; write one with aggregation: mean; "
+            "for perplexity, with output_type: loglikelihood"
         )
     if wanted is None:
         return next(iter(usable))

@@ -277,7 +277,7 @@ def test_all_faults_at_once(toys: Path) -> None:
         "task 'toy_rolling': has no metric that can be used; not usable: word_perplexity (aggregated by "
         "weighted_perplexity, not by the mean over documents), byte_perplexity (aggregated by "
         "weighted_perplexity, not by the mean over documents), bits_per_byte (aggregated by bits_per_byte, not "
-        "by the mean over documents); write one with aggregation: mean, in place of perplexities one of "
+        "by the mean over documents); write one with aggregation: mean; for perplexity, with "
         "output_type: loglikelihood",
         "task 'toy_unsafe': runs code that the model writes, which a search does not; leave it out",
     )
