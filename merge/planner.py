@@ -9,11 +9,11 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 
-from heterosis.errors import InputError, few, within
+from heterosis.errors import InputError, did_you_mean, few, within
 from heterosis.merge.checkpoint import open_all, open_checkpoint
 from heterosis.merge.contract import input_faults, parameter_faults, unmatched_filters
 from heterosis.merge.grouping import Group, Grouping, Input, Settings, Slice
@@ -66,6 +66,8 @@ def build_plan(
     Raises:
         InputError: If the recipe cannot be run, with every fault found.
     """
+    if names not in get_args(Names):
+        raise InputError(f"names: unknown choice {names!r}{did_you_mean(str(names), get_args(Names))}")
     stages: dict[str, Stage] = {}
 
     def open_any(ref: ModelRef) -> Model:

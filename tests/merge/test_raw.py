@@ -241,6 +241,14 @@ def test_same_union_and_intersection(tmp_path: Path) -> None:
     assert_same(load_file(merge_models(recipe, tmp_path / "i.safetensors", names="intersection")), both)
 
 
+@pytest.mark.parametrize(
+    ("names", "hint"), [("intersect", "did you mean 'intersection'?"), (None, "valid: intersection, same, union")]
+)
+def test_an_unknown_choice_of_names_is_refused(tmp_path: Path, names: Any, hint: str) -> None:
+    files = [save(tmp_path / f"{name}.safetensors", {"w": torch.ones(2)}) for name in "ab"]
+    assert faults_of(recipe_of(files), tmp_path / "out", names) == (f"names: unknown choice {names!r}; {hint}",)
+
+
 def test_a_union_needs_the_base(tmp_path: Path) -> None:
     base = save(tmp_path / "base.safetensors", {"x": torch.zeros(2), "only": torch.ones(2)})
     tuned = save(tmp_path / "a.safetensors", {"x": torch.ones(2), "new": torch.ones(2)})
