@@ -30,6 +30,7 @@ class Setup:
         machine: The driver's.
         silence: Seconds without a sign of life before a worker ends itself; 0 for no end.
         batch_size: Requests in one forward pass, as a probe has found it; None for the config's.
+        methods: Modules that workers have to import for merge methods of the user's own, by the method.
     """
 
     config: EvolveConfig
@@ -44,6 +45,7 @@ class Setup:
     machine: str = ""
     silence: float = 0.0
     batch_size: int | str | None = None
+    methods: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

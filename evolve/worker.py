@@ -22,6 +22,7 @@ from heterosis.evolve.machine import this_machine
 from heterosis.evolve.pool import DocumentIds, Evaluation, Failure, Setup
 from heterosis.merge import MergeError, ModelRef, Recipe, Reductions
 from heterosis.merge.checkpoint import Contents
+from heterosis.merge.methods import load_methods
 from heterosis.merge.reductions import node_folder
 
 KEPT_ANSWERS = 500  # held-out documents of each task of which the answers are kept, for the report
@@ -70,13 +71,14 @@ class Worker:
         """Answer."""
 
     def check(self) -> Failure | None:
-        """Whether the tasks and models here are those that the driver has.
+        """Whether the methods are here, and the tasks and models are those that the driver has.
 
         Models are read in full, once on each machine; on the driver's own, which has read them there, it is enough
         that nothing was written since.
         """
         split = self._setup.split
         try:
+            load_methods(self._setup.methods)
             self._tasks = self._tasks or task_set(self._setup.config)
             if split.fingerprints:
                 split.check(self._tasks.fingerprints(), "tasks")
@@ -172,6 +174,7 @@ class Worker:
         return Evaluation(scores, seconds, candidate.checksum())
 
     def _probe(self, recipe: str) -> int:
+        load_methods(self._setup.methods)
         candidate = self._load(recipe)
         assert isinstance(candidate, ResidentModel)
         lm, tasks = self._asked(candidate, AUTO_BATCH_SIZE)

@@ -23,7 +23,7 @@ import importlib
 import inspect
 import pkgutil
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
@@ -33,6 +33,7 @@ import numpy as np
 
 from heterosis.errors import InputError, did_you_mean
 from heterosis.merge.kernels.compiling import inlined, inlined_overload, written_out
+from heterosis.words import first_line
 
 PerInput: TypeAlias = tuple[float, ...]
 BaseRole: TypeAlias = Literal["required", "optional", "input", "ignored"]
@@ -328,6 +329,40 @@ def _read_signature(function: Callable[..., Program]) -> tuple[dict[str, Paramet
         kind = float if per_input else hint
         parameters[name] = Parameter(name, kind, per_input, required, default, within, p.name)
     return parameters, reduces
+
+
+def own_modules(names: Iterable[str]) -> dict[str, str]:
+    """The modules of those methods that are not this package's, which other processes have to import.
+
+    Raises:
+        InputError: If one is in a script or a notebook, which nobody can import.
+    """
+    modules = {name: get_method(name).function.__module__ for name in names}
+    own = {name: module for name, module in modules.items() if not module.startswith(f"{__package__}.")}
+    if lost := [name for name, module in own.items() if module == "__main__"]:
+        raise InputError(
+            f"merge_method: {lost[0]!r} must be in a module that workers can import, but is in a script or a "
+            "notebook; move it into a file of its own beside that, and import it"
+        )
+    return own
+
+
+def load_methods(modules: Mapping[str, str]) -> None:
+    """Import the modules of methods, as of `own_modules`.
+
+    Raises:
+        InputError: If one cannot be imported, or does not register its method.
+    """
+    for name, module in modules.items():
+        try:
+            importlib.import_module(module)
+        except Exception as error:
+            raise InputError(
+                f"merge_method: the module {module} of {name!r} must be importable, but got "
+                f"{type(error).__name__}: {first_line(error)}; start the search in its folder, or name that in "
+                "PYTHONPATH"
+            ) from error
+        get_method(name)
 
 
 @cache

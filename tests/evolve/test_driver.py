@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from heterosis import cli
 from heterosis.errors import InputError
 from heterosis.evaluate.scores import Scores
-from heterosis.evolve import driver, session
+from heterosis.evolve import cluster, driver, session
 from heterosis.evolve import run as run_module
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.driver import SearchFailed, search
@@ -37,6 +37,8 @@ from heterosis.evolve.summary import closing_table
 from heterosis.evolve.table import TableWriter
 from heterosis.evolve.trial import Ask
 from heterosis.merge import merge_models
+from heterosis.merge.methods import PerInput, Program, Uniform, base, merge_method, methods
+from heterosis.merge.methods.combine import combine
 
 from ..inline_pool import InlinePool
 
@@ -509,6 +511,22 @@ class TestResume:
         (name, value), *_ = limit.items()
         with pytest.raises(pools.crash):
             run(trials=1000, pool={**pool, "crash_after": 0}, **{name: 2 * value})
+
+
+def test_a_method_of_a_script_is_refused_before_workers_start(
+    config_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "_METHODS", {**methods()})
+
+    def mymix(*, weight: PerInput) -> Program:
+        return Program(combine.bind(weight))
+
+    mymix.__module__ = "__main__"
+    merge_method("mymix", paper="", base="required", search={"weight": Uniform(0, 1)})(mymix)
+    monkeypatch.setattr(cluster, "_start", None)
+    with pytest.raises(InputError, match="'mymix' must be in a module that workers can import, but"):
+        search(config_of(genome={"merge_method": ["ties", "mymix"]}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 class TestFailures:

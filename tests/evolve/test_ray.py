@@ -1,6 +1,7 @@
 """Real Ray workers and real tiny models: a whole run, a worker that dies, a driver that is killed."""
 
 import csv
+import importlib
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from heterosis.evolve.pool import Evaluation, Failure, Setup
 from heterosis.evolve.record import read_asks
 from heterosis.evolve.timeouts import TimeLimit
 from heterosis.evolve.trial import Trial
+from heterosis.merge.methods import base, methods
 
 pytestmark = pytest.mark.slow
 
@@ -170,6 +172,33 @@ def test_the_pool(
     finally:
         marker.unlink(missing_ok=True)
         pool.close()
+
+
+METHOD = """
+from heterosis.merge.methods import PerInput, Program, Uniform, formula, merge_method
+
+@formula
+def mixed(i, d, weight):
+    return weight[0] * d[0] + weight[1] * d[1]
+
+@merge_method("mymix", paper="", base="required", inputs=(2, 2), search={"weight": Uniform(0.0, 1.5)})
+def mymix(*, weight: PerInput) -> Program:
+    return Program(mixed.bind(weight))
+"""
+
+
+def test_a_method_of_ones_own_is_there_in_workers(
+    toy_config: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module in the folder where the search is started, as Python finds it when it is called there."""
+    monkeypatch.setattr(base, "_METHODS", {**methods()})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("mymix.py").write_text(METHOD)
+    importlib.import_module("mymix")
+    config = toy_config({"merge_method": "mymix"}, trials=6, workers=1)
+    summary = search(EvolveConfig.parse(yaml.safe_dump(config)), "run")
+    assert (summary["status"], summary["trials"]["failed"], summary["failures"]) == ("finished", 0, {})
 
 
 def heterosis(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:

@@ -1,6 +1,7 @@
 """A worker, without Ray: it scores what `heterosis merge` would write, and nothing it did before matters."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -358,6 +359,19 @@ class TestModels:
             assert f"bob has other {says} here" in found.cause
             assert "ann" not in found.cause
         assert elsewhere(**hashes).check() is None
+
+    @pytest.mark.parametrize(
+        ("module", "cause"),
+        [
+            ("nosuch", r"the module nosuch of 'mymix' must be importable, but got \w+: No module .*; start the"),
+            ("heterosis.merge", "unknown method 'mymix'"),
+        ],
+    )
+    def test_come_after_methods(self, elsewhere: Any, module: str, cause: str) -> None:
+        worker = Worker(replace(elsewhere()._setup, methods={"mymix": module}))
+        for found in (worker.check(), worker.probe("")):
+            assert isinstance(found, Failure)
+            assert re.search(f"merge_method: {cause}", found.cause)
 
     def test_that_are_missing_are_told(self, elsewhere: Any, tmp_path: Path) -> None:
         worker = elsewhere()
