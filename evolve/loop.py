@@ -67,6 +67,7 @@ class SearchLoop:
             self._search_stage(stage, end, last=stage == len(ends) - 1)
             if self._session.stopping():
                 return None
+        self._check_candidates()
         return self._finals()
 
     # ------------------------------------------------------------------ baselines
@@ -182,6 +183,15 @@ class SearchLoop:
             raise SearchFailed(
                 f"{self._lost} of {self._tried} candidates failed, more than failures.max_failure_rate of {rate}; "
                 f"the last: {trial.cause}"
+            )
+
+    def _check_candidates(self) -> None:
+        """Without any candidate's score, the finals would use up documents and say nothing of the search."""
+        tried = [trial for trial in self._record.trials if trial.ask.is_candidate]
+        if tried and all(trial.score is None for trial in tried):
+            raise SearchFailed(
+                f"all {len(tried)} candidates failed; the last: {tried[-1].cause}; once that is mended, the same "
+                "command goes on with a larger budget"
             )
 
     # --------------------------------------------------------------------- finals

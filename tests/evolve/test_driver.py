@@ -589,6 +589,24 @@ class TestFailures:
         assert pools.made[0].closed
         assert run("patient", judge=judge, trials=20, failures={"max_failure_rate": 0.9})["status"] == "finished"
 
+    def test_of_all_candidates_are_no_result(self, run: Any, pools: Any, tmp_path: Path) -> None:
+        """However few: what is told of held-out documents would be the uniform merge's."""
+
+        def judge(ask: Ask, part: str) -> Any:
+            broken = ask.kind == "search" and len(pools.made) <= 2
+            return Failure(f"cause {ask.number}") if broken else pools.hill(ask, part)
+
+        for _ in range(2):  # it stays so, if nothing more is asked
+            with pytest.raises(SearchFailed, match=r"all 4 candidates failed; the last: cause 6; .* larger"):
+                run(judge=judge, trials=7)
+            summary = json.loads((tmp_path / "run/summary.json").read_text())
+            assert summary["status"] == "stopped"
+            assert summary["outcome"].startswith("Unfinished: ")
+            assert {part for _, part in pools.asked} == {"search"}
+        mended = run(judge=judge, trials=9)
+        assert (mended["status"], mended["trials"]["failed"]) == ("finished", 4)
+        assert not mended["documents"]["holdout_reused"]
+
     def test_of_finalists_leave_the_others(self, run: Any, pools: Any) -> None:
         lost: list[int] = []
 
