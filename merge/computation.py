@@ -114,7 +114,7 @@ class Computation:
         if self._program is None:  # not a cached_property: until 3.12 these share a lock, and threads would wait
             statistics = (self._statistics,) if self._method.reduces else ()
             with np.errstate(invalid="ignore"):  # infinite inputs are found in the merged values
-                self._program = self._method.function(*statistics, **self._op.arguments)
+                self._program = self._method.program(*statistics, **self._op.arguments)
         return self._program
 
     # ------------------------------------------------------------------ merging

@@ -42,10 +42,10 @@ def planned_program(
         ValueError: If the method objects to its parameters.
     """
     if not method.reduces:
-        return method.function(**arguments)
+        return method.program(**arguments)
     if 0 in shape:  # there is nothing to ask of it
         return None
     try:
-        return method.function(_Unread(shape, models), **arguments)
+        return method.program(_Unread(shape, models), **arguments)
     except _NotRead:
         return None

@@ -9,7 +9,10 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import numba
+from numba.core.errors import NumbaError, UnsupportedBytecodeError
 from numba.extending import overload, register_jitable
+
+from heterosis.errors import InputError
 
 # Loops over elements vectorise only if those over models, inside, are unrolled: LLVM does that by itself for ten
 # models at most (TIES' election), and with this for 24.
@@ -34,6 +37,37 @@ def compiled(loop: Callable[..., Any], *formulas: Callable[..., Any], **options:
         return numba.njit(nogil=True, cache=True, **options)(loop)  # type: ignore[no-any-return]
     except RuntimeError:  # there is no folder to keep it in
         return numba.njit(nogil=True, **options)(loop)  # type: ignore[no-any-return]
+
+
+_REMEDY = "use numbers, tuples, loops, math, min, max, abs, and functions marked by heterosis.merge.kernels.inlined"
+
+
+class FormulaLoop:
+    """A compiled loop that calls formulas, and names them where numba cannot compile it.
+
+    Attributes:
+        compiled: The loop as of `compiled`.
+    """
+
+    def __init__(self, loop: Callable[..., Any], *formulas: Callable[..., Any]) -> None:
+        self.compiled = compiled(loop, *formulas, error_model="numpy")
+        self._formulas = formulas
+
+    def __call__(self, *arguments: Any) -> Any:
+        try:
+            return self.compiled(*arguments)
+        except (NumbaError, UnsupportedBytecodeError) as error:
+            places = " or ".join(f"{f.__code__.co_filename}: {f.__name__}" for f in self._formulas)
+            raise InputError(f"{places}: numba cannot compile it: {_cause(error)}; {_REMEDY}") from error
+
+
+def _cause(error: Exception) -> str:
+    """What numba says innermost."""
+    plain = re.sub(r"\x1b\[\d*m", "", str(error))
+    lines = [line.strip() for line in plain.rpartition("Failed in nopython mode pipeline")[2].splitlines()]
+    said = [line for line in lines if line and not line.startswith("(step:")]
+    call = next((line for line in said[1:2] if line.startswith(">>> ")), None)
+    return f"there is no {call.removeprefix('>>> ')}" if call else said[0]
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from heterosis.merge.kernels.compiling import compiled, inlined, inlined_overload, written_out
+from heterosis.merge.kernels.compiling import FormulaLoop, inlined, inlined_overload, written_out
 from heterosis.merge.kernels.counting import all_finite
 from heterosis.merge.kernels.sums import LANES, RUN, add_magnitudes
 from heterosis.merge.kernels.uniform import fill_uniform, uniform
@@ -64,7 +64,7 @@ def map_loop(formula: Callable[..., Any], each: Callable[..., Any] | None = None
             finite &= all_finite(slice_of(out, *piece))
         return finite
 
-    return compiled(loop, *filter(None, (formula, each)), error_model="numpy")
+    return FormulaLoop(loop, *filter(None, (formula, each)))
 
 
 @cache
@@ -166,7 +166,7 @@ def totals_loop(formula: Callable[..., Any]) -> Callable[..., None]:
                     sums[q, LANES + index] = sums[q, :LANES].sum()
             done = stop
 
-    return compiled(loop, formula, error_model="numpy")
+    return FormulaLoop(loop, formula)
 
 
 def _spread(numbers: Any, out: Any, k: Any) -> None:
@@ -198,7 +198,7 @@ def row_loop(formula: Callable[..., Any]) -> Callable[..., None]:
             widen_each(slice_each(models, start, stop), slice_of(base, start, stop), scratch)
             out[r] = jitable(scratch, *numbers)
 
-    return compiled(loop, formula, error_model="numpy")
+    return FormulaLoop(loop, formula)
 
 
 @cache
@@ -243,4 +243,4 @@ def step_loop(formula: Callable[..., Any], per_row: bool, random: bool) -> Calla
                 add_magnitudes(x, x, at, RUN, after)
             narrow(x, out[first:stop])
 
-    return compiled(loop, formula, error_model="numpy")
+    return FormulaLoop(loop, formula)

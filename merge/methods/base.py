@@ -26,12 +26,13 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from heterosis.errors import InputError, did_you_mean
+from heterosis.errors import InputError, collecting, did_you_mean, within
 from heterosis.merge.kernels.compiling import inlined, inlined_overload, written_out
 from heterosis.words import first_line
 
@@ -229,6 +230,21 @@ class Method:
         """The first paragraph of its docstring: the formula."""
         return " ".join((inspect.getdoc(self.function) or "").split("\n\n")[0].split())
 
+    def program(self, *statistics: Any, **arguments: Any) -> Program:
+        """What it makes of its parameters.
+
+        Raises:
+            ValueError: If it objects to them, or makes something else.
+        """
+        program: object = self.function(*statistics, **arguments)
+        if not isinstance(program, Program):
+            got = type(program).__name__
+            raise InputError(
+                f"{_place(self.name, self.function)}: must return a Program, but got a {got}; write "
+                "Program(formula.bind(...))"
+            )
+        return program
+
     @property
     def per_merge(self) -> Mapping[str, Parameter]:
         return {name: p for name, p in self.parameters.items() if not p.per_input}
@@ -293,17 +309,30 @@ def merge_method(
     """Register a merge method. Returns the function unchanged.
 
     Raises:
-        ValueError: If the name is taken, or ``search`` names a parameter that the function does not have.
+        InputError: With a line for everything that is wrong with it.
     """
 
     def register(function: Callable[..., Program]) -> Callable[..., Program]:
-        parameters, reduces = _read_signature(function)
         ranges = dict(search or {})
-        if unknown := set(ranges) - set(parameters):
-            raise ValueError(f"{name}: search ranges for parameters that it does not have: {sorted(unknown)}")
-        if name in _METHODS:
-            other = _METHODS[name].function.__module__
-            raise ValueError(f"merge method {name!r} is defined twice, in {other} and in {function.__module__}")
+        with within(_place(name, function)):
+            parameters, reduces = _read_signature(function)
+            other = _METHODS[name].function if name in _METHODS else function
+            same = (other.__module__, other.__qualname__) == (function.__module__, function.__qualname__)
+            roles = get_args(BaseRole)
+            _require(
+                # A module that is imported again, or a notebook's cell, may replace what it has registered.
+                (same, f"the name is taken by {other.__module__}; choose another"),
+                (base in roles, f"base: unknown role {base!r}{did_you_mean(str(base), roles)}"),
+                (_is_span(inputs), f"inputs: must be (fewest, most), as (2, 2) or (1, None), but got {inputs!r}"),
+                *(
+                    (key in parameters, f"search: unknown parameter {key!r}{did_you_mean(key, parameters)}")
+                    for key in ranges
+                ),
+                *(
+                    (isinstance(span, Uniform), f"search: {key}: must be Uniform(low, high), but got {span!r}")
+                    for key, span in ranges.items()
+                ),
+            )
         _METHODS[name] = Method(
             name, function, paper, base, inputs, MappingProxyType(parameters), MappingProxyType(ranges), reduces
         )
@@ -312,23 +341,85 @@ def merge_method(
     return register
 
 
+def _place(name: str, function: Callable[..., Program]) -> str:
+    """Where a method stands, to begin a fault with."""
+    return f"{function.__code__.co_filename}: merge method {name!r}"
+
+
+def _require(*rules: tuple[bool, str]) -> None:
+    """Refuse what breaks rules; each comes with whether it is kept, and what to say if not."""
+    if broken := [fault for kept, fault in rules if not kept]:
+        raise InputError(*broken)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool)
+
+
+def _is_span(inputs: object) -> bool:
+    """Whether it is the smallest and the largest number of inputs."""
+    match inputs:
+        case (int(low), None):
+            return low >= 1
+        case (int(low), int(high)):
+            return 1 <= low <= high
+    return False
+
+
+# The annotations that a parameter may have, and its default with each of them.
+_KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    PerInput: ("one number in a tuple, as (1.0,)", lambda v: type(v) is tuple and [*map(_is_number, v)] == [True]),
+    float: ("a number", _is_number),
+    int: ("a whole number", lambda v: type(v) is int),
+    bool: ("True or False", lambda v: type(v) is bool),
+}
+
+
 def _read_signature(function: Callable[..., Program]) -> tuple[dict[str, Parameter], bool]:
     hints = typing.get_type_hints(function, include_extras=True)
+    faults: list[str] = []
     parameters: dict[str, Parameter] = {}
     reduces = False
     for p in inspect.signature(function).parameters.values():
-        if p.kind is not inspect.Parameter.KEYWORD_ONLY:
-            reduces = True
-            continue
-        hint, within = hints[p.name], Within()
-        if typing.get_origin(hint) is Annotated:
-            hint, within = typing.get_args(hint)
-        per_input = hint == PerInput
-        required = p.default is inspect.Parameter.empty
-        name, default = p.name.removesuffix("_"), None if required else p.default
-        kind = float if per_input else hint
-        parameters[name] = Parameter(name, kind, per_input, required, default, within, p.name)
+        hint = hints.get(p.name)
+        hint, *limits = get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
+        with collecting(faults), within(p.name):
+            if p.kind is inspect.Parameter.KEYWORD_ONLY:
+                parameter = _parameter(p, hint, limits)
+                parameters[parameter.name] = parameter
+            else:
+                first = not reduces and hint not in _KINDS
+                _require((first, "must come after a `*`, as every parameter but the tensor's Statistics"))
+                reduces = True
+    if faults:
+        raise InputError(*faults)
     return parameters, reduces
+
+
+def _parameter(p: inspect.Parameter, hint: Any, limits: list[Any]) -> Parameter:
+    default, fits = _KINDS.get(hint, ("", lambda value: True))
+    required = p.default is inspect.Parameter.empty
+    got = "nothing" if hint is None else getattr(hint, "__name__", hint)
+    _require(
+        (
+            hint in _KINDS,
+            f"its annotation must be PerInput (a number for each model), float, int or bool, but got {got}",
+        ),
+        (
+            [*map(type, limits)] in ([], [Within]),
+            f"its Annotated must have a Within(low, high), but got {limits}",
+        ),
+        (required or fits(p.default), f"its default must be {default}, but got {p.default!r}"),
+    )
+    return Parameter(
+        p.name.removesuffix("_"),
+        float if hint == PerInput else hint,
+        hint == PerInput,
+        required,
+        None if required else p.default,
+        limits[0] if limits else Within(),
+        p.name,
+    )
 
 
 def own_modules(names: Iterable[str]) -> dict[str, str]:
@@ -354,22 +445,28 @@ def load_methods(modules: Mapping[str, str]) -> None:
         InputError: If one cannot be imported, or does not register its method.
     """
     for name, module in modules.items():
-        try:
-            importlib.import_module(module)
-        except Exception as error:
-            raise InputError(
-                f"merge_method: the module {module} of {name!r} must be importable, but got "
-                f"{type(error).__name__}: {first_line(error)}; start the search in its folder, or name that in "
-                "PYTHONPATH"
-            ) from error
+        place = f"merge_method: the module {module} of {name!r}"
+        _import(module, place, "start the search in its folder, or name that in PYTHONPATH")
         get_method(name)
+
+
+def _import(module: str, place: str, remedy: str) -> None:
+    try:
+        importlib.import_module(module)
+    except InputError:  # of a method, which says where
+        raise
+    except Exception as error:
+        cause = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"{place}: must be importable, but got {cause}; {remedy}") from error
 
 
 @cache
 def _discover() -> None:
     package = importlib.import_module(__package__)
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{__package__}.{module.name}")
+    for folder in map(Path, package.__path__):
+        for module in pkgutil.iter_modules([str(folder)]):
+            place = str(folder / f"{module.name}.py")
+            _import(f"{__package__}.{module.name}", place, "mend it, or move it elsewhere")
 
 
 def methods() -> Mapping[str, Method]:

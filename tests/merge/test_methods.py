@@ -1,6 +1,7 @@
 """Conformance: every registered method keeps the executor's promises, without opting in."""
 
 import hashlib
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -14,9 +15,21 @@ import torch
 
 from heterosis.errors import InputError
 from heterosis.merge import executor, input_blocks
-from heterosis.merge.executor import execute
+from heterosis.merge import methods as package
+from heterosis.merge.executor import MergeError, execute
 from heterosis.merge.kernels import Inputs, Values, fill_uniform, map_loop, step_loop
-from heterosis.merge.methods import Bound, Method, PerInput, Program, Uniform, get_method, merge_method, methods
+from heterosis.merge.methods import (
+    Bound,
+    Method,
+    PerInput,
+    Program,
+    Uniform,
+    base,
+    formula,
+    get_method,
+    merge_method,
+    methods,
+)
 from heterosis.merge.methods.combine import combine
 from heterosis.merge.methods.random_mask import drop
 from heterosis.merge.planner import build_plan
@@ -218,22 +231,130 @@ def test_an_unknown_method_gets_the_nearest_name() -> None:
         get_method("tie")
 
 
-def test_a_name_taken_twice_names_both_modules() -> None:
-    with pytest.raises(ValueError, match=r"'ties' is defined twice, in heterosis.merge.methods.ties and in "):
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> dict[str, Method]:
+    """The registered methods, of which none stays that a test adds."""
+    monkeypatch.setattr(base, "_METHODS", {**methods()})
+    return base._METHODS
+
+
+def test_a_name_that_is_taken(registry: dict[str, Method]) -> None:
+    with pytest.raises(InputError, match=r"'ties': the name is taken by heterosis.merge.methods.ties; choose"):
 
         @merge_method("ties", paper="", base="ignored")
         def other(*, weight: PerInput) -> Program:
             raise AssertionError
 
 
-def test_a_search_range_needs_its_parameter() -> None:
-    with pytest.raises(ValueError, match=r"parameters that it does not have: \['wieght'\]"):
+def test_a_module_may_be_imported_again(registry: dict[str, Method]) -> None:
+    for _ in range(2):
 
-        @merge_method("new", paper="", base="ignored", search={"wieght": Uniform(0, 1)})
-        def other(*, weight: PerInput) -> Program:
+        @merge_method("mine", paper="", base="ignored")
+        def mine(*, weight: PerInput) -> Program:
             raise AssertionError
 
-    assert "new" not in methods()
+        assert registry["mine"].function is mine
+
+
+# What authors of methods get wrong: the decorator's arguments, those of the function, and what is said of it.
+IMPORTS = """
+from typing import Annotated
+from heterosis.merge.methods import PerInput, Program, Uniform, merge_method
+from heterosis.merge.statistics import Statistics
+"""
+GOOD = "*, weight: PerInput"
+KINDS = "its annotation must be PerInput (a number for each model), float, int or bool"
+MISTAKES = [
+    ("base='requird'", GOOD, "base: unknown role 'requird'; did you mean 'required'?"),
+    ("inputs=2", GOOD, "inputs: must be (fewest, most), as (2, 2) or (1, None), but got 2"),
+    ("inputs=(3, 2)", GOOD, "inputs: must be (fewest, most), as (2, 2) or (1, None), but got (3, 2)"),
+    ("search={'wieght': Uniform(0, 1)}", GOOD, "search: unknown parameter 'wieght'; did you mean 'weight'?"),
+    ("search={'weight': (0, 1)}", GOOD, "search: weight: must be Uniform(low, high), but got (0, 1)"),
+    ("", "*, weight", f"weight: {KINDS}, but got nothing"),
+    ("", "*, mode: str = 'sum'", f"mode: {KINDS}, but got str"),
+    ("", "*, t: float | None = None", f"t: {KINDS}, but got float | None"),
+    ("", "*, t: Annotated[float, 0, 1]", "t: its Annotated must have a Within(low, high), but got [0, 1]"),
+    ("", "*, w: PerInput = 1.0", "w: its default must be one number in a tuple, as (1.0,), but got 1.0"),
+    ("", "*, w: PerInput = (1, 2)", "w: its default must be one number in a tuple, as (1.0,), but got (1, 2)"),
+    ("", "*, t: float = (1.0,)", "t: its default must be a number, but got (1.0,)"),
+    ("", "*, n: int = 1.5", "n: its default must be a whole number, but got 1.5"),
+    ("", "*, normalize: bool = 1", "normalize: its default must be True or False, but got 1"),
+    ("", "weight: PerInput", "weight: must come after a `*`, as every parameter but the tensor's Statistics"),
+    ("", "d: Statistics, e: Statistics", "e: must come after a `*`, as every parameter but the tensor's Stat"),
+]
+
+
+@pytest.mark.parametrize(("keys", "parameters", "fault"), MISTAKES, ids=[keys or own for keys, own, _ in MISTAKES])
+def test_a_mistake_in_a_method_is_told(
+    registry: dict[str, Method], tmp_path: Path, keys: str, parameters: str, fault: str
+) -> None:
+    before, file = dict(registry), tmp_path / "mine.py"
+    arguments = ", ".join(filter(None, ("paper=''", "" if keys.startswith("base") else "base='ignored'", keys)))
+    code = f"{IMPORTS}@merge_method('mine', {arguments})\ndef mine({parameters}) -> Program: ...\n"
+    with pytest.raises(InputError) as caught:
+        exec(compile(code, str(file), "exec"), {"__name__": "mine"})
+    (line,) = caught.value.faults
+    assert line.startswith(f"{file}: merge method 'mine': {fault}")
+    assert registry == before
+
+
+def test_all_mistakes_are_told_at_once(registry: dict[str, Method]) -> None:
+    with pytest.raises(InputError) as caught:
+
+        @merge_method("mine", paper="", base="no", inputs=0)  # type: ignore[arg-type]
+        def of_a_method(*, weight: PerInput) -> Program:
+            raise AssertionError
+
+    with pytest.raises(InputError) as of_parameters:
+
+        @merge_method("mine", paper="", base="ignored")
+        def of_parameters_(*, weight, mode: str) -> Program:  # type: ignore[no-untyped-def]
+            raise AssertionError
+
+    assert [len(error.value.faults) for error in (caught, of_parameters)] == [2, 2]
+
+
+def test_a_file_that_cannot_be_imported_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    base._discover.cache_clear()
+    file = tmp_path / "broken.py"
+    file.write_text("import nosuch\n")
+    says = f"{file}: must be importable, but got ModuleNotFoundError: No module named 'nosuch'; mend it, or move"
+    for _ in range(2):
+        with pytest.raises(InputError, match=re.escape(says)):
+            methods()
+    file.unlink()
+    assert methods()
+
+
+def recipe_of_mine(folders: Sequence[Path]) -> Recipe:
+    models = [InputModel(model=ModelRef(str(folder)), parameters={"weight": 0.5}) for folder in folders]
+    return Recipe(merge_method="mine", models=models)
+
+
+def test_what_is_no_program_is_told(registry: dict[str, Method], family: list[Path]) -> None:
+    @merge_method("mine", paper="", base="ignored")
+    def bound(*, weight: PerInput) -> Program:
+        return combine.bind(weight)  # type: ignore[return-value]
+
+    says = rf"{__file__}: merge method 'mine': must return a Program, but got a Bound; write Program\(formula.bind"
+    with pytest.raises(InputError, match=says):
+        build_plan(recipe_of_mine(family))
+
+
+@formula
+def middle_of(i, x):  # type: ignore[no-untyped-def]
+    return np.median(x)
+
+
+def test_a_formula_that_cannot_be_compiled_is_named(registry: dict[str, Method], family: list[Path]) -> None:
+    @merge_method("mine", paper="", base="ignored")
+    def median(*, weight: PerInput) -> Program:
+        return Program(middle_of.bind())
+
+    says = rf"{__file__}: middle_of: numba cannot compile it: there is no median\(UniTuple\(float32 x 3\)\); use"
+    with pytest.raises(MergeError, match=says):
+        run(recipe_of_mine(family))
 
 
 def test_the_decorator_returns_a_callable_function() -> None:

@@ -527,7 +527,7 @@ x, out, results = np.array([1.0, 2.0, 3.0]), np.empty(3), []
 for formula in (formulas.first, formulas.second):
     map_loop(formula)((x,), None, None, 0, 3, None, None, None, (), out)
     results.append(out.tolist())
-hits = sum(sum(map_loop(f).stats.cache_hits.values()) for f in (formulas.first, formulas.second))
+hits = sum(sum(map_loop(f).compiled.stats.cache_hits.values()) for f in (formulas.first, formulas.second))
 print(results, hits)
 """
 
@@ -615,7 +615,7 @@ def test_loops_vectorise_for_many_models(models: int) -> None:
     weights, steps = (np.float32(0.4),) * models, ((np.float32(0.1),),) * models
     out = np.empty(1000, np.uint16)
     loop(tuple(others), base, base, 0, 1000, steps, None, None, (weights, weights, np.float32(1)), out)
-    (code,) = loop.inspect_llvm().values()
+    (code,) = loop.compiled.inspect_llvm().values()
     assert re.search(r"fdiv <\d+ x float>", code)
     assert not re.search(r"(call|invoke) [^\n]*(elect|trim)", code.split("define")[1])
 
