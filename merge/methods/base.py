@@ -309,7 +309,7 @@ def merge_method(
     """Register a merge method. Returns the function unchanged.
 
     Raises:
-        InputError: With a line for everything that is wrong with it.
+        InputError: If its parameters, or what is said of it here, break a rule; with a line for each.
     """
 
     def register(function: Callable[..., Program]) -> Callable[..., Program]:

@@ -363,7 +363,7 @@ class TestModels:
     @pytest.mark.parametrize(
         ("module", "cause"),
         [
-            ("nosuch", r"the module nosuch of 'mymix' must be importable, but got \w+: No module .*; start the"),
+            ("nosuch", r"the module nosuch of 'mymix': must be importable, but got \w+: No module .*; start"),
             ("heterosis.merge", "unknown method 'mymix'"),
         ],
     )
