@@ -15,7 +15,9 @@ from .pages import GUIDE, Block, blocks, heterosis_commands
 MODELS = {"base-7b": "base", "math-7b": "ann", "french-7b": "bob"}
 # What would publish, or take a night.
 NOT_RUN = ("push", "runs/night", "--trials 16")
-PYTHON = [block for page in GUIDE if page.name != "first-search.md" for block in blocks(page, "python")]
+# Pages with tests of their own: below, and in test_own_method.py.
+FOLLOWED = ("first-search.md", "writing-a-method.md")
+PYTHON = [block for page in GUIDE if page.name not in FOLLOWED for block in blocks(page, "python")]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,82 @@
+"""The page on writing a merge method is followed: its module is used as it says, and does what it says."""
+
+import importlib
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from heterosis.evolve import session
+from heterosis.evolve.files import read_summary
+from heterosis.merge.methods import Within, base, get_method, methods
+
+from .inline_pool import InlinePool
+from .pages import blocks
+
+MODULE, USE = blocks("docs/writing-a-method.md", "python")
+WEIGHTS, POWER = {"ann": 0.9, "bob": 0.4}, 0.5
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The page's module, in a folder where the reader works."""
+    monkeypatch.setattr(base, "_METHODS", {**methods()})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path(MODULE.title).write_text(MODULE.text, encoding="utf-8")
+    monkeypatch.delitem(sys.modules, "equalised", raising=False)
+    return importlib.import_module("equalised")
+
+
+@pytest.fixture
+def recipe(module: ModuleType, toy_models: dict[str, Path]) -> str:
+    models = [
+        {"model": str(toy_models[name]), "parameters": {"weight": weight}} for name, weight in WEIGHTS.items()
+    ]
+    plain = {"merge_method": "equalised", "base_model": str(toy_models["base"]), "models": models}
+    text = yaml.safe_dump({**plain, "parameters": {"power": POWER}, "dtype": "float32"})
+    Path("recipe.yaml").write_text(text, encoding="utf-8")
+    return text
+
+
+def test_it_is_registered_as_it_says(module: ModuleType) -> None:
+    method = get_method("equalised")
+    assert (method.base, method.reduces, set(method.search)) == ("required", True, {"weight", "power"})
+    assert method.per_input["weight"].required
+    assert method.parameters["power"].within == Within(0.0, 1.0)
+    assert module.scaled_sum(0, (0.1, 0.3), (1.0, 0.5)) == pytest.approx(0.25)
+
+
+def test_it_merges_and_searches(
+    recipe: str, toy_models: dict[str, Path], toy_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toy_config({"merge_method": "equalised"}, trials=5, workers=1)
+    Path("search.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    monkeypatch.setattr(session, "RayPool", InlinePool)
+    exec(compile(USE.text, USE.title, "exec"), {"__name__": "__main__"})
+
+    parents = {name: load_file(folder / "model.safetensors") for name, folder in toy_models.items()}
+    for name, merged in load_file(Path("merged-model/model.safetensors")).items():
+        origin = parents["base"][name].double()
+        deltas = {model: parents[model][name].double() - origin for model in WEIGHTS}
+        norms = {model: float(delta.norm()) for model, delta in deltas.items()}
+        mean = sum(norms.values()) / len(norms)
+        expected = origin + sum(w * (mean / norms[m]) ** POWER * deltas[m] for m, w in WEIGHTS.items())
+        torch.testing.assert_close(merged.double(), expected, rtol=1e-5, atol=1e-6)
+    summary = read_summary(Path("runs/equalised"))
+    assert (summary["status"], summary["failures"]) == ("finished", {})
+
+
+def test_commands_know_it_as_the_page_calls_them(recipe: str) -> None:
+    (line,) = blocks("docs/writing-a-method.md", "bash")[0].text.splitlines()
+    command = line.replace("python", sys.executable, 1)
+    run = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "equalised" in run.stdout
