@@ -105,11 +105,16 @@ class RunFolder:
 def check_run_folder(path: Path) -> None:
     """Refuse what is no folder, a folder of other things, and a run without what was there before its candidates.
 
-    A search would leave its files among the other things, or go on as another one.
+    A search would leave its files among the other things, or go on as another one. Names that are no text have no
+    URL.
 
     Raises:
         InputError: If it is.
     """
+    try:
+        str(path.resolve()).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{path}: must have a name that is UTF-8 text; choose another --run-dir") from None
     if not path.exists():
         return
     if not path.is_dir():

@@ -19,7 +19,7 @@ from optuna.distributions import (
 from optuna.exceptions import StorageInternalError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import (
     ArgumentError,
     DatabaseError,
@@ -47,7 +47,7 @@ _PASSING = (OperationalError, InterfaceError, InternalError, NoConnection)
 
 def study_url(folder: Path) -> str:
     """The Optuna storage URL of a run folder's own study."""
-    return f"sqlite:///{folder.resolve() / STUDY}"
+    return str(URL.create("sqlite", database=str(folder.resolve() / STUDY)))
 
 
 class StudyWriter:

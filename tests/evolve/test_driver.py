@@ -33,6 +33,7 @@ from heterosis.evolve.pool import Failure, Setup
 from heterosis.evolve.preflight import preflight
 from heterosis.evolve.record import Record, read_asks
 from heterosis.evolve.statistics import paired_difference
+from heterosis.evolve.storage import study_url
 from heterosis.evolve.summary import closing_table
 from heterosis.evolve.table import TableWriter
 from heterosis.evolve.trial import Ask
@@ -1207,6 +1208,23 @@ def test_another_storage_holds_the_study(toy_config: Any, pools: Any, tmp_path: 
     assert len(optuna.load_study(study_name=name, storage=storage).trials) == 10
     written = "".join(p.read_text(errors="ignore") for p in (tmp_path / "run").iterdir())
     assert "elsewhere" not in written
+
+
+@pytest.mark.parametrize("name", ["run ? %20 #1", "läufe {0} & 100%/run?mode=memory"])
+def test_a_folder_of_any_name_holds_its_study(run: Any, tmp_path: Path, name: str) -> None:
+    run(name, trials=4)
+    assert len(list(tmp_path.rglob("*.db"))) == 1
+    study = study_url(tmp_path / name)
+    (known,) = optuna.get_all_study_names(study)
+    assert len(optuna.load_study(study_name=known, storage=study).trials) == 4
+    assert (tmp_path / name / "study.db").exists()
+    assert run(name, trials=5)["trials"]["complete"] == 5
+
+
+def test_a_folder_whose_name_is_no_text_is_refused(run: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"udcff: must have a name that is UTF-8 text; choose another --run-dir"):
+        run("run-\udcff")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_options_replace_the_config(toy_config: Any, pools: Any, tmp_path: Path) -> None:
