@@ -23,6 +23,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ class Record:
         self._documents = 0
         for number, part in self._scores:
             self._count_documents(_asked(folder, self.asks, number, SCORES), part)
-        self.attempts = [Attempt(**line) for line in _read_lines(folder / ATTEMPTS)]
+        self.attempts = list(_read_attempts(folder))
         self.trials: list[Trial] = []
         self.tally = Tally()
         self._told: dict[int, Trial] = {}
@@ -274,17 +275,28 @@ _RESULT = [f.name for f in fields(Trial) if f.name not in ("number", "ask")]
 
 def read_asks(folder: Path) -> Iterator[Ask]:
     """The candidates of a run folder, in the order of asking."""
-    for line in _read_lines(folder / ASKS):
-        first = line.pop("incumbent", None)  # of versions without further rivals
-        rivals = line.pop("rivals", [] if first is None else [first])
-        yield Ask(**line, rivals=tuple(rivals))
+    for number, line in _read_lines(path := folder / ASKS):
+        with _undamaged(path, number):
+            first = line.pop("incumbent", None)  # of versions without further rivals
+            rivals = line.pop("rivals", [] if first is None else [first])
+            ask = Ask(**line, rivals=tuple(rivals))
+            _require(ask.number == number)
+        yield ask
+
+
+def _read_attempts(folder: Path) -> Iterator[Attempt]:
+    for number, line in _read_lines(path := folder / ATTEMPTS):
+        with _undamaged(path, number):
+            attempt = Attempt(**line)
+        yield attempt
 
 
 def read_scores(folder: Path) -> dict[tuple[int, str], Scores]:
     """The scores of a run folder, all chunks together, by the ask's number and the part of the split."""
     found: dict[tuple[int, str], Scores] = {}
-    for line in _read_lines(folder / SCORES):
-        _keep(found, (line["ask"], line["part"]), Scores.from_json(json.dumps(line["scores"])))
+    for number, line in _read_lines(path := folder / SCORES):
+        with _undamaged(path, number):
+            _keep(found, (line["ask"], line["part"]), Scores.from_json(json.dumps(line["scores"])))
     return found
 
 
@@ -298,10 +310,15 @@ def read_trials(folder: Path) -> list[Trial]:
 
 
 def _results(folder: Path, asks: Mapping[int, Ask], remedy: str = RESTORE) -> Iterator[Trial]:
-    for number, line in enumerate(_read_lines(folder / RESULTS)):
-        ask = _asked(folder, asks, line.pop("ask"), RESULTS, remedy)
-        losses, terms = tuple(line.pop("losses")), tuple(line.pop("terms", ()))
-        yield Trial(number, ask, losses=losses, terms=terms, **line)
+    told: set[int] = set()
+    for number, line in _read_lines(path := folder / RESULTS):
+        with _undamaged(path, number):
+            ask = _asked(folder, asks, line.pop("ask"), RESULTS, remedy)
+            _require(ask.number not in told)
+            losses, terms = tuple(line.pop("losses")), tuple(line.pop("terms", ()))
+            trial = Trial(number, ask, losses=losses, terms=terms, **line)
+        told.add(ask.number)
+        yield trial
 
 
 def _asked(folder: Path, asks: Mapping[int, Ask], number: int, name: str, remedy: str = RESTORE) -> Ask:
@@ -336,16 +353,36 @@ def _whole_lines(path: Path) -> int:
     return path.read_bytes().rfind(b"\n") + 1
 
 
-def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a file; a torn last one was never acted upon.
+def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """The whole lines of a file, with their numbers from 0; a torn last one was never acted upon.
 
     Raises:
-        InputError: If a line is damaged.
+        InputError: If the file cannot be read, or a line is damaged.
     """
-    if path.exists():
+    try:
         content = path.read_bytes()
-        for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), 1):
-            try:
-                yield json.loads(line)
-            except ValueError:
-                raise InputError(f"{path}: line {number} is damaged; {RESTORE}") from None
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}; {RESTORE}") from error
+    for number, text in enumerate(content[: content.rfind(b"\n") + 1].splitlines()):
+        with _undamaged(path, number):
+            line = json.loads(text)
+        yield number, line
+
+
+@contextmanager
+def _undamaged(path: Path, number: int) -> Iterator[None]:
+    """Name the line that cannot be made into what it stands for."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: line {number + 1} is damaged; {RESTORE}") from error
+
+
+def _require(fits: bool) -> None:
+    """Refuse a line that does not fit those before it."""
+    if not fits:
+        raise ValueError

@@ -250,6 +250,56 @@ def test_every_kind_of_dimension_is_one_of_optunas(tmp_path: Path) -> None:
     assert again.trials[0].ask.values == values
 
 
+RECORDED = ("asks.jsonl", "attempts.jsonl", "scores.jsonl", "results.jsonl")
+
+
+def small_record(folder: Path) -> None:
+    record = open_record(folder)
+    ask = record.ask("search", "one", "r", VALUES)
+    record.add_attempt(ask, "search", "the worker died", blamed=True)
+    record.add_scores(ask, "search", SCORES)
+    record.tell(ask, 0.5, (-0.5,), documents=2)
+
+
+@pytest.mark.parametrize("line", ["{}", "null", "[]", "7", "\xff", '{"number": 1', "the one before"])
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_damaged_line_is_named(tmp_path: Path, name: str, line: str) -> None:
+    """Also where it is JSON; an attempt may be the same as the one before."""
+    small_record(tmp_path)
+    path = tmp_path / name
+    whole = path.read_bytes()
+    path.write_bytes(whole + (whole if line == "the one before" else line.encode("latin-1") + b"\n"))
+    if (name, line) == ("attempts.jsonl", "the one before"):
+        assert len(open_record(tmp_path).attempts) == 2
+        return
+    with pytest.raises(InputError) as caught:
+        open_record(tmp_path)
+    assert caught.value.faults == (f"{path}: line 2 is damaged; restore it, or choose another --run-dir",)
+
+
+def test_a_candidate_that_was_cut_out_is_missed(tmp_path: Path) -> None:
+    """Else the next one would be given the number of one that is there."""
+    record = open_record(tmp_path)
+    for name in ("one", "two", "three"):
+        record.ask("search", name, "r", VALUES)
+    path = tmp_path / "asks.jsonl"
+    first, _, third = path.read_text().splitlines(keepends=True)
+    path.write_text(first + third)
+    with pytest.raises(InputError, match=r"asks.jsonl: line 2 is damaged; restore it"):
+        open_record(tmp_path)
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path, name: str) -> None:
+    small_record(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(InputError) as caught:
+        open_record(tmp_path)
+    (fault,) = caught.value.faults
+    assert fault == f"{tmp_path / name}: cannot be read: Is a directory; restore it, or choose another --run-dir"
+
+
 def config(toy_config: Any, trials: int) -> EvolveConfig:
     return EvolveConfig.parse(yaml.safe_dump(toy_config(trials=trials, workers=1)))
 
