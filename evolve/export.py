@@ -7,7 +7,7 @@ from typing import Any
 from heterosis.errors import InputError
 from heterosis.evaluate.splits import PARTS
 from heterosis.evolve.config import EvolveConfig
-from heterosis.evolve.files import front_recipe, read_summary
+from heterosis.evolve.files import BEST, REMOVE, front_recipe, read_summary, read_text
 from heterosis.evolve.record import read_trials
 from heterosis.evolve.state import RunState
 from heterosis.evolve.trial import Trial
@@ -55,6 +55,23 @@ def discovery(summary: Mapping[str, Any], trial: Trial, config: EvolveConfig) ->
     )
 
 
+def read_best(folder: Path) -> str | None:
+    """The recipe of a run's champion or best so far; None before there is one.
+
+    Raises:
+        InputError: If it is damaged.
+    """
+    path = folder / BEST
+    if not path.exists():
+        return None
+    text = read_text(path, REMOVE)
+    try:
+        Recipe.parse(text, str(path))
+    except InputError as error:
+        raise InputError(f"{path}: is damaged; {REMOVE}") from error
+    return text
+
+
 def export_trial(folder: Path, number: int | None) -> str:
     """The recipe of a trial of a run folder, or of the champion or best so far.
 
@@ -63,10 +80,10 @@ def export_trial(folder: Path, number: int | None) -> str:
     """
     summary = read_summary(folder)
     if number is None:
-        best = folder / "best.yaml"
-        if not best.exists():
+        best = read_best(folder)
+        if best is None:
             raise InputError(f"{folder}: no candidate has been scored yet")
-        return best.read_text(encoding="utf-8")
+        return best
     trials = read_trials(folder)
     if not trials:
         raise InputError(f"{folder}: no candidate has been scored yet")

@@ -12,17 +12,37 @@ SUMMARY = "summary.json"
 CONFIG = "config.yaml"
 SPLITS = "splits.json"
 STUDY = "study.db"
+BEST = "best.yaml"
 
 # What every summary has.
 SECTIONS = {"status", "trials", "champion", "parents", "baselines", "documents", "seconds"}
 
 RESTORE = "restore it, or choose another --run-dir"  # what is to be done about a file that was removed or damaged
 AGAIN = "the same evolve command writes it again"
+REMOVE = f"remove it and {SUMMARY}, and {AGAIN}"  # what is to be done about one that is made from the others
 
 
 def front_recipe(number: int | str) -> str:
     """Where the recipe of a trial on the front is, within a run folder."""
     return f"front/trial-{number}.yaml"
+
+
+def read_text(path: Path, remedy: str) -> str:
+    """The text of a file.
+
+    Args:
+        path: The file.
+        remedy: What is to be done where it is damaged.
+
+    Raises:
+        InputError: If it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}; {remedy}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: is damaged; {remedy}") from error
 
 
 def read_mapping(path: Path, remedy: str) -> dict[str, Any]:
@@ -35,10 +55,9 @@ def read_mapping(path: Path, remedy: str) -> dict[str, Any]:
     Raises:
         InputError: If it cannot be read, or is damaged.
     """
+    text = read_text(path, remedy)
     try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        read = json.loads(text)
     except ValueError:
         read = None
     if not isinstance(read, dict):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from heterosis.evolve.export import discovery, export_recipe, write_front
-from heterosis.evolve.files import SUMMARY
+from heterosis.evolve.files import BEST, SUMMARY
 from heterosis.evolve.finals import Finals
 from heterosis.evolve.run import Run
 from heterosis.evolve.summary import Results, outcome_sentence
@@ -56,7 +56,7 @@ def write_outcome(
     if champion:
         note = f"The champion. {summary['outcome']}" if finals else "Best so far on the search documents."
         how = discovery(summary, champion, config)
-        write_text(folder / "best.yaml", export_recipe(champion, state.provenance, how, note))
+        write_text(folder / BEST, export_recipe(champion, state.provenance, how, note))
     if finals and finals.front:
         write_front(folder, summary, finals.front, config, state.provenance)
     table.write(record.trials)

@@ -3,12 +3,13 @@
 import csv
 import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
 from heterosis.errors import InputError
-from heterosis.evolve.files import AGAIN, SUMMARY
+from heterosis.evolve.files import AGAIN, REMOVE, SUMMARY, read_text
 from heterosis.evolve.trial import TIMES, Ask, Kind, Trial
 from heterosis.merge.files import write_text
 
@@ -64,18 +65,32 @@ def read_table(folder: Path) -> list[dict[str, str]]:
     """The table's rows, without one that is being written.
 
     Raises:
-        InputError: If the table was removed.
+        InputError: If the table was removed or damaged.
     """
-    try:
-        text = (folder / TABLE).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{folder / TABLE}: is missing; remove {SUMMARY} too, and {AGAIN}") from None
-    return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+    path = folder / TABLE
+    if not path.exists():
+        raise InputError(f"{path}: is missing; remove {SUMMARY} too, and {AGAIN}")
+    text = read_text(path, REMOVE)
+    with _undamaged(path):
+        reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
+        if tuple(reader.fieldnames or ())[: len(_HEAD)] != _HEAD:
+            raise ValueError
+        return list(reader)
 
 
 def read_trials(folder: Path) -> list[Trial]:
     """The results; their asks have no recipes and no values."""
-    return [_trial(row) for row in read_table(folder)]
+    rows = read_table(folder)
+    with _undamaged(folder / TABLE):
+        return [_trial(row) for row in rows]
+
+
+@contextmanager
+def _undamaged(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (csv.Error, LookupError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: is damaged; {REMOVE}") from error
 
 
 def _trial(row: Mapping[str, str]) -> Trial:

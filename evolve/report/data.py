@@ -13,6 +13,8 @@ from heterosis.evaluate.documents import DocumentText
 from heterosis.evaluate.scores import Scores
 from heterosis.evaluate.splits import PARTS, Split
 from heterosis.evolve.config import EvolveConfig
+from heterosis.evolve.export import read_best
+from heterosis.evolve.files import BEST
 from heterosis.evolve.genome import UNIFORM
 from heterosis.evolve.objective import Judge, Objective
 from heterosis.evolve.record import read_scores, read_trials
@@ -256,13 +258,12 @@ def _gather(folder: Path, standing: Standing, known: Known, storage: str | None)
     contenders = _contenders(summary, trials, scores)
     champion = next((c for c in contenders if c.champion), None)
     best_parent = _best_parent(summary, contenders)
-    best = folder / "best.yaml"
-    recipe = best.read_text(encoding="utf-8") if best.exists() and champion else ""
+    recipe = (read_best(folder) if champion else None) or ""
     last = _champion_trial(summary, trials)
     searched = [t for t in trials if t.ask.values and t.score is not None]
     stage = last.ask.stage if last and last.ask.values else max((t.ask.stage for t in searched), default=0)
     ours = [t for t in searched if t.ask.stage == stage]
-    shapes = shapes_of(Recipe.parse(recipe, str(best)), _naming(config), state.layers) if recipe else ()
+    shapes = shapes_of(Recipe.parse(recipe, BEST), _naming(config), state.layers) if recipe else ()
     return Report(
         folder=folder,
         summary=summary,

@@ -16,8 +16,11 @@ from heterosis.evaluate.scores import Scores
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.dimensions import Dimension
 from heterosis.evolve.driver import search
+from heterosis.evolve.export import export_trial
 from heterosis.evolve.files import read_summary
 from heterosis.evolve.record import Record, read_asks
+from heterosis.evolve.report import write_report
+from heterosis.evolve.standing import Watcher
 from heterosis.evolve.table import read_trials
 
 AWKWARD = 0.1 + 0.2  # one of the floats that need 17 digits
@@ -351,3 +354,46 @@ def test_what_a_run_leaves_for_people_is_written_again(toy_config: Any, pools: A
     assert again["champion"] == summary["champion"]
     assert len(pools.asked) == len(pools.made[0].asked)
     assert [trial.score for trial in read_trials(folder)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("trials.csv", b""),
+        ("trials.csv", b"\xff\n"),
+        ("trials.csv", b"trial,score\n0,0.5\n"),
+        ("trials.csv", b"last line"),
+        ("trials.csv", None),
+        ("best.yaml", b""),
+        ("best.yaml", b"\xff"),
+        ("best.yaml", b"models: [\n"),
+        ("best.yaml", None),
+    ],
+)
+def test_a_damaged_one_is_named_and_the_remedy_holds(
+    toy_config: Any, pools: Any, tmp_path: Path, name: str, content: bytes | None
+) -> None:
+    """With None, a folder is in its place."""
+    folder = tmp_path / "run"
+    search(config(toy_config, 4), folder, make_pool=pools())
+    path = folder / name
+    before = path.read_bytes()
+    if content is None:
+        path.unlink()
+        path.mkdir()
+    else:
+        path.write_bytes(before + b"9,x,search,,,,,,,,,\n" if content == b"last line" else content)
+    what = "cannot be read: Is a directory" if content is None else "is damaged"
+    readers: list[Any] = [lambda: write_report(folder)]
+    readers.append(Watcher(folder).look if name == "trials.csv" else lambda: export_trial(folder, None))
+    for read in readers:
+        with pytest.raises(InputError) as caught:
+            read()
+        assert caught.value.faults == (
+            f"{path}: {what}; remove it and summary.json, and the same evolve command writes it again",
+        )
+    path.rmdir() if content is None else path.unlink()
+    (folder / "summary.json").unlink()
+    search(config(toy_config, 4), folder, make_pool=pools())
+    assert path.read_bytes() == before
+    assert write_report(folder).exists()
