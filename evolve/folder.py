@@ -10,11 +10,14 @@ from typing import Any
 
 from heterosis.errors import InputError
 from heterosis.evolve.config import EvolveConfig
+from heterosis.evolve.faults import RunStopped
 from heterosis.evolve.files import ASKS, CONFIG, RESTORE, STATE, STUDY, SUMMARY, read_summary
 from heterosis.evolve.lease import Lease
 from heterosis.evolve.machine import shared_file_system
 from heterosis.evolve.state import RunState
 from heterosis.merge.files import write_text
+
+LOCK = ".lock"
 
 
 class RunFolder:
@@ -39,7 +42,7 @@ class RunFolder:
         self._lease: Lease | None = None
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+            self._lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise InputError(f"{path}: cannot be used as a run folder: {error.strerror}") from error
         try:
@@ -71,8 +74,17 @@ class RunFolder:
         """Make sure that this is still the one driver, before something is written.
 
         Raises:
-            RunStopped: If a driver on another machine has taken the folder.
+            RunStopped: If another folder is there now, or none, or a driver on another machine has taken it.
         """
+        try:
+            same = os.path.samestat(os.fstat(self._lock), (self.path / LOCK).stat())
+        except (FileNotFoundError, NotADirectoryError):
+            same = False
+        if not same:
+            raise RunStopped(
+                f"{self.path}: was moved or replaced while a search ran in it; move it back, or give its new "
+                "place as --run-dir, then the same command continues"
+            )
         if self._lease is not None:
             self._lease.check()
 

@@ -264,6 +264,7 @@ class Record:
     def _write_out(self, name: str) -> None:
         """Wait until all lines of a file are on the disk."""
         if name in self._unwritten:
+            self._guard()
             with disk_faults(self._folder), (self._folder / name).open("rb") as file:
                 os.fsync(file.fileno())
             self._unwritten.remove(name)

@@ -134,7 +134,7 @@ class Session:
         except BaseException as error:
             if isinstance(error, (RunStopped, SearchFailed)):
                 self._stop = str(error)
-            with suppress(OSError):  # a full disk is why, perhaps
+            with suppress(OSError, RunStopped):  # a full disk is why, perhaps
                 self._save(status="stopped")
             raise
         finally:
@@ -188,6 +188,7 @@ class Session:
 
     def beat(self, running: int, waiting: int) -> None:
         """Say that work goes on, and how much is running and queued."""
+        self.run.folder.check()
         self._pulse.beat(running, waiting)
         self._save_when_due()
 
@@ -232,6 +233,7 @@ class Session:
         return len(self._record.trials), self._record.documents_scored()
 
     def _save(self, status: str, finals: Finals | None = None) -> dict[str, Any]:
+        self.run.folder.check()
         self._state.seconds = self.seconds()
         self._state.save()
         if finals is None and self._earlier and self._progressed() == self._earlier_progress:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import types
 from collections import Counter
@@ -27,6 +28,7 @@ from heterosis.evolve import run as run_module
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.driver import SearchFailed, search
 from heterosis.evolve.export import export_trial
+from heterosis.evolve.faults import RunStopped
 from heterosis.evolve.folder import RunFolder
 from heterosis.evolve.logs import logging_to
 from heterosis.evolve.pool import Failure, Setup
@@ -749,6 +751,39 @@ class TestStopping:
         assert more["trials"]["complete"] > summary["trials"]["complete"]
         changed = more["champion"]["trial"] != summary["champion"]["trial"]
         assert more["documents"]["holdout_reused"] == changed
+
+    @pytest.mark.parametrize("copied", [False, True])
+    @pytest.mark.parametrize("when", ["scoring", "waiting"])
+    def test_a_folder_that_is_moved_is_not_written_to(
+        self, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str, copied: bool
+    ) -> None:
+        """Nor is a copy in its place. Of either, the search goes on."""
+        here, there, copy = tmp_path / "run", tmp_path / "there", {}
+        beat = session.Session.beat
+
+        def move(*_: Any) -> None:
+            here.rename(there)
+            if copied:
+                shutil.copytree(there, here)
+                copy.update({path: path.read_bytes() for path in here.iterdir() if path.name != "live.json"})
+
+        def waiting(pool: Any) -> None:
+            if when == "scoring" and pool.finished == 5:
+                move()
+
+        def beating(self: session.Session, *args: int) -> None:
+            if when == "waiting" and len(self.run.record.trials) == 5 and not there.exists():
+                self._pulse._next = 0.0
+                move()
+            beat(self, *args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(session.Session, "beat", beating)
+            with pytest.raises(RunStopped, match="run: was moved or replaced while a search ran in it"):
+                run(pool={"on_wait": waiting})
+        assert here.exists() == copied
+        assert {path: path.read_bytes() for path in copy} == copy
+        assert run("there")["trials"]["complete"] == 10
 
 
 class TestFinals:
