@@ -184,4 +184,6 @@ def _is_spent(summary: Mapping[str, Any], config: EvolveConfig) -> bool:
         "max_documents": (config.max_documents, summary["documents"].get("budget")),
     }
     now, then = ends.get(summary.get("ended_by") or "", (None, None))
-    return _results(summary) >= config.trials or bool(now and then and now <= then)
+    # Baselines that were asked again are among the results, and not counted.
+    counted = min(_results(summary), summary["trials"]["budget"])
+    return counted >= config.trials or bool(now and then and now <= then)

@@ -83,7 +83,8 @@ class SearchLoop:
         for place, group in enumerate(self._baseline_groups()):
             rivals = _numbers(record.tally.leaders[:1]) if place else []
             for baseline in group:
-                if baseline.name not in asked and len(record.asks) < self._config.trials:
+                room = baseline.name in record.baselines or record.counted < self._config.trials
+                if baseline.name not in asked and room:
                     text = baseline.recipe.to_yaml()
                     record.ask(baseline.kind, baseline.name, text, {}, rivals=rivals)
             self._scoring.work(self._scoring.open_jobs("parent", "baseline"))
@@ -120,7 +121,7 @@ class SearchLoop:
     # ----------------------------------------------------------------- candidates
 
     def _search_stage(self, stage: int, end: int, *, last: bool) -> None:
-        """Score a stage's candidates until there are ``end`` asks; in the last, then the optimizer's mean."""
+        """Score a stage's candidates until ``end`` asks count; in the last, then the optimizer's mean."""
         record, budget = self._record, self._config.trials
         proposer = self._stages.proposer(stage)
         of_stage = [t for t in record.trials if t.ask.kind == "search" and t.ask.stage == stage]
@@ -130,7 +131,7 @@ class SearchLoop:
         left = [job for job in self._scoring.open_jobs("search") if job.ask.stage == stage]
         self._scoring.work(left, partial(self._next_job, proposer, limit, int(with_mean)), proposer.tell)
         self._scoring.work(self._scoring.open_jobs("mean"))
-        if with_mean and len(record.asks) < budget and self._has_room():
+        if with_mean and record.counted < budget and self._has_room():
             mean = proposer.mean()
             if mean is not None:
                 ask = self._ask("mean", "the optimizer's mean", proposer, mean, record.tally.leaders)
@@ -139,7 +140,7 @@ class SearchLoop:
     def _next_job(self, proposer: Proposer, limit: int, more: int) -> Job | None:
         """The next candidate; None for now, or where the budget has no room for it and ``more`` after it."""
         self._spent = None
-        if len(self._record.asks) >= limit or not proposer.catch_up():
+        if self._record.counted >= limit or not proposer.catch_up():
             return None
         if not self._has_room(1 + more, proposer.unknown):
             return None

@@ -85,6 +85,7 @@ class Record:
         self._written_asks = 0  # that are on the disk
         self.asks: dict[int, Ask] = {}
         self.baselines: dict[str, Ask] = {}
+        self._again = 0  # asks of baselines that were asked before
         for ask in read_asks(folder):
             self._take_ask(ask)
         self._scores = read_scores(folder)
@@ -112,6 +113,7 @@ class Record:
     def _take_ask(self, ask: Ask) -> None:
         self.asks[ask.number] = ask
         if not ask.is_candidate:
+            self._again += ask.name in self.baselines
             self.baselines[ask.name] = ask
 
     def _take(self, trial: Trial) -> None:
@@ -124,6 +126,11 @@ class Record:
         if now > known:
             self._met[ask.recipe, part] = now
             self._documents += now - known
+
+    @property
+    def counted(self) -> int:
+        """How many asks the budget of trials counts: a baseline that is asked again after a failure is one."""
+        return len(self.asks) - self._again
 
     @property
     def open_asks(self) -> list[Ask]:

@@ -42,9 +42,9 @@ class Stages:
         self._record, self._referee, self._state = run.record, run.referee, run.state
 
     def ends(self, budget: int) -> list[int]:
-        """The number of asks with which each stage ends: equal shares of what the baselines leave."""
+        """How many asks are counted when each stage ends: equal shares of what the baselines leave."""
         if self._state.stage_ends is None:
-            first, count = len(self._record.asks), self._count
+            first, count = self._record.counted, self._count
             self._state.stage_ends = [first + (budget - first) * (k + 1) // count for k in range(count)]
             self._state.save()
         return self._state.stage_ends
@@ -83,7 +83,7 @@ class Stages:
         chosen, ends = self._state.optimizers, self._state.stage_ends
         if stage not in chosen:
             assert ends is not None, "it is known where stages end"
-            planned = ends[stage] - (ends[stage - 1] if stage else len(self._record.asks))
+            planned = ends[stage] - (ends[stage - 1] if stage else self._record.counted)
             name, why = settings.name, "as asked"
             if name == "auto":
                 name, why = choose_optimizer(axes, self._objectives, planned)

@@ -41,7 +41,7 @@ class RunState(BaseModel):
         layers: Of each model.
         environment: What scores depend on, as of `run.environment`; empty before the first session.
         batch_size: That a probe has found.
-        stage_ends: The number of asks with which each stage ends; None before the baselines are known.
+        stage_ends: How many asks are counted when each stage ends; None before the baselines are known.
         optimizers: Who proposes in each stage that has begun.
         spent: The budget that ended the search, ``hours`` or ``max_documents``; None for the number of trials.
         held_out_before: Whether there were finals.

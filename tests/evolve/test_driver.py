@@ -583,6 +583,21 @@ class TestFailures:
         assert {n for n, _ in pools.asked} == {0, 1, 2}
         assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "stopped"
 
+    def test_of_a_parent_that_pass_cost_no_trials(self, run: Any, pools: Any, tmp_path: Path) -> None:
+        def judge(ask: Ask, part: str) -> Any:
+            return Failure("the disk is full") if ask.name == "bob" else pools.hill(ask, part)
+
+        for failed in (1, 2, 3):
+            with pytest.raises(SearchFailed, match="parent bob cannot be scored: the disk is full"):
+                run(judge=judge, trials=4)
+            assert len(read_lines(tmp_path / "run/results.jsonl")) == 2 + failed
+        summary = run(trials=4)
+        assert summary["status"] == "finished"
+        assert (summary["trials"]["complete"], summary["trials"]["failed"]) == (4, 3)
+        names = [ask.name for ask in read_asks(tmp_path / "run")]
+        assert names == ["ann", "bob", "uniform", "bob", "bob", "bob", "candidate 6"]
+        assert run(trials=6)["trials"]["complete"] == 6
+
     def test_of_too_many_candidates_stop_the_run(self, run: Any, pools: Any) -> None:
         def judge(ask: Ask, part: str) -> Any:
             return Failure("a cause") if ask.kind == "search" and ask.number % 4 else pools.hill(ask, part)
