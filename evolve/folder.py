@@ -15,7 +15,7 @@ from heterosis.evolve.files import ASKS, CONFIG, RESTORE, STATE, STUDY, SUMMARY,
 from heterosis.evolve.lease import Lease
 from heterosis.evolve.machine import shared_file_system
 from heterosis.evolve.state import RunState
-from heterosis.merge.files import write_text
+from heterosis.merge.files import remove_torn, write_text
 
 LOCK = ".lock"
 
@@ -47,6 +47,7 @@ class RunFolder:
             raise InputError(f"{path}: cannot be used as a run folder: {error.strerror}") from error
         try:
             self._claim(storage)
+            remove_torn(path)
         except BaseException:
             os.close(self._lock)
             raise
@@ -76,17 +77,20 @@ class RunFolder:
         Raises:
             RunStopped: If another folder is there now, or none, or a driver on another machine has taken it.
         """
-        try:
-            same = os.path.samestat(os.fstat(self._lock), (self.path / LOCK).stat())
-        except (FileNotFoundError, NotADirectoryError):
-            same = False
-        if not same:
+        if not self._is_there():
             raise RunStopped(
                 f"{self.path}: was moved or replaced while a search ran in it; move it back, or give its new "
                 "place as --run-dir, then the same command continues"
             )
         if self._lease is not None:
             self._lease.check()
+
+    def _is_there(self) -> bool:
+        """Whether the path is still that of the folder that is held."""
+        try:
+            return os.path.samestat(os.fstat(self._lock), (self.path / LOCK).stat())
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     def close(self) -> None:
         if self._lease is not None:
@@ -95,7 +99,7 @@ class RunFolder:
 
     def discard_if_new(self) -> None:
         """Remove what was put into the folder here, and the folder if it was created here, before a first ask."""
-        if not self._new or (self.path / ASKS).exists():
+        if not self._new or (self.path / ASKS).exists() or not self._is_there():
             return
         for path in self.path.iterdir():
             path.unlink() if path.is_file() else shutil.rmtree(path, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 from io import BufferedReader
 from pathlib import Path
@@ -128,6 +129,25 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     except RuntimeError:
         user = Path(path).parts[0]
         raise InputError(f"{path}: no home folder of {user} is known; write the whole path") from None
+
+
+def remove_torn(folder: Path) -> None:
+    """Remove what `write_text` has left in a folder where its process was killed."""
+    for path in folder.rglob(".*.tmp"):
+        match = re.fullmatch(r"\..+\.(\d+)\.tmp", path.name)
+        if match is not None and not is_other_process(int(match[1])):
+            path.unlink(missing_ok=True)
+
+
+def is_other_process(number: int) -> bool:
+    """Whether it is a running process beside this one."""
+    try:
+        os.kill(number, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # someone else's
+        return True
+    return number != os.getpid()
 
 
 def nearest_existing(path: Path) -> Path:

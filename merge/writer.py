@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from heterosis.errors import InputError
-from heterosis.merge.files import is_copied, nearest_existing
+from heterosis.merge.files import is_copied, is_other_process, nearest_existing
 from heterosis.merge.output_file import OutputFile, Stream, WriteBehind
 from heterosis.merge.plan import TensorOp
 from heterosis.merge.safetensors_file import DTYPES
@@ -271,7 +271,7 @@ def _clear_up(out: Path) -> None:
     left: dict[str, list[Path]] = {"partial": [], "replaced": []}
     for path in out.parent.iterdir():
         match = re.fullmatch(re.escape(f".{out.name}.") + r"(partial|replaced)-(\d+)", path.name)
-        if match and not _is_other_process(int(match[2])):
+        if match and not is_other_process(int(match[2])):
             left[match[1]].append(path)
     replaced = sorted(left["replaced"], key=lambda path: path.lstat().st_ctime_ns)
     if replaced and not out.exists():
@@ -287,17 +287,6 @@ def _clear_up(out: Path) -> None:
                     _remove(path)
                 finally:
                     os.close(descriptor)
-
-
-def _is_other_process(number: int) -> bool:
-    """Whether it is a running process beside this one."""
-    try:
-        os.kill(number, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # someone else's
-        return True
-    return number != os.getpid()
 
 
 def _remove(path: Path) -> None:

@@ -39,13 +39,7 @@ def compiled(loop: Callable[..., Any], *formulas: Callable[..., Any], **options:
         return numba.njit(nogil=True, **options)(loop)  # type: ignore[no-any-return]
 
 
-<<<<<<< ours
-_REMEDY = (
-    "use numbers, tuples, loops, math, min, max, abs, and functions marked by heterosis.merge.kernels.inlined"
-)
-=======
 _REMEDY = "use numbers, tuples, loops, math, min, max, abs, and what heterosis.merge.kernels.inlined has marked"
->>>>>>> theirs
 
 
 class FormulaLoop:

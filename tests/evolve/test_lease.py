@@ -1,5 +1,7 @@
 """One driver per run folder, also from two machines, and no database where locks do not work."""
 
+import os
+import subprocess
 import threading
 from collections import namedtuple
 from collections.abc import Callable
@@ -141,6 +143,32 @@ class TestRunFolder:
         assert not (tmp_path / "run" / lease.FILE).exists()
         folder.check()
         folder.close()
+
+    @pytest.mark.parametrize("replaced", [False, True])
+    def test_leaves_what_is_not_there_any_more(self, tmp_path: Path, replaced: bool) -> None:
+        path = tmp_path / "run"
+        folder = RunFolder(path)
+        path.rename(tmp_path / "there")
+        if replaced:
+            path.mkdir()
+            (path / "run.log").touch()
+        folder.discard_if_new()
+        assert [p.name for p in path.glob("*")] == ["run.log"] * replaced
+        assert (tmp_path / "there/.lock").exists()
+        folder.close()
+
+    def test_removes_what_a_killed_driver_was_writing(self, tmp_path: Path) -> None:
+        killed = subprocess.Popen(["true"])
+        killed.wait()
+        living = tmp_path / f".report.html.{os.getppid()}.tmp"
+        (tmp_path / "front").mkdir()
+        torn = [tmp_path / f".run.json.{killed.pid}.tmp", tmp_path / f"front/.trial-3.yaml.{killed.pid}.tmp"]
+        others = [tmp_path / name for name in ("run.json", ".own.tmp", "front/trial-3.yaml")]
+        for path in (living, *torn, *others):
+            path.write_text("{}")
+        RunFolder(tmp_path).close()
+        assert not any(path.exists() for path in torn)
+        assert all(path.exists() for path in (living, *others))
 
     def test_refuses_a_database_where_locks_do_not_reach(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
