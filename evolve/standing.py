@@ -10,7 +10,7 @@ from typing import Any
 
 from heterosis.evolve.files import SUMMARY, read_summary
 from heterosis.evolve.pulse import Pulse
-from heterosis.evolve.table import TABLE, read_trials
+from heterosis.evolve.table import TABLE, read_outlines
 from heterosis.evolve.tally import best_of
 from heterosis.evolve.trial import Trial
 
@@ -125,7 +125,7 @@ class Watcher:
         summary = self._latest(SUMMARY, lambda: read_summary(self.folder))
         if summary is None:
             summary = read_summary(self.folder)
-        trials = self._latest(TABLE, lambda: read_trials(self.folder)) or []
+        trials = self._latest(TABLE, lambda: read_outlines(self.folder)) or []
         pulse = Pulse.read(self.folder) if summary["status"] == "running" else None
         now = time.time()
         saved = self._seen[SUMMARY][0] / 1e9 if SUMMARY in self._seen else now

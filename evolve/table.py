@@ -78,7 +78,7 @@ def read_table(folder: Path) -> list[dict[str, str]]:
         return list(reader)
 
 
-def read_trials(folder: Path) -> list[Trial]:
+def read_outlines(folder: Path) -> list[Trial]:
     """The results; their asks have no recipes and no values."""
     rows = read_table(folder)
     with _undamaged(folder / TABLE):

@@ -21,7 +21,7 @@ from heterosis.evolve.files import read_summary
 from heterosis.evolve.record import Record, read_asks
 from heterosis.evolve.report import write_report
 from heterosis.evolve.standing import Watcher
-from heterosis.evolve.table import read_trials
+from heterosis.evolve.table import read_outlines
 
 AWKWARD = 0.1 + 0.2  # one of the floats that need 17 digits
 DIMENSIONS = [
@@ -346,14 +346,14 @@ def test_what_a_run_leaves_for_people_is_written_again(toy_config: Any, pools: A
     summary = search(config(toy_config, 4), folder, make_pool=pools())
     (folder / "trials.csv").unlink()
     with pytest.raises(InputError, match=r"trials.csv: is missing; remove summary.json too, and the same evolve"):
-        read_trials(folder)
+        read_outlines(folder)
     (folder / "summary.json").unlink()
     with pytest.raises(InputError, match=r"summary.json: is missing; the same evolve command writes it again"):
         read_summary(folder)
     again = search(config(toy_config, 4), folder, make_pool=pools())
     assert again["champion"] == summary["champion"]
     assert len(pools.asked) == len(pools.made[0].asked)
-    assert [trial.score for trial in read_trials(folder)]
+    assert [trial.score for trial in read_outlines(folder)]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from itertools import pairwise
 from pathlib import Path
 
-from heterosis.evolve.table import TableWriter, read_table, read_trials
+from heterosis.evolve.table import TableWriter, read_outlines, read_table
 from heterosis.evolve.trial import Ask, Trial
 
 
@@ -38,16 +38,16 @@ def test_adding_lines_gives_the_same_as_writing_the_whole(tmp_path: Path) -> Non
 def test_another_session_begins_with_the_whole(tmp_path: Path) -> None:
     TableWriter(tmp_path).write(TRIALS[:3])
     TableWriter(tmp_path).write(TRIALS)
-    assert [t.number for t in read_trials(tmp_path)] == list(range(6))
+    assert [t.number for t in read_outlines(tmp_path)] == list(range(6))
 
 
 def test_a_line_that_is_being_written_is_not_read(tmp_path: Path) -> None:
     TableWriter(tmp_path).write(TRIALS)
     path = tmp_path / "trials.csv"
-    before = read_trials(tmp_path)
+    before = read_outlines(tmp_path)
     assert [(t.score, t.cause, dict(t.seconds)) for t in before[:2]] == [
         (0.1, None, {"merge": 0.5}),
         (None, "NaN", {}),
     ]
     path.write_bytes(path.read_bytes() + b"6,6,search,candi")
-    assert read_trials(tmp_path) == before
+    assert read_outlines(tmp_path) == before
