@@ -78,7 +78,7 @@ def shortlist(record: Record, size: int, judge: Judge, unknown: Collection[Ask] 
 def _scored(record: Record) -> list[Trial]:
     """Those with a score, best first; equals in the order of asking, as that of results may differ each time."""
     scored = [t for t in record.trials if t.score is not None]
-    return sorted(scored, key=lambda t: (-(t.score or 0.0), t.ask.number))
+    return sorted(scored, key=lambda t: t.rank)
 
 
 def front(trials: Sequence[Trial]) -> list[Trial]:

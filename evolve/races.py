@@ -127,7 +127,7 @@ class Races:
                 if last:
                     raise _incomparable(part)
                 continue
-            met.sort(key=lambda one: (-judge.score(one[1]), -(one[0].score or 0.0), one[0].ask.number))
+            met.sort(key=lambda one: (-judge.score(one[1]), one[0].rank))
             open_ = [
                 t
                 for k, (t, scores) in enumerate(met)

@@ -58,7 +58,7 @@ class Tally:
 
 def leading(trials: Iterable[Trial]) -> list[Trial]:
     """The best `LEADERS` of those that met all search documents, best first; of equals, the one asked first."""
-    complete = sorted((t for t in trials if t.complete), key=lambda t: (-(t.score or 0.0), t.ask.number))
+    complete = sorted((t for t in trials if t.complete), key=lambda t: t.rank)
     return distinct(complete)[:LEADERS]
 
 
@@ -73,4 +73,4 @@ def distinct(trials: Iterable[Trial]) -> list[Trial]:
 def best_of(trials: Iterable[Trial | None]) -> Trial | None:
     """The best of those that met all search documents; of equals, the one asked first, whichever came first."""
     complete = (t for t in trials if t and t.complete)
-    return max(complete, key=lambda t: (t.score or 0.0, -t.ask.number), default=None)
+    return min(complete, key=lambda t: t.rank, default=None)

@@ -95,6 +95,12 @@ class Trial:
         """Whether it has met all search documents."""
         return self.score is not None and not self.pruned
 
+    @property
+    def rank(self) -> tuple[float, int]:
+        """Sorts those with a score, the best first; of equals, the one asked first."""
+        assert self.score is not None
+        return -self.score, self.ask.number
+
 
 @dataclass(frozen=True)
 class Attempt:

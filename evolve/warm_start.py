@@ -112,6 +112,6 @@ def _recipes(path: Path, name: str) -> Iterator[tuple[str, Recipe]]:
         raise InputError(f"warm_start: {path}: no candidate was scored there")
     with within("warm_start"):
         complete = [trial for trial in read_trials(path) if trial.complete]
-    ranked = sorted(complete, key=lambda trial: (trial.number != champion["trial"], -(trial.score or 0.0)))
+    ranked = sorted(complete, key=lambda trial: (trial.number != champion["trial"], trial.rank))
     for trial in ranked[:TAKEN]:
         yield f"{name} {trial.number}", Recipe.parse(trial.ask.recipe, str(path))

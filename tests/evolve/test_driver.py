@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from heterosis import cli
 from heterosis.errors import InputError
 from heterosis.evaluate.scores import Scores
-from heterosis.evolve import cluster, driver, session
+from heterosis.evolve import cluster, driver, session, warm_start
 from heterosis.evolve import run as run_module
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.driver import SearchFailed, search
@@ -33,7 +33,7 @@ from heterosis.evolve.folder import RunFolder
 from heterosis.evolve.logs import logging_to
 from heterosis.evolve.pool import Failure, Setup
 from heterosis.evolve.preflight import preflight
-from heterosis.evolve.record import Record, read_asks
+from heterosis.evolve.record import Record, read_asks, read_trials
 from heterosis.evolve.statistics import paired_difference
 from heterosis.evolve.storage import study_url
 from heterosis.evolve.summary import closing_table
@@ -1419,6 +1419,17 @@ class TestWarmStart:
         searched = [a for a in read_asks(tmp_path / "second") if a.kind == "search"]
         weights = [v for a in searched for name, v in a.values.items() if name.startswith("weight")]
         assert min(weights) > 0.5, "the search starts around the better one"
+
+    def test_takes_of_equals_those_asked_first(self, run: Any, tmp_path: Path) -> None:
+        """Which results come first may differ each time."""
+        options = {"luck": 0.0, "last_first": True}
+        summary = run("first", trials=12, workers=4, judge=lambda ask, part: 0.5, pool=options)
+        trials = read_trials(tmp_path / "first")
+        assert [t.ask.number for t in trials[:3]] != [0, 1, 2]
+        champion, *others = [int(name.split()[-1]) for name, _ in warm_start._recipes(tmp_path / "first", "of")]
+        assert champion == summary["champion"]["trial"]
+        asked = sorted((t for t in trials if t.number != champion), key=lambda t: t.ask.number)
+        assert others == [t.number for t in asked[:2]]
 
     def test_that_has_searched_on_what_is_held_out_is_told(self, run: Any, tmp_path: Path) -> None:
         run("first", trials=12)

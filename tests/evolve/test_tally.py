@@ -5,6 +5,8 @@ import statistics
 from collections import Counter
 from typing import Any
 
+import pytest
+
 from heterosis.evolve.tally import LEADERS, Tally, best_of, leading
 from heterosis.evolve.trial import Ask, Trial
 
@@ -47,6 +49,15 @@ def test_of_equals_the_first_asked_is_raced_against_whichever_came_first() -> No
     came = [Trial(0, second, 0.5), Trial(1, first, 0.5), Trial(2, second, 0.9, pruned=True)]
     assert best_of(came) == came[1]
     assert best_of(came[2:]) is None
+
+
+def test_ranks_sort_the_best_first() -> None:
+    scores = [0.0, None, -0.5, 0.5, 0.0]
+    trials = [Trial(k, Ask(9 - k, "search", "c", "r", {}, 0), score) for k, score in enumerate(scores)]
+    scored = [t for t in trials if t.score is not None]
+    assert [t.number for t in sorted(scored, key=lambda t: t.rank)] == [3, 4, 0, 2]
+    with pytest.raises(AssertionError):
+        _ = trials[1].rank
 
 
 def test_leaders_are_the_best_of_as_many_recipes() -> None:
