@@ -5,6 +5,7 @@
     splits.py       which documents are for searching, selecting and the final report
     documents.py    the documents of a task: what they are known by, and what they ask
     task_faults.py  what may be wrong with a task
+    loaded_task.py  one task: its requests, and what comes of the answers
     harness.py      TaskSet: lm-eval tasks built once, scored often (the only file that imports lm_eval)
     resident.py     ResidentModel: a live model whose parameters a merge overwrites in place
     candidates.py   CandidateLoader: recipe after recipe in one live model

@@ -17,9 +17,8 @@ import warnings
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from difflib import get_close_matches
-from functools import cached_property
 from importlib.metadata import metadata
 from pathlib import Path
 from types import MappingProxyType
@@ -35,19 +34,17 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from heterosis.errors import InputError, collecting, did_you_mean
-from heterosis.evaluate.answers import Answer, chosen
 from heterosis.evaluate.documents import (
     Documents,
     DocumentText,
     Source,
     check_groups,
     definition_of,
-    describe,
-    digest,
     hash_of,
     source_of,
     text_of,
 )
+from heterosis.evaluate.loaded_task import LoadedTask
 from heterosis.evaluate.scores import Metric, NonFiniteScore, Scores, TaskSpec
 from heterosis.evaluate.splits import Split
 from heterosis.evaluate.task_faults import (
@@ -170,38 +167,6 @@ def _extras() -> list[str]:
     return metadata("lm-eval").get_all("Provides-Extra") or []
 
 
-@dataclass
-class _Loaded:
-    """A task and its data.
-
-    Attributes:
-        spec: What the user asked of it, with the full key of its metric.
-        task: lm-eval's.
-        data: Its documents, as the task has them.
-        hashes: Of their content.
-        metrics: Those that can be used, by key.
-        requests: Of the documents that were built.
-    """
-
-    spec: TaskSpec
-    task: Any
-    data: list[Any]
-    hashes: list[str]
-    metrics: dict[str, Metric]
-    requests: dict[int, list[Instance]] = field(default_factory=dict)
-
-    @cached_property
-    def documents(self) -> Documents:
-        """What they are known by; not needed to score them."""
-        return describe(self.task, self.data, self.hashes, self.spec.group_by)
-
-    @property
-    def metric(self) -> Metric:
-        """The metric that was asked for."""
-        assert self.spec.metric is not None
-        return self.metrics[self.spec.metric]
-
-
 class TaskSet:
     """Tasks with their documents and requests, ready to score any number of models.
 
@@ -240,7 +205,7 @@ class TaskSet:
         """
         self.members: dict[str, tuple[str, ...]] = {}
         self._seed = seed
-        self._tasks: dict[str, _Loaded] = {}
+        self._tasks: dict[str, LoadedTask] = {}
 
         several = [tasks] if isinstance(tasks, str | TaskSpec) else tasks
         specs = [task if isinstance(task, TaskSpec) else TaskSpec(task) for task in several]
@@ -260,13 +225,14 @@ class TaskSet:
             if name in self._tasks:
                 raise InputError(f"task '{name}': named twice (again by '{spec.name}'); name each task once")
             check_metrics(name, task, list(metric_registry), get_metric)
-            usable, unusable = _metrics_of(task)
+            filters = _filters_of(task)
+            usable, unusable = _metrics_of(task, filters)
             metric = chosen_metric(name, spec.metric, usable, unusable)
             data = [document for _, document in task.doc_iterator()]
             check_answers(name, task, data)
             group_by = spec.group_by or (task.config.metadata or {}).get("group_by")
             own = replace(spec, name=name, weight=spec.weight / len(leaves), metric=metric, group_by=group_by)
-            self._tasks[name] = _Loaded(own, task, data, list(map(hash_of, data)), usable)
+            self._tasks[name] = LoadedTask(own, task, data, list(map(hash_of, data)), usable, filters)
             if group_by is not None:
                 check_groups(name, data, group_by)
             if spec.num_fewshot is not None:
@@ -345,33 +311,15 @@ class TaskSet:
             loaded.requests = {}
         with _quiet(), _seeded(self._seed):
             for name, indices in chosen.items():
-                loaded = self._tasks[name]
-                task = loaded.task
                 for index in sorted(indices):
-                    document = loaded.data[index]
-                    # Not lm-eval's stream of random numbers: neither the few-shot examples nor what a task
-                    # draws itself may depend on the documents that were built before.
-                    seed = int.from_bytes(digest(f"{self._seed}\0{loaded.hashes[index]}")[:4], "big")
-                    random.seed(seed)
-                    np.random.seed(seed)
-                    task.set_fewshot_seed(seed)
-                    context = task.fewshot_context(
-                        document,
-                        num_fewshot=task.config.num_fewshot or 0,
-                        system_instruction=system_instruction,
+                    self._tasks[name].build(
+                        index,
+                        self._seed,
                         apply_chat_template=apply_chat_template,
                         fewshot_as_multiturn=fewshot_as_multiturn,
-                        chat_template=chat_template,
-                        gen_prefix=task.doc_to_prefix(document),
-                    )
-                    requests = task.construct_requests(
-                        doc=document,
-                        ctx=context,
-                        metadata=(name, index, task.config.repeats),
-                        apply_chat_template=apply_chat_template,
+                        system_instruction=system_instruction,
                         chat_template=chat_template,
                     )
-                    loaded.requests[index] = requests if isinstance(requests, list) else [requests]
 
     def longest(self, lm: LM) -> int:
         """Tokens of the longest request that was built, with what the model may write, as the model takes them."""
@@ -418,71 +366,13 @@ class TaskSet:
         }
         seconds = _run(lm, [r for built in asked.values() for requests in built.values() for r in requests])
         with _quiet():
-            scored = {name: self._process(name, built) for name, built in asked.items()}
+            scored = {name: self._tasks[name].score(built) for name, built in asked.items()}
             answers = {
-                name: self._answers(name, {index: built[index] for index in built if index in keep_answers[name]})
+                name: self._tasks[name].answers({i: built[i] for i in built if i in keep_answers[name]})
                 for name, built in asked.items()
                 if name in keep_answers
             }
         return Scores(scored, seconds, {name: own for name, own in answers.items() if own})
-
-    def _process(self, name: str, asked: dict[int, list[Instance]]) -> dict[int, dict[str, float]]:
-        """Filter the answers and compute every usable metric of each document."""
-        loaded = self._tasks[name]
-        task = loaded.task
-        answers = [request for requests in asked.values() for request in requests]
-        scored: dict[int, dict[str, float]] = {index: {} for index in asked}
-        for pipeline in _filters_of(task) if answers else ():
-            pipeline.apply(answers)
-            for index, requests in asked.items():
-                results = [r.filtered_resps[pipeline.name] for r in sorted(requests, key=lambda r: r.idx)]
-                # A shallow copy, as lm-eval reads the document anew each time and tasks may add to it.
-                for metric, value in task.process_results(copy.copy(loaded.data[index]), results).items():
-                    key = f"{metric},{pipeline.name}"
-                    if key not in loaded.metrics:
-                        continue
-                    wanted = key == loaded.metric.key
-                    try:
-                        finite = math.isfinite(value)
-                    except TypeError as error:
-                        if not wanted:
-                            continue
-                        raise InputError(
-                            f"task '{name}': metric {key}: must be a number for each document, but got "
-                            f"{type(value).__name__}; take another, or compute one in process_results"
-                        ) from error
-                    if finite:
-                        scored[index][key] = float(value)
-                    elif wanted:
-                        raise NonFiniteScore(name, index, float(value))
-        # Some tasks give it for some of their documents only, so that a part of them may have none.
-        whole = len(scored) == len(loaded.requests) > 0
-        if whole and not any(loaded.metric.key in own for own in scored.values()):
-            given = ", ".join(sorted({key for own in scored.values() for key in own})) or "none"
-            raise InputError(
-                f"task '{name}': metric {loaded.metric.key}: given for none of {len(scored)} documents; take one "
-                f"that is given: {given}"
-            )
-        return scored
-
-    def _answers(self, name: str, asked: Mapping[int, list[Instance]]) -> dict[int, Answer]:
-        """What the model wrote or chose, as the task's metric takes it; after `_process`."""
-        loaded = self._tasks[name]
-        task, metric = loaded.task, loaded.metric
-        chooses = str(task.config.output_type) == "multiple_choice"
-        answers = {}
-        for index, requests in asked.items():
-            first, *_ = requests = sorted(requests, key=lambda r: r.idx)
-            if first.request_type == "generate_until":
-                answers[index] = Answer.of(str(first.resps[0]), first.filtered_resps[metric.filter])
-            elif chooses:
-                try:
-                    choices = list(map(str, task.doc_to_choice(copy.copy(loaded.data[index]))))
-                    choice = chosen(choices, [r.resps[0][0] for r in requests], metric.name)
-                except Exception:  # a task's functions may do anything, and the scores do not need this
-                    continue
-                answers[index] = Answer.of(choice, choice)
-        return answers
 
 
 def _run(lm: LM, requests: Iterable[Instance]) -> float:
@@ -564,7 +454,7 @@ def _load(name: str, manager: Any, allow_code: bool) -> dict[str, Any]:
     return tasks
 
 
-def _metrics_of(task: Task) -> tuple[dict[str, Metric], list[str]]:
+def _metrics_of(task: Task, filters: Sequence[Any]) -> tuple[dict[str, Metric], list[str]]:
     """A task's metrics by key, and why others cannot be used.
 
     Everything after this works on documents, so a metric is usable if its score is the mean of the
@@ -582,7 +472,7 @@ def _metrics_of(task: Task) -> tuple[dict[str, Metric], list[str]]:
         elif _needs_own_aggregation(task, name):
             unusable.append(f"{name} (gives no number for a document)")
         else:
-            for pipeline in _filters_of(task):
+            for pipeline in filters:
                 metric = Metric(str(name), pipeline.name, bool(directions[name]))
                 usable[metric.key] = metric
     return usable, unusable

@@ -168,7 +168,7 @@ def test_answers_are_kept_of_the_documents_that_are_named(toys: Path) -> None:
 def test_answers_that_cannot_be_told_cost_nothing(toys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = TaskSet([TaskSpec("toy_choice")], include_path=[toys])
     tasks.build({"toy_choice": [4]})
-    monkeypatch.setattr("heterosis.evaluate.harness.chosen", lambda *_: [][0])
+    monkeypatch.setattr("heterosis.evaluate.loaded_task.chosen", lambda *_: [][0])
     scores = tasks.score(FakeLM(lambda *_: (-1.0, False)), {"toy_choice": [4]}, {"toy_choice": [4]})
     assert scores.answers == {}
     assert scores.documents["toy_choice"].keys() == {4}
