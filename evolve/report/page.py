@@ -146,6 +146,11 @@ def _commands(report: Report) -> list[tuple[str, str]]:
         evaluate += ["--num-fewshot", str(config.num_fewshot)]
     if config.apply_chat_template:
         evaluate.append("--apply-chat-template")
+        evaluate += [] if config.fewshot_as_multiturn else ["--no-fewshot-as-multiturn"]
+    if config.max_length is not None:
+        evaluate += ["--max-length", str(config.max_length)]
+    if config.seed:
+        evaluate += ["--seed", str(config.seed)]  # of few-shot examples
     if isinstance(batch_size := report.summary["environment"]["batch_size"], int):
         evaluate += ["--batch-size", str(batch_size)]
     return [

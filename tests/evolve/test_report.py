@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -650,3 +651,17 @@ def test_in_a_browser(request: pytest.FixtureRequest, tmp_path: Path, run: str, 
     assert found["background"] == {"light": "rgb(246, 245, 241)", "dark": "rgb(18, 22, 20)"}[scheme]
     assert found["buttons"] == 5
     assert found["dots"] >= 12
+
+
+def test_the_command_of_the_recipe_asks_as_the_search_did() -> None:
+    from heterosis.evolve.config import EvolveConfig
+    from heterosis.evolve.report import page
+
+    asked = {"num_fewshot": 2, "fewshot_as_multiturn": False, "max_length": 64, "seed": 3}
+    config = EvolveConfig.from_dict({"models": ["a", "b"], "merge_method": "linear", "tasks": ["sums"], **asked})
+    environment = {"environment": {"batch_size": 8}}
+    report = SimpleNamespace(config=config, name="run", folder=Path("runs/run"), summary=environment)
+    command = dict(page._commands(report))["Evaluate"]
+    assert command.endswith(
+        "--num-fewshot 2 --apply-chat-template --no-fewshot-as-multiturn --max-length 64 --seed 3 --batch-size 8"
+    )
