@@ -3,7 +3,7 @@
 import copy
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -83,7 +83,7 @@ def describe(task: Any, data: Sequence[Any], hashes: Sequence[str], group_by: st
         groups = [first.setdefault(key, f"content={content}") for key, content in zip(asked, hashes, strict=True)]
     else:
         groups = [f"{group_by}={document[group_by]}" for document in data]
-    return Documents(groups, list(hashes), digest("".join(hashes)).hex())
+    return Documents(groups, list(hashes), fingerprint_of(hashes))
 
 
 def check_groups(name: str, data: Sequence[Any], group_by: str) -> None:
@@ -142,6 +142,11 @@ def definition_of(task: Any) -> dict[str, str]:
     dumped = task.dump_config().items()
     texts = {key: json.dumps(value, sort_keys=True, default=str) for key, value in dumped if key not in _WHERE}
     return {key: digest(re.sub(r" at 0x[0-9a-f]+", "", text)).hex()[:12] for key, text in texts.items()}
+
+
+def fingerprint_of(hashes: Iterable[str]) -> str:
+    """A hash of a task's documents, in order."""
+    return digest("".join(hashes)).hex()
 
 
 def digest(text: str) -> bytes:

@@ -282,7 +282,7 @@ class TaskSet:
     def fingerprints(self) -> dict[str, dict[str, str]]:
         """Hashes of each task's documents and definition, as `Split.check` takes them."""
         return {
-            name: {"documents": loaded.documents.fingerprint, **definition_of(loaded.task)}
+            name: {"documents": loaded.fingerprint, **definition_of(loaded.task)}
             for name, loaded in self._tasks.items()
         }
 

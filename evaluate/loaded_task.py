@@ -12,7 +12,7 @@ import numpy as np
 
 from heterosis.errors import InputError
 from heterosis.evaluate.answers import Answer, chosen
-from heterosis.evaluate.documents import Documents, describe, digest
+from heterosis.evaluate.documents import Documents, describe, digest, fingerprint_of
 from heterosis.evaluate.scores import Metric, NonFiniteScore, TaskSpec
 
 
@@ -42,6 +42,11 @@ class LoadedTask:
     def documents(self) -> Documents:
         """What they are known by; not needed to score them."""
         return describe(self.task, self.data, self.hashes, self.spec.group_by)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the documents, in order."""
+        return fingerprint_of(self.hashes)
 
     @property
     def metric(self) -> Metric:

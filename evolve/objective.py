@@ -123,8 +123,8 @@ class Judge:
     """Scores of models, and differences between them, on one part of the documents.
 
     A task's gains are in units of its score, if all the parents' scores of documents are in [0, 1]; else, as for
-    log-likelihoods, they are shares of the best parent's. Where that is near 0, less than a tenth of how far the
-    parents are apart, they are shares of this distance.
+    log-likelihoods, they are shares of the best parent's; of a tenth of the parents' distance where that is more, as
+    scores may be near 0.
 
     Attributes:
         objective: What is asked for.
@@ -233,7 +233,7 @@ class Judge:
             documents = [v for s in self.parents for v in self.objective.values(s)[task].values()]
             apart = best - min(own[task] for own in means)
             bounded = all(0 <= abs(v) <= 1 for v in documents)
-            units[task] = 1.0 if bounded else (apart if abs(best) < NEAR_ZERO * apart else abs(best)) or 1.0
+            units[task] = 1.0 if bounded else max(abs(best), NEAR_ZERO * apart) or 1.0
         return units
 
     @cached_property

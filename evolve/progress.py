@@ -127,7 +127,7 @@ class PlainLines:
 
     def standing(self, standing: Standing) -> list[str]:
         """The line on where the run stands, if it is time for one."""
-        tenth = 10 * len(standing.trials) // max(1, standing.budget)
+        tenth = 10 * standing.done // max(1, standing.budget)
         due = tenth != self._tenth or standing.phase != self._phase
         self._tenth, self._phase = tenth, standing.phase
         return [standing_line(standing)] if due else []
@@ -147,7 +147,7 @@ def view(
         columns: Of the terminal.
         lines: Of the terminal: so many of the latest results are shown as it has room for. None for any number.
     """
-    done, budget, inside = len(standing.trials), standing.budget, min(columns, WIDTH) - 6
+    done, budget, inside = standing.done, standing.budget, min(columns, WIDTH) - 6
     head = f"{done} of {budget} trials · {duration(standing.seconds)}"
     if standing.left is not None:
         head += f" · about {duration(standing.left)} to go"

@@ -139,7 +139,9 @@ class Session:
             raise
         finally:
             self._tell(lambda progress: progress.end())
-            self._pulse.stop()
+            with suppress(OSError, RunStopped):  # another folder may be there now
+                run.folder.check()
+                self._pulse.stop()
 
     def end(self, finals: Finals | None) -> dict[str, Any]:
         """Write what came of the run, and return it: the summary."""

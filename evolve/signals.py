@@ -43,4 +43,5 @@ def keeping_handlers() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             for signum, handler in before.items():
-                signal.signal(signum, handler)
+                if handler is not None:  # one that Python has not set
+                    signal.signal(signum, handler)

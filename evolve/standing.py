@@ -70,6 +70,12 @@ class Standing:
         return int(self.summary["trials"]["budget"])
 
     @property
+    def done(self) -> int:
+        """How many trials count: a baseline that was asked again after a failure is one."""
+        baselines = [t.ask.name for t in self.trials if not t.ask.is_candidate]
+        return len(self.trials) - len(baselines) + len(set(baselines))
+
+    @property
     def best(self) -> Trial | None:
         """The trial with the best search score; of equals, the first that was asked."""
         return best_of(self.trials)
@@ -81,14 +87,14 @@ class Standing:
         The finals' time is not recorded, so it is not told once they have begun.
         """
         spent = sum(t.took for t in self.trials)
-        if self.pulse is None or not spent or len(self.trials) >= self.budget or not self.seconds:
+        if self.pulse is None or not spent or self.done >= self.budget or not self.seconds:
             return None
         return min(1.0, spent / (self.seconds * self.pulse.workers))
 
     @property
     def left(self) -> float | None:
         """Seconds to go, the finals included; None while nothing is known, or in the finals."""
-        ahead = self.budget - len(self.trials)
+        ahead = self.budget - self.done
         times = [t.took for t in self.trials if t.seconds]
         if self.pulse is None or self.lost or ahead <= 0 or not times:
             return None

@@ -49,6 +49,7 @@ class Checkpoint:
         tensors: Every tensor by name, sorted; a LoRA adapter is applied while they are read.
         revision: The Hub commit that the folder holds, None for a local folder.
         adapter_revision: The same for the adapter.
+        written: Names, sizes and times of all its files when it was opened; another once one is written again.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Checkpoint:
         if adapter is not None:
             tensors.update(adapter.apply(tensors, config))
         self.tensors: Mapping[str, TensorSource] = dict(sorted(tensors.items()))
+        self.written = self._written()
 
     @property
     def pinned(self) -> ModelRef:
@@ -101,9 +103,7 @@ class Checkpoint:
         """What its files hold; all of them are read."""
         return Contents(_digest(self.files), _digest(self._settings))
 
-    @property
-    def written(self) -> str:
-        """Names, sizes and times of the same files: another text when one was written again."""
+    def _written(self) -> str:
         stats = [(path.name, path.stat()) for path in (*self.files, *self._settings)]
         return repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
 

@@ -245,20 +245,31 @@ def output_tokenizer(
 def _warn_of_other_tokens(donor: Model, models: Iterable[Model]) -> None:
     """Say where embeddings are merged as they are, but their rows belong to other tokens."""
     for model in models:
-        here, there = ((own.tokenizer.folder or own.folder) / "tokenizer.json" for own in (donor, model))
-        if not (here.is_file() and there.is_file()) or cmp(here, there, shallow=False):
-            continue
-        ids, others = (_ids_in(path, path.stat().st_mtime_ns) for path in (here, there))
-        token_of = {i: token for token, i in ids.items()}
-        clashes = [(i, token_of[i], token) for token, i in others.items() if token_of.get(i, token) != token]
-        if clashes:
-            i, own, other = min(clashes)
+        stamps = tuple(own.folder and _stamp(own.folder) for own in (donor.tokenizer, model.tokenizer))
+        if clashes := _clashes(donor.tokenizer, model.tokenizer, stamps):
+            i, own, other = clashes[0]
             warnings.warn(
                 f"tokenizer: {len(clashes)} ids stand for other tokens in {model.ref} than in {donor.ref} ({i} "
-                f"for {other!r} and {own!r}), so rows of other tokens are merged with each other; write "
+                f"for {other!r} and {own!r}), so their embeddings do not go together; write "
                 "tokenizer_source: union (or base, or a model)",
                 stacklevel=2,
             )
+
+
+@lru_cache(maxsize=16)
+def _clashes(here: OutputTokenizer, there: OutputTokenizer, stamps: Hashable) -> list[tuple[int, str, str]]:
+    """Ids that stand for different tokens, with both; ``stamps`` tell states of the files apart."""
+    files = [own.folder / "tokenizer.json" for own in (here, there) if own.folder is not None]
+    if len(files) < 2 or not all(path.is_file() for path in files):
+        return []
+    if here.added == there.added and cmp(files[0], files[1], shallow=False):
+        return []
+    ids, others = (
+        {**_ids_in(path), **{token.content: token.id for token in own.added}}
+        for path, own in zip(files, (here, there), strict=True)
+    )
+    token_of = {i: token for token, i in ids.items()}
+    return sorted((i, token_of[i], token) for token, i in others.items() if token_of.get(i, token) != token)
 
 
 def _vocabulary(
@@ -396,8 +407,7 @@ def _load(folder: Path, named: Path) -> Any:
         raise InputError(f"{named}: the tokenizer cannot be loaded: {first_line(error)}") from error
 
 
-@lru_cache(maxsize=16)
-def _ids_in(path: Path, mtime_ns: int) -> Mapping[str, int]:
+def _ids_in(path: Path) -> Mapping[str, int]:
     """The tokens in a tokenizer.json with their ids; none if it cannot be read."""
     from tokenizers import Tokenizer as FastTokenizer
 

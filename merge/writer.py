@@ -268,17 +268,12 @@ def _clear_up(out: Path) -> None:
     What a running process is filling stays, also where its number means nothing here, as in another container:
     it holds a lock.
     """
-    left: dict[str, list[Path]] = {"partial": [], "replaced": []}
+    left: dict[str, dict[str, Path]] = {"partial": {}, "replaced": {}}
     for path in out.parent.iterdir():
         match = re.fullmatch(re.escape(f".{out.name}.") + r"(partial|replaced)-(\d+)", path.name)
         if match and not is_other_process(int(match[2])):
-            left[match[1]].append(path)
-    replaced = sorted(left["replaced"], key=lambda path: path.lstat().st_ctime_ns)
-    if replaced and not out.exists():
-        replaced.pop().rename(out)
-    for path in replaced:
-        _remove(path)
-    for path in left["partial"]:
+            left[match[1]][match[2]] = path
+    for path in left["partial"].values():
         if path.is_dir() and not path.is_symlink():
             with suppress(OSError):
                 descriptor = os.open(path, os.O_RDONLY)
@@ -287,6 +282,13 @@ def _clear_up(out: Path) -> None:
                     _remove(path)
                 finally:
                     os.close(descriptor)
+    held = {number for number, path in left["partial"].items() if path.exists()}
+    ended = [path for number, path in left["replaced"].items() if number not in held]
+    ended.sort(key=lambda path: path.lstat().st_ctime_ns)
+    if ended and not out.exists():
+        ended.pop().rename(out)
+    for path in ended:
+        _remove(path)
 
 
 def _remove(path: Path) -> None:

@@ -396,6 +396,20 @@ class TestModels:
         assert "mine was written again since the search was started" in found.cause
 
 
+def test_a_worker_whose_tasks_cannot_be_loaded_now_is_not_left_out(
+    make_worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next candidate tries again, and tells the cause."""
+    setup = make_worker()._setup
+
+    def away(config: EvolveConfig) -> Any:
+        raise OSError("the Hub is away")
+
+    monkeypatch.setattr("heterosis.evolve.worker.task_set", away)
+    worker = Worker(replace(setup, split=replace(setup.split, fingerprints={"toy_choice": {"documents": "0"}})))
+    assert worker.check() is None
+
+
 def test_a_worker_with_other_documents_is_left_out(make_worker: Any, toy_tasks: Path) -> None:
     setup, rows = make_worker()._setup, toy_tasks / "rows.json"
     split = replace(setup.split, fingerprints=task_set(setup.config).fingerprints())

@@ -251,6 +251,19 @@ def test_what_a_killed_exchange_took_away_is_put_back(own: bool, tmp_path: Path)
     assert names(tmp_path) == ["out", "out/model.safetensors"]
 
 
+def test_an_exchange_that_somebody_is_at_is_left_to_them(tmp_path: Path) -> None:
+    """Their number may be nobody's here, as in another container; what they have merged is locked."""
+    partial, replaced = (tmp_path / f".out.{what}-{2**31 - 1}" for what in ("partial", "replaced"))
+    partial.mkdir()
+    replaced.mkdir()
+    held = os.open(partial, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with published_folder(tmp_path / "out") as mine:
+        (mine / "new").touch()
+    os.close(held)
+    assert names(tmp_path) == [partial.name, replaced.name, "out", "out/new"]
+
+
 def test_of_several_that_were_taken_away_the_last_is_put_back(tmp_path: Path) -> None:
     copies = [tmp_path / f".out.replaced-{2**31 - number}" for number in (2, 1, 3)]
     for copy, content in zip(copies, ("old", "older", "oldest"), strict=True):
