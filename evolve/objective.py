@@ -123,7 +123,7 @@ class Judge:
     """Scores of models, and differences between them, on one part of the documents.
 
     A task's gains are in units of its score, if all the parents' scores of documents are in [0, 1]; else, as for
-    log-likelihoods, they are shares of the best parent's; of a tenth of the parents' distance where that is more, as
+    log-likelihoods, they are shares of the best parent's; or of a tenth of their distance where that is more, as
     scores may be near 0.
 
     Attributes:
