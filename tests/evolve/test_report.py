@@ -137,6 +137,7 @@ def test_a_search_leaves_a_report_that_says_what_it_found(finished: Path) -> Non
     assert "heterosis push merged-run YOUR-NAME/run" in page.text
     for digest in summary["environment"]["models"].values():
         assert digest in page.text
+    assert not any(digest in page.text for digest in summary["environment"]["settings"].values())
     headings = {attributes.get("id") for attributes in page.named("h2")}
     assert headings == {"scores", "documents", "convergence", "depth", "parameters", "recipe", "provenance"}
     for link in page.named("a"):
