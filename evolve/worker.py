@@ -88,6 +88,8 @@ class Worker:
         expected = self._setup.models
         if this_machine() == self._setup.machine:
             return self._changed()
+        if not expected:
+            return None
         self._open()  # which makes the folder
         marker = node_folder(self._setup.run) / "models"
         try:

@@ -247,9 +247,9 @@ def _warn_of_other_tokens(donor: Model, models: Iterable[Model]) -> None:
     for model in models:
         stamps = tuple(own.folder and _stamp(own.folder) for own in (donor.tokenizer, model.tokenizer))
         if clashes := _clashes(donor.tokenizer, model.tokenizer, stamps):
-            i, own, other = clashes[0]
+            count, (i, own, other) = clashes
             warnings.warn(
-                f"tokenizer: {len(clashes)} ids stand for other tokens in {model.ref} than in {donor.ref} ({i} "
+                f"tokenizer: {count} ids stand for other tokens in {model.ref} than in {donor.ref} ({i} "
                 f"for {other!r} and {own!r}), so their embeddings do not go together; write "
                 "tokenizer_source: union (or base, or a model)",
                 stacklevel=2,
@@ -257,19 +257,22 @@ def _warn_of_other_tokens(donor: Model, models: Iterable[Model]) -> None:
 
 
 @lru_cache(maxsize=16)
-def _clashes(here: OutputTokenizer, there: OutputTokenizer, stamps: Hashable) -> list[tuple[int, str, str]]:
-    """Ids that stand for different tokens, with both; ``stamps`` tell states of the files apart."""
+def _clashes(
+    here: OutputTokenizer, there: OutputTokenizer, stamps: Hashable
+) -> tuple[int, tuple[int, str, str]] | None:
+    """How many ids stand for different tokens, and the first with both; ``stamps`` tell states of files apart."""
     files = [own.folder / "tokenizer.json" for own in (here, there) if own.folder is not None]
     if len(files) < 2 or not all(path.is_file() for path in files):
-        return []
+        return None
     if here.added == there.added and cmp(files[0], files[1], shallow=False):
-        return []
+        return None
     ids, others = (
         {**_ids_in(path), **{token.content: token.id for token in own.added}}
         for path, own in zip(files, (here, there), strict=True)
     )
     token_of = {i: token for token, i in ids.items()}
-    return sorted((i, token_of[i], token) for token, i in others.items() if token_of.get(i, token) != token)
+    found = [(i, token_of[i], token) for token, i in others.items() if token_of.get(i, token) != token]
+    return (len(found), min(found)) if found else None
 
 
 def _vocabulary(
