@@ -17,6 +17,9 @@ from heterosis.errors import InputError
 # Loops over elements vectorise only if those over models, inside, are unrolled: LLVM does that by itself for ten
 # models at most (TIES' election), and with this for 24.
 llvm.set_option("heterosis", "--unroll-threshold=4000")
+# A formula for a vector of elements is a chain of operations, each of which waits for the last; with four vectors
+# in turn the processor has others to do. (LLVM takes one where registers are short.)
+llvm.set_option("heterosis", "--force-vector-interleave=4")
 
 
 def compiled(loop: Callable[..., Any], *formulas: Callable[..., Any], **options: Any) -> Callable[..., Any]:

@@ -1,11 +1,8 @@
 """Counting magnitudes, the largest of them, and finding the last entry that is kept among equal ones."""
 
-from typing import Any
-
 import numpy as np
-from numba import types
 
-from heterosis.merge.kernels.compiling import compiled, inlined, inlined_overload
+from heterosis.merge.kernels.compiling import compiled, inlined
 from heterosis.merge.kernels.sums import LANES
 from heterosis.merge.kernels.values import magnitude_bits, slice_of
 
@@ -182,16 +179,3 @@ def largest_magnitude(bits, magnitude):  # type: ignore[no-untyped-def]
 
 # The bits of infinity by dtype: above those of finite numbers, and below those of NaN, but for the sign.
 INFINITY = {"bfloat16": 0xFF << 7, "float16": 0x1F << 10, "float32": 0xFF << 23, "float64": 0x7FF << 52}
-
-
-def all_finite(out: Any) -> Any:
-    """Whether a loop's result, floats or bits of bfloat16, has neither NaN nor infinity."""
-
-
-@inlined_overload(all_finite)
-def _all_finite_overload(out):  # type: ignore[no-untyped-def]
-    if isinstance(out, types.BaseTuple):
-        return lambda out: all_finite(out.values)
-    unsigned = np.dtype(f"u{out.dtype.bitwidth // 8}").type
-    infinity = INFINITY["bfloat16" if isinstance(out.dtype, types.Integer) else str(out.dtype)]
-    return lambda out: largest_magnitude(out.view(unsigned), unsigned(infinity | infinity - 1)) < infinity

@@ -8,23 +8,22 @@ import numpy as np
 from numba import types
 
 from heterosis.merge.kernels.compiling import FormulaLoop, inlined, inlined_overload, written_out
-from heterosis.merge.kernels.counting import all_finite
 from heterosis.merge.kernels.sums import LANES, RUN, add_magnitudes
 from heterosis.merge.kernels.uniform import fill_uniform, uniform
 from heterosis.merge.kernels.values import (
+    is_finite_in,
+    magnitude_in,
     narrow,
     onto_base,
     size_of,
     slice_each,
     slice_of,
     store,
+    store_number,
     values_at,
     widen,
     widen_each,
 )
-
-# Elements of a result that are looked at, whether they are finite, while they are in the cache.
-_PIECE = 8192
 
 
 @cache
@@ -46,23 +45,22 @@ def map_loop(formula: Callable[..., Any], each: Callable[..., Any] | None = None
     jitable, step_each = inlined(formula), _step_each(each)
 
     def loop(models, base, onto, start, length, steps, keys, scales, numbers, out):  # type: ignore[no-untyped-def]
-        done, end, finite = 0, size_of(out), True
+        done, end, largest = 0, size_of(out), magnitude_in(np.float32(0), out)
         while done < end:
-            piece = done, min(done + _PIECE, end)
-            while done < piece[1]:
-                at = start + done
-                row, column = divmod(at, length)
-                size = min(length - column, piece[1] - done)
-                stop = done + size
-                own = _in_row(numbers, row, column, column + size)
-                part, of_base = slice_each(models, done, stop), slice_of(base, done, stop)
-                below, to = slice_of(onto, done, stop), slice_of(out, done, stop)
-                for k in range(np.int32(size)):
-                    x = _scaled(step_each(at, k, values_at(part, of_base, k), keys, steps), scales)
-                    store(onto_base(jitable(at + k, x, *_in_column(own, k)), below, k), to, k)
-                done = stop
-            finite &= all_finite(slice_of(out, *piece))
-        return finite
+            at = start + done
+            row, column = divmod(at, length)
+            size = min(length - column, end - done)
+            stop = done + size
+            own = _in_row(numbers, row, column, column + size)
+            part, of_base = slice_each(models, done, stop), slice_of(base, done, stop)
+            below, to = slice_of(onto, done, stop), slice_of(out, done, stop)
+            for k in range(np.int32(size)):
+                x = _scaled(step_each(at, k, values_at(part, of_base, k), keys, steps), scales)
+                merged = onto_base(jitable(at + k, x, *_in_column(own, k)), below, k)
+                largest = max(largest, magnitude_in(merged, out))
+                store_number(merged, to, k)
+            done = stop
+        return is_finite_in(largest, out)
 
     return FormulaLoop(loop, *filter(None, (formula, each)))
 

@@ -4,11 +4,13 @@ Bits are widened in registers. With a base, bits are a model's, and formulas get
 if the base is bits too; floats are task vectors already, and so are bits if the base is `Subtracted`.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import types
 
+from heterosis.merge.kernels.arithmetic import fused
 from heterosis.merge.kernels.compiling import compiled, inlined, inlined_overload, written_out
 
 # Those of one model, or a result's.
@@ -52,15 +54,26 @@ class Inputs(NamedTuple):
 @inlined
 def _rounded_bits(x):  # type: ignore[no-untyped-def]
     """The bits of a float32 rounded to bfloat16, to nearest and ties to even, in the upper half."""
-    return np.uint32(0x7FC00000) if x != x else _rounded_difference(x)  # a NaN could become a number else
+    return np.uint32(0x7FC00000) if x != x else _rounded_number(x)
+
+
+@inlined
+def _rounded_number(x):  # type: ignore[no-untyped-def]
+    """The same of what is not NaN, which could become a number."""
+    bits = np.float32(x).view(np.uint32)
+    even = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
+    return np.uint32(np.uint32(bits + np.uint32(0x7FFF)) + even)
 
 
 @inlined
 def _rounded_difference(x):  # type: ignore[no-untyped-def]
-    """The same of a difference of values of bfloat16: in a NaN the lower half is zero, and so it stays one."""
-    bits = np.float32(x).view(np.uint32)
-    even = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
-    return np.uint32(np.uint32(bits + np.uint32(0x7FFF)) + even)
+    """A difference of two values of bfloat16, rounded to bfloat16, to nearest and ties to even.
+
+    ``x - 2 ** 16 x`` keeps of x what bfloat16 has room for (after Dekker 1971, eq. 5.7). Subnormal differences
+    need no rounding. From some ``2 ** 112`` on they are not finite any more; zero has no sign.
+    """
+    factor = np.float32(65536)
+    return fused(factor, x, fused(-factor, x, x))
 
 
 def _wide(value: Any) -> Any:
@@ -87,9 +100,7 @@ def _entry_overload(values, base, i):  # type: ignore[no-untyped-def]
             return lambda values, base, i: _wide(values[i])
         return lambda values, base, i: _wide(values[i]) - _wide(base.values[i])
     if isinstance(base.dtype, types.Integer):
-        return lambda values, base, i: np.uint32(
-            np.uint32(_rounded_difference(_wide(values[i]) - _wide(base[i]))) & np.uint32(0xFFFF0000)
-        ).view(np.float32)
+        return lambda values, base, i: _rounded_difference(_wide(values[i]) - _wide(base[i]))
     return lambda values, base, i: _wide(values[i]) - base[i]
 
 
@@ -148,29 +159,65 @@ def _onto_base_overload(value, base, i):  # type: ignore[no-untyped-def]
     return lambda value, base, i: value + _wide(base[i])
 
 
-def store(value: Any, out: Any, i: Any) -> Any:
-    """Put a merged value into a result."""
+def _storing(rounded: Callable[[Any], Any]) -> Callable[[Any, Any, Any], None]:
+    """``store(value, out, i)``, which rounds to bfloat16 with a function that gives bits."""
+
+    def store(value: Any, out: Any, i: Any) -> None:
+        """Put a merged value into a result."""
+
+    @inlined_overload(store)
+    def store_overload(value, out, i):  # type: ignore[no-untyped-def]
+        if isinstance(out, types.BaseTuple):
+
+            def widened(value, out, i):  # type: ignore[no-untyped-def]
+                out.values[i] = np.uint32(rounded(value) & np.uint32(0xFFFF0000)).view(np.float32)
+
+            return widened
+        if isinstance(out.dtype, types.Integer):
+
+            def narrowed(value, out, i):  # type: ignore[no-untyped-def]
+                out[i] = np.uint16(rounded(value) >> np.uint32(16))
+
+            return narrowed
+
+        def plain(value, out, i):  # type: ignore[no-untyped-def]
+            out[i] = value
+
+        return plain
+
+    return store
 
 
-@inlined_overload(store)
-def _store_overload(value, out, i):  # type: ignore[no-untyped-def]
-    if isinstance(out, types.BaseTuple):
+store, store_number = map(_storing, (_rounded_bits, _rounded_number))
 
-        def rounded(value, out, i):  # type: ignore[no-untyped-def]
-            out.values[i] = np.uint32(_rounded_bits(value) & np.uint32(0xFFFF0000)).view(np.float32)
 
-        return rounded
-    if isinstance(out.dtype, types.Integer):
+def magnitude_in(value: Any, out: Any) -> Any:
+    """The bits of a value's magnitude, as an unsigned integer: the larger, the larger; of NaN the largest."""
 
-        def narrowed(value, out, i):  # type: ignore[no-untyped-def]
-            out[i] = np.uint16(_rounded_bits(value) >> np.uint32(16))
 
-        return narrowed
+@inlined_overload(magnitude_in)
+def _magnitude_in_overload(value, out):  # type: ignore[no-untyped-def]
+    if _floats(out) == types.float64:
+        return lambda value, out: np.float64(value).view(np.uint64) & np.uint64((1 << 63) - 1)
+    return lambda value, out: np.uint32(np.float32(value).view(np.uint32) & np.uint32((1 << 31) - 1))
 
-    def plain(value, out, i):  # type: ignore[no-untyped-def]
-        out[i] = value
 
-    return plain
+def is_finite_in(magnitude: Any, out: Any) -> Any:
+    """Whether a value of this magnitude, as of `magnitude_in`, is finite in a result."""
+
+
+@inlined_overload(is_finite_in)
+def _is_finite_in_overload(magnitude, out):  # type: ignore[no-untyped-def]
+    if _floats(out) == types.float64:
+        return lambda magnitude, out: magnitude < np.uint64(0x7FF << 52)
+    if _floats(out) == types.float32:
+        return lambda magnitude, out: magnitude < np.uint32(0xFF << 23)
+    return lambda magnitude, out: magnitude < np.uint32(0x7F7F8000)  # from here on it rounds to infinity
+
+
+def _floats(out: Any) -> Any:
+    """The type of a result's floats, None of bfloat16."""
+    return None if isinstance(out, types.BaseTuple) or isinstance(out.dtype, types.Integer) else out.dtype
 
 
 def size_of(out: Any) -> Any:
@@ -211,7 +258,7 @@ def narrow(values, out):  # type: ignore[no-untyped-def]
 def subtract_base(bits, base, out):  # type: ignore[no-untyped-def]
     """Make the bits of a model those of its task vector, rounded to bfloat16; ``out`` may be ``bits``."""
     for i in range(out.shape[0]):
-        out[i] = np.uint16(_rounded_difference(_wide(bits[i]) - _wide(base[i])) >> np.uint32(16))
+        out[i] = np.uint16(np.float32(_entry(bits, base, i)).view(np.uint32) >> np.uint32(16))
 
 
 @compiled

@@ -25,9 +25,7 @@ SEARCH = {"weight": Uniform(0.0, 1.5), "density": Uniform(0.05, 1.0), "gamma": U
 @formula
 def keep_band(i, d, low, high):  # type: ignore[no-untyped-def]
     """Drop ``d`` below one cut, and from another on. Of NaN and infinity NaN stays, to be found at the end."""
-    size = abs(d)
-    inlier = d * ZERO if size >= high else d
-    return ZERO if size < low else inlier
+    return d if low <= abs(d) < high else d * ZERO
 
 
 def _masking(deltas: Statistics, density: PerInput, gamma: PerInput) -> Bound:

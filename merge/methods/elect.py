@@ -1,26 +1,43 @@
-"""The sign election of TIES: per element, the entries that agree with the majority's sign."""
+"""The sign election of TIES: per element, the entries that agree with the majority's sign.
+
+Branch-free, to vectorise; of a sign that is chosen instead of copied, LLVM would compute both cases.
+"""
 
 import math
 
+from heterosis.merge.kernels import inlined
 from heterosis.merge.methods.base import ONE, ZERO, Bound, PerInput, formula
 
 
-@formula
-def elect(i, d, weight, share, lambda_):  # type: ignore[no-untyped-def]
-    """Sum the weighted entries whose sign is that of their total, over the sum of their shares; zero is positive.
-
-    Branch-free, to vectorise; of a sign that is chosen instead of copied, LLVM would compute both cases.
-    """
+@inlined
+def elected(d, weight):  # type: ignore[no-untyped-def]
+    """The sign of the sum of all weighted entries, 1 or -1; zero is positive."""
     total = ZERO
     for j in range(len(d)):
         total += weight[j] * d[j]
-    sign = math.copysign(ONE, total)  # never of -0, as no sum that begins with 0 is
-    merged, mass = ZERO, ZERO
+    return math.copysign(ONE, total)  # never of -0, as no sum that begins with 0 is
+
+
+@formula
+def elect(i, d, weight, lambda_):  # type: ignore[no-untyped-def]
+    """Sum the weighted entries that have the elected sign."""
+    sign, merged = elected(d, weight), ZERO
     for j in range(len(d)):
         entry = weight[j] * d[j]
         opposes = entry * sign <= 0  # false for NaN, which must not vanish
-        merged += ZERO if opposes else entry
-        mass += ZERO if opposes else share[j]
+        merged = merged if opposes else merged + entry
+    return merged * lambda_
+
+
+@formula
+def elect_mean(i, d, weight, lambda_):  # type: ignore[no-untyped-def]
+    """The same over the sum of their weights."""
+    sign, merged, mass = elected(d, weight), ZERO, ZERO
+    for j in range(len(d)):
+        entry = weight[j] * d[j]
+        opposes = entry * sign <= 0
+        merged = merged if opposes else merged + entry
+        mass = mass if opposes else mass + weight[j]
     divisor = mass if mass != 0 else ONE
     return merged / divisor * lambda_
 
@@ -31,5 +48,4 @@ def election(weight: PerInput, normalize: bool, lambda_: float) -> Bound:
     ``normalize`` divides by the sum of the weights of the entries kept (section 3.3 of the TIES paper has
     their number instead).
     """
-    share = weight if normalize else (0.0,) * len(weight)
-    return elect.bind(weight, share, lambda_)
+    return (elect_mean if normalize else elect).bind(weight, lambda_)
