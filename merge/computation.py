@@ -21,7 +21,7 @@ _KEYED = 1 << 32
 
 # Elements of a block that is read, computed and put in its place without a buffer: Python between the loops costs
 # more than what leaves the cache.
-PLACED_BLOCK = 1 << 21
+PLACED_BLOCK = 1 << 24
 
 
 def read_copy(op: TensorOp, start: int, out: torch.Tensor) -> None:
@@ -187,13 +187,10 @@ class Computation:
         keys = self._op.keys if each is not None and each.formula.random else None
         cuts = [*cuts_in(program.map.numbers), *cuts_in(each.numbers if each else ())]
         segments: list[Segment[tuple[Callable[..., bool], tuple[object, ...]]]] = []
+        of_steps = each and tuple(tuple(number[j] for number in each.numbers) for j in range(len(self._op.inputs)))
+        length = program.map.row_length or self._op.numel
         for start, stop in between(0, self._op.numel, cuts, _KEYED if keys else None):
-            steps = each and tuple(
-                typed(tuple(number[j] for number in each.numbers), self._numpy, start)
-                for j in range(len(self._op.inputs))
-            )
-            numbers = typed(program.map.numbers, self._numpy, start)
-            length = program.map.row_length or self._op.numel
+            steps, numbers = typed((of_steps, program.map.numbers), self._numpy, start)
             segments.append((start, stop, (loop, (length, steps, keys, scale, numbers))))
         return segments
 

@@ -144,12 +144,12 @@ def typed(numbers: tuple[object, ...], dtype: np.dtype[Any], position: int = 0) 
         position: Where in the tensor.
     """
     with np.errstate(over="ignore"):  # what becomes infinite is found in the merged tensor
-        return tuple(_typed(number, dtype, position) for number in numbers)
+        return tuple([_typed(number, dtype, position) for number in numbers])
 
 
 def _typed(number: object, dtype: np.dtype[Any], position: int) -> object:
     if isinstance(number, tuple):
-        return tuple(_typed(one, dtype, position) for one in number)
+        return tuple([_typed(one, dtype, position) for one in number])
     if isinstance(number, Cut):
         return number.threshold(position, dtype)
     if isinstance(number, np.ndarray) and number.dtype.kind == "f":

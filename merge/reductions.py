@@ -13,13 +13,21 @@ from collections.abc import Callable, Hashable
 from contextlib import suppress
 from pathlib import Path
 from stat import S_ISDIR
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 Cached: TypeAlias = npt.NDArray[Any]
-Cache: TypeAlias = Callable[[Hashable, Callable[[], Cached]], Cached]
+
+
+class Cache(Protocol):
+    """`Reductions.keep` for what depends on one tensor."""
+
+    def __call__(
+        self, key: Hashable, make: Callable[[], Cached], read: Callable[[Cached], Any] = np.asarray
+    ) -> Any: ...
+
 
 # Of what the arrays mean; what another version left behind is not used.
 VERSION = 4
@@ -58,7 +66,7 @@ class Reductions:
     def __init__(self, folder: Path | None = None, budget: int = 512 * 1024**2) -> None:
         self._folder = folder
         self._budget = budget
-        self._arrays: dict[str, Cached] = {}
+        self._kept: dict[Hashable, Any] = {}
         self._nbytes = 0
         self._lock: int | None = None
         if folder is not None and not _is_own(folder):
@@ -68,24 +76,25 @@ class Reductions:
             with suppress(OSError):  # not every file system has locks
                 fcntl.flock(self._lock, fcntl.LOCK_SH)
 
-    def keep(self, key: Hashable, make: Callable[[], Cached]) -> Cached:
-        """The array of a key; threads and processes that meet here at first compute the same one.
+    def keep(self, key: Hashable, make: Callable[[], Cached], read: Callable[[Cached], Any] = np.asarray) -> Any:
+        """What is read from the array of a key; threads and processes that meet here at first compute the same.
 
         Args:
             key: Everything that the array depends on, as numbers, texts and tuples of them.
             make: Computes it.
+            read: What this process keeps of the array, made once; the array itself if it is not given.
         """
-        name = hashlib.blake2b(repr(key).encode(), digest_size=16).hexdigest()
-        if name not in self._arrays:
+        if key not in self._kept:
+            name = hashlib.blake2b(repr(key).encode(), digest_size=16).hexdigest()
             array = self._load(name)
             if array is None:
                 array = make()
                 if self._nbytes + array.nbytes > self._budget:
-                    return array
+                    return read(array)
                 array = self._save(name, array)
-            self._arrays[name] = array
+            self._kept[key] = read(array)
             self._nbytes += array.nbytes
-        return self._arrays[name]
+        return self._kept[key]
 
     def _load(self, name: str) -> Cached | None:
         if self._folder is None:
@@ -116,11 +125,11 @@ class Reductions:
 
     def of(self, *tensor: Hashable) -> Cache:
         """`keep` for what depends on one operation's inputs: which they are, and how they are rounded."""
-        return lambda key, make: self.keep((VERSION, tensor, key), make)
+        return lambda key, make, read=np.asarray: self.keep((VERSION, tensor, key), make, read)
 
     def close(self) -> None:
         """Forget everything; the last process to close the folder removes it."""
-        self._arrays.clear()
+        self._kept.clear()
         if self._lock is None or self._folder is None:
             return
         try:

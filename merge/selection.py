@@ -1,10 +1,10 @@
 """Exact selection of a tensor's largest entries by one quantity: how many values of each size, then where."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,6 @@ import numpy.typing as npt
 from heterosis.merge.kernels import (
     Inputs,
     Unrounded,
-    Values,
     count_digits,
     count_magnitudes,
     find_equal,
@@ -177,23 +176,25 @@ class Selection:
     # ------------------------------------------------------------------ the search
 
     def _sorted(self, searches: Sequence[_Search]) -> list[Cut]:
-        quantities = list({id(search.quantity): search.quantity for search in searches}.values())
-        values_of = dict(zip(map(id, quantities), self._whole(quantities), strict=True))
-        orders = {key: np.argsort(-values, kind="stable") for key, values in values_of.items()}
+        """The cuts of a small tensor."""
+        ordered: dict[int, npt.NDArray[np.float64]] = {}
         cuts = []
         for search in searches:
-            values, last = values_of[id(search.quantity)], orders[id(search.quantity)][search.keep - 1]
-            whole = np.count_nonzero(values >= values[last]) == search.keep
-            cuts.append(Cut(float(values[last]), self._numel if whole else int(last)))
+            quantity, keep = search.quantity, search.keep
+            if id(quantity) not in ordered:
+                ordered[id(quantity)] = self._kept("sorted", quantity, partial(self._ordered, quantity))
+            values, positions = ordered[id(quantity)]
+            whole = keep == self._numel or values[keep] != values[keep - 1]
+            cuts.append(Cut(float(values[keep - 1]), self._numel if whole else int(positions[keep - 1])))
         return cuts
 
-    def _whole(self, quantities: Sequence[Bound]) -> list[Values]:
-        """All values of quantities of a small tensor."""
-        whole = [np.empty(self._numel, self._dtype) for _ in quantities]
+    def _ordered(self, quantity: Bound) -> npt.NDArray[np.float64]:
+        """All values of a quantity, the largest first, and their positions, ``[2, n]``."""
+        values = np.empty(self._numel, self._dtype)
         for start, inputs in self._quantities.blocks():
-            for quantity, values in zip(quantities, whole, strict=True):
-                values[start : start + inputs.size] = self._quantities.values(quantity, start, inputs)
-        return whole
+            values[start : start + inputs.size] = self._quantities.values(quantity, start, inputs)
+        order = np.argsort(-values, kind="stable")
+        return np.array([values[order], order], np.float64)
 
     def _searched(self, searches: Sequence[_Search]) -> list[float]:
         """The values searched for.
@@ -273,8 +274,19 @@ class Selection:
                 yield from self._count(digits[at : at + _AT_ONCE], self._region(_REGIONS))
             return
         for digit in digits:
-            key = "histogram", key_of(digit[0])
-            yield Histogram.of_array(self._cache(key, partial(self._array, digit)))
+            yield self._kept("histogram", digit[0], partial(self._array, digit), Histogram.of_array)
+
+    def _kept(
+        self,
+        name: str,
+        quantity: Bound,
+        make: Callable[[], Cached],
+        read: Callable[[Cached], Any] = np.asarray,
+    ) -> Any:
+        """What is read from an array that depends on a quantity, from the cache if it needs no numbers."""
+        if self._cache is None or quantity.numbers:
+            return read(make())
+        return self._cache((name, key_of(quantity)), make, read)
 
     def _array(self, digit: Digit) -> Cached:
         (histogram,) = self._count([digit], self._region(_REGIONS_KEPT))

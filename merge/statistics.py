@@ -304,7 +304,7 @@ class Statistics:
 
     def _cached(self, key: Hashable, make: Callable[[], Cached]) -> Cached:
         """What needs no numbers of a recipe, from where it is kept."""
-        return make() if self._cache is None else self._cache(key, make)
+        return make() if self._cache is None else np.asarray(self._cache(key, make))
 
     def _partials(self, count: int, name: str = "partial sums") -> Vector:
         """Room for sums over the tensor, ``[count, LANES + runs]``."""
