@@ -53,6 +53,23 @@ def test_an_array_is_made_once(tmp_path: Path, shared: bool, dtype: type, shape:
     reductions.close()
 
 
+def test_what_is_read_of_an_array_is_read_once(tmp_path: Path) -> None:
+    for folder in (None, tmp_path / "kept"):
+        reductions = Reductions(folder, budget=100)
+        readings: list[int] = []
+
+        def read(array: Cached, readings: list[int] = readings) -> float:
+            readings.append(len(array))
+            return float(array.sum())
+
+        for make in (once(np.arange(5.0)), refuse):
+            assert reductions.keep("small", make, read) == 10.0
+        assert reductions.keep("large", once(np.ones(50)), read) == 50.0
+        assert reductions.keep("large", once(np.ones(50)), read) == 50.0
+        assert readings == [5, 50, 50], "what does not fit is read again, as it is made again"
+        reductions.close()
+
+
 def test_another_process_finds_it(tmp_path: Path) -> None:
     first = Reductions(tmp_path / "kept")
     first.keep("key", once(np.arange(5.0)))
