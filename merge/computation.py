@@ -22,6 +22,8 @@ _KEYED = 1 << 32
 # Elements of a block that is read, computed and put in its place without a buffer: Python between the loops costs
 # more than what leaves the cache.
 PLACED_BLOCK = 1 << 24
+# Those of a copy, which are read twice.
+WIDENED_BLOCK = 1 << 21
 
 
 def read_copy(op: TensorOp, start: int, out: torch.Tensor) -> None:
@@ -52,8 +54,8 @@ def widen_copy(op: TensorOp, out: torch.Tensor) -> None:
     Raises:
         ValueError: If an element is NaN or infinite.
     """
-    for start in range(0, op.numel, PLACED_BLOCK):
-        stop = min(start + PLACED_BLOCK, op.numel)
+    for start in range(0, op.numel, WIDENED_BLOCK):
+        stop = min(start + WIDENED_BLOCK, op.numel)
         bits = viewed(op.inputs[0], start, stop)
         check_finite(bits)
         widen(as_array(bits), None, as_array(out[start:stop]))

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
-from heterosis.merge.kernels import Inputs, Values, map_loop, source_hash
+from heterosis.merge.kernels import Inputs, Values, are_told_apart, map_loop, source_hash
 from heterosis.merge.methods.base import Bound, Cut, formula
 from heterosis.merge.workspace import Workspace
 
@@ -83,8 +83,13 @@ def models_of(quantity: Bound, inputs: Inputs) -> tuple[Values, ...]:
     return inputs.models if quantity.models is None else tuple(inputs.models[j] for j in quantity.models)
 
 
+def is_kept(quantity: Bound) -> bool:
+    """Whether what is made of a quantity may be kept by its key: it needs no numbers of a recipe."""
+    return not quantity.numbers and are_told_apart(quantity.formula.function)
+
+
 def key_of(quantity: Bound) -> tuple[object, ...]:
-    """What a quantity without numbers depends on, beside the inputs."""
+    """What a quantity that `is_kept` depends on, beside the inputs."""
     return *origin_of(quantity.formula.function), quantity.models
 
 

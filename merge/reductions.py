@@ -6,6 +6,7 @@ computes them once and keeps them, as arrays in a folder that all processes of a
 
 import fcntl
 import hashlib
+import math
 import os
 import shutil
 import tempfile
@@ -35,6 +36,7 @@ VERSION = 4
 # A file has a header of so many 64-bit integers, the kind and the shape; then the array. (numpy's own format is
 # parsed as Python, which in Python 3.11 fails now and then when threads do so at once.)
 HEADER = 4
+SMALL = 1 << 16  # bytes of an array that is not mapped: a mapping takes one of the files that a process may open
 KINDS = (np.dtype(np.float64), np.dtype(np.uint32))
 
 
@@ -60,7 +62,7 @@ class Reductions:
     Args:
         folder: Where other processes find them, None to keep them in this one; it goes with the last process
             that closes it.
-        budget: Bytes to keep at most; what does not fit is computed again every time.
+        budget: Bytes of arrays to keep at most; what does not fit is computed again every time.
     """
 
     def __init__(self, folder: Path | None = None, budget: int = 512 * 1024**2) -> None:
@@ -82,7 +84,7 @@ class Reductions:
         Args:
             key: Everything that the array depends on, as numbers, texts and tuples of them.
             make: Computes it.
-            read: What this process keeps of the array, made once; the array itself if it is not given.
+            read: What this process keeps of the array, made once; always the same for a key. By default the array.
         """
         if key not in self._kept:
             name = hashlib.blake2b(repr(key).encode(), digest_size=16).hexdigest()
@@ -103,6 +105,8 @@ class Reductions:
         with suppress(OSError, ValueError, IndexError):  # it is not there, or not ours
             kind, *sizes = np.fromfile(path, np.int64, HEADER).tolist()
             shape = tuple(size for size in sizes if size)
+            if math.prod(shape) * KINDS[kind].itemsize <= SMALL:
+                return np.fromfile(path, KINDS[kind], offset=HEADER * 8).reshape(shape)
             return np.memmap(path, KINDS[kind], "r", HEADER * 8, shape)
         return None
 
@@ -125,7 +129,7 @@ class Reductions:
 
     def of(self, *tensor: Hashable) -> Cache:
         """`keep` for what depends on one operation's inputs: which they are, and how they are rounded."""
-        return lambda key, make, read=np.asarray: self.keep((VERSION, tensor, key), make, read)
+        return lambda key, *how: self.keep((VERSION, tensor, key), *how)
 
     def close(self) -> None:
         """Forget everything; the last process to close the folder removes it."""

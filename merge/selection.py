@@ -19,7 +19,7 @@ from heterosis.merge.kernels import (
     take_counts,
 )
 from heterosis.merge.methods.base import Bound, Cut
-from heterosis.merge.quantities import Quantities, key_of, magnitude, models_of, pieces
+from heterosis.merge.quantities import Quantities, is_kept, key_of, magnitude, models_of, pieces
 from heterosis.merge.reductions import Cache, Cached
 from heterosis.merge.workspace import Workspace
 
@@ -219,7 +219,7 @@ class Selection:
     def _cut(self, search: _Search, value: float) -> Cut:
         """The cut at the value found, up to the position where enough are kept."""
         assert search.equal is not None
-        if math.isnan(value):  # equals nothing: then nothing is cut off, and NaN is found in what is merged
+        if math.isnan(value):  # equals nothing; NaN stays, and is found in what is merged
             return Cut(value, self._numel)
         down_to = search.above + np.cumsum(search.equal, dtype=np.int64)
         if down_to[-1] == search.keep:
@@ -269,7 +269,7 @@ class Selection:
         if self._counted and [d[:2] for d in digits] == [(self._counted[0], first)]:
             yield self._counted[1]
             return
-        if self._cache is None or any(shift != first or quantity.numbers for quantity, shift, _ in digits):
+        if self._cache is None or any(shift != first or not is_kept(quantity) for quantity, shift, _ in digits):
             for at in range(0, len(digits), _AT_ONCE):
                 yield from self._count(digits[at : at + _AT_ONCE], self._region(_REGIONS))
             return
@@ -283,8 +283,8 @@ class Selection:
         make: Callable[[], Cached],
         read: Callable[[Cached], Any] = np.asarray,
     ) -> Any:
-        """What is read from an array that depends on a quantity, from the cache if it needs no numbers."""
-        if self._cache is None or quantity.numbers:
+        """What is read from an array that depends on a quantity, from the cache if it may be kept."""
+        if self._cache is None or not is_kept(quantity):
             return read(make())
         return self._cache((name, key_of(quantity)), make, read)
 

@@ -19,6 +19,7 @@ from heterosis.merge.kernels import (
     Values,
     add_columns,
     add_products,
+    are_told_apart,
     row_loop,
     step_loop,
     totals_loop,
@@ -31,6 +32,7 @@ from heterosis.merge.quantities import (
     between,
     clipped,
     cuts_in,
+    is_kept,
     key_of,
     models_of,
     origin_of,
@@ -169,8 +171,12 @@ class Statistics:
         Args:
             function: From ``[m, m, k]``, of any k rows, to ``[k]``: of each what it would be alone.
         """
-        key = "of grams", *origin_of(function)
-        return np.array(self._cached(key, lambda: self._of_grams(function)), self._dtype)[:, None]
+        numbers = (
+            self._cached(("of grams", *origin_of(function)), lambda: self._of_grams(function))
+            if are_told_apart(function)
+            else self._of_grams(function)
+        )
+        return np.array(numbers, self._dtype)[:, None]
 
     def _of_grams(self, function: Callable[[Vector], Vector]) -> Vector:
         numbers = np.empty(self.numel // self.width)
@@ -186,7 +192,7 @@ class Statistics:
 
     def totals(self, quantity: Bound) -> tuple[float, ...]:
         """The sums over the tensor of the numbers that a quantity has for each element, a tuple."""
-        if quantity.numbers:
+        if not is_kept(quantity):
             return tuple(self._totals(quantity).tolist())
         return tuple(self._cached(("totals", key_of(quantity)), lambda: self._totals(quantity)).tolist())
 
@@ -212,7 +218,7 @@ class Statistics:
 
     def of_rows(self, quantity: Bound) -> Values:
         """A row quantity of all rows along the last dimension, ``[rows, 1]``: a number for formulas."""
-        if quantity.numbers:
+        if not is_kept(quantity):
             numbers = self._of_rows(quantity)
         else:
             numbers = self._cached(("rows", key_of(quantity)), lambda: self._of_rows(quantity))

@@ -18,9 +18,8 @@ arithmetic.py  operations of formulas that numba does not have
 """
 
 from heterosis.merge.kernels.arithmetic import fused
-from heterosis.merge.kernels.compiling import compiled, inlined, inlined_overload, source_hash
+from heterosis.merge.kernels.compiling import are_told_apart, compiled, inlined, inlined_overload, source_hash
 from heterosis.merge.kernels.counting import (
-    INFINITY,
     count_digits,
     count_magnitudes,
     find_equal,
@@ -33,6 +32,7 @@ from heterosis.merge.kernels.products import add_low_rank_product
 from heterosis.merge.kernels.sums import LANES, RUN, add_columns, add_magnitudes, add_products
 from heterosis.merge.kernels.uniform import fill_uniform, uniform
 from heterosis.merge.kernels.values import (
+    INFINITY,
     Inputs,
     Rounded,
     Subtracted,
@@ -59,6 +59,7 @@ __all__ = [
     "add_low_rank_product",
     "add_products",
     "add_rounded",
+    "are_told_apart",
     "compiled",
     "count_digits",
     "count_magnitudes",

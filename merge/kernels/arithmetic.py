@@ -10,7 +10,7 @@ from heterosis.merge.kernels.compiling import inlined_overload
 
 
 def fused(a: Any, b: Any, c: Any) -> Any:
-    """``a b + c``, for compiled code rounded once: one instruction, and the same on every processor.
+    """``a b + c``, for compiled code rounded once, the same on every processor; most have an instruction for it.
 
     Of three float32 in float32, of all else in float64.
     """

@@ -30,16 +30,22 @@ def compiled(loop: Callable[..., Any], *formulas: Callable[..., Any], **options:
     calls, and of the content of all files that formulas may come from.
     """
     names = [f"{formula.__module__}.{formula.__qualname__}" for formula in formulas]
-    files = [Path(formula.__code__.co_filename) for formula in (loop, *formulas)]
-    # Without a file, as in a notebook, there is nothing to tell a new version by; of functions that one function
-    # makes, names do not tell which is which.
-    if not all(file.is_file() for file in files) or any("<locals>" in name for name in names):
+    if not Path(loop.__code__.co_filename).is_file() or not are_told_apart(*formulas):
         return numba.njit(nogil=True, **options)(loop)  # type: ignore[no-any-return]
     loop.__qualname__ = ".".join([loop.__qualname__, *names, source_hash(loop, *formulas)])
     try:
         return numba.njit(nogil=True, cache=True, **options)(loop)  # type: ignore[no-any-return]
     except RuntimeError:  # there is no folder to keep it in
         return numba.njit(nogil=True, **options)(loop)  # type: ignore[no-any-return]
+
+
+def are_told_apart(*functions: Callable[..., Any]) -> bool:
+    """Whether names and `source_hash` tell functions from all others.
+
+    Without a file, as in a notebook, there is nothing to tell a new version by; of functions that one function
+    makes, names do not tell which is which.
+    """
+    return all(Path(f.__code__.co_filename).is_file() and "<locals>" not in f.__qualname__ for f in functions)
 
 
 _REMEDY = "use numbers, tuples, loops, math, min, max, abs, and what heterosis.merge.kernels.inlined has marked"

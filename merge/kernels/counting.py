@@ -175,7 +175,3 @@ def largest_magnitude(bits, magnitude):  # type: ignore[no-untyped-def]
         size = unsigned(bits[i] & magnitude)
         largest = size if size > largest else largest
     return largest
-
-
-# The bits of infinity by dtype: above those of finite numbers, and below those of NaN, but for the sign.
-INFINITY = {"bfloat16": 0xFF << 7, "float16": 0x1F << 10, "float32": 0xFF << 23, "float64": 0x7FF << 52}

@@ -19,7 +19,7 @@ from heterosis.merge.kernels.values import (
     slice_each,
     slice_of,
     store,
-    store_number,
+    store_finite,
     values_at,
     widen,
     widen_each,
@@ -49,7 +49,7 @@ def map_loop(formula: Callable[..., Any], each: Callable[..., Any] | None = None
         while done < end:
             at = start + done
             row, column = divmod(at, length)
-            size = min(length - column, end - done)
+            size = min(length - column, min(end - done, 1 << 30))  # which the loop's 32 bits hold
             stop = done + size
             own = _in_row(numbers, row, column, column + size)
             part, of_base = slice_each(models, done, stop), slice_of(base, done, stop)
@@ -58,7 +58,7 @@ def map_loop(formula: Callable[..., Any], each: Callable[..., Any] | None = None
                 x = _scaled(step_each(at, k, values_at(part, of_base, k), keys, steps), scales)
                 merged = onto_base(jitable(at + k, x, *_in_column(own, k)), below, k)
                 largest = max(largest, magnitude_in(merged, out))
-                store_number(merged, to, k)
+                store_finite(merged, to, k)
             done = stop
         return is_finite_in(largest, out)
 

@@ -9,12 +9,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numba import types
+from numba.core.errors import TypingError
 
 from heterosis.merge.kernels.arithmetic import fused
 from heterosis.merge.kernels.compiling import compiled, inlined, inlined_overload, written_out
 
 # Those of one model, or a result's.
 Values = np.ndarray[tuple[int], np.dtype[Any]]
+
+# The bits of infinity by dtype: above those of finite numbers, and below those of NaN, but for the sign.
+INFINITY = {"bfloat16": 0xFF << 7, "float16": 0x1F << 10, "float32": 0xFF << 23, "float64": 0x7FF << 52}
 
 
 class Rounded(NamedTuple):
@@ -54,12 +58,12 @@ class Inputs(NamedTuple):
 @inlined
 def _rounded_bits(x):  # type: ignore[no-untyped-def]
     """The bits of a float32 rounded to bfloat16, to nearest and ties to even, in the upper half."""
-    return np.uint32(0x7FC00000) if x != x else _rounded_number(x)
+    return np.uint32(0x7FC00000) if x != x else _rounded_finite(x)
 
 
 @inlined
-def _rounded_number(x):  # type: ignore[no-untyped-def]
-    """The same of what is not NaN, which could become a number."""
+def _rounded_finite(x):  # type: ignore[no-untyped-def]
+    """The same where NaN may become anything."""
     bits = np.float32(x).view(np.uint32)
     even = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
     return np.uint32(np.uint32(bits + np.uint32(0x7FFF)) + even)
@@ -70,7 +74,7 @@ def _rounded_difference(x):  # type: ignore[no-untyped-def]
     """A difference of two values of bfloat16, rounded to bfloat16, to nearest and ties to even.
 
     ``x - 2 ** 16 x`` keeps of x what bfloat16 has room for (after Dekker 1971, eq. 5.7). Subnormal differences
-    need no rounding. From some ``2 ** 112`` on they are not finite any more; zero has no sign.
+    need no rounding. From some ``2 ** 112`` on they are not finite any more, of any sign; zero has none.
     """
     factor = np.float32(65536)
     return fused(factor, x, fused(-factor, x, x))
@@ -160,10 +164,10 @@ def _onto_base_overload(value, base, i):  # type: ignore[no-untyped-def]
 
 
 def _storing(rounded: Callable[[Any], Any]) -> Callable[[Any, Any, Any], None]:
-    """``store(value, out, i)``, which rounds to bfloat16 with a function that gives bits."""
+    """``store(value, out, i)`` puts a value into a result, rounded to bfloat16 by a function that gives bits."""
 
     def store(value: Any, out: Any, i: Any) -> None:
-        """Put a merged value into a result."""
+        """Put a value into a result."""
 
     @inlined_overload(store)
     def store_overload(value, out, i):  # type: ignore[no-untyped-def]
@@ -188,7 +192,9 @@ def _storing(rounded: Callable[[Any], Any]) -> Callable[[Any, Any, Any], None]:
     return store
 
 
-store, store_number = map(_storing, (_rounded_bits, _rounded_number))
+store = _storing(_rounded_bits)
+# For loops that look at the value themselves (`magnitude_in`): of NaN anything is put into a result of bfloat16.
+store_finite = _storing(_rounded_finite)
 
 
 def magnitude_in(value: Any, out: Any) -> Any:
@@ -197,6 +203,8 @@ def magnitude_in(value: Any, out: Any) -> Any:
 
 @inlined_overload(magnitude_in)
 def _magnitude_in_overload(value, out):  # type: ignore[no-untyped-def]
+    if not isinstance(value, types.Number | types.Boolean):
+        raise TypingError(f"a formula must give a number, but got {value}")
     if _floats(out) == types.float64:
         return lambda value, out: np.float64(value).view(np.uint64) & np.uint64((1 << 63) - 1)
     return lambda value, out: np.uint32(np.float32(value).view(np.uint32) & np.uint32((1 << 31) - 1))
@@ -208,11 +216,10 @@ def is_finite_in(magnitude: Any, out: Any) -> Any:
 
 @inlined_overload(is_finite_in)
 def _is_finite_in_overload(magnitude, out):  # type: ignore[no-untyped-def]
-    if _floats(out) == types.float64:
-        return lambda magnitude, out: magnitude < np.uint64(0x7FF << 52)
-    if _floats(out) == types.float32:
-        return lambda magnitude, out: magnitude < np.uint32(0xFF << 23)
-    return lambda magnitude, out: magnitude < np.uint32(0x7F7F8000)  # from here on it rounds to infinity
+    floats = _floats(out)
+    unsigned = np.uint64 if floats == types.float64 else np.uint32
+    end: Any = unsigned(INFINITY[str(floats)] if floats else 0x7F7F8000)  # from here on it rounds to infinity
+    return lambda magnitude, out: magnitude < end
 
 
 def _floats(out: Any) -> Any:

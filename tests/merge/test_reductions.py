@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from heterosis.merge import ModelSink, Recipe, Reductions, build_plan, computation, execute, open_checkpoint
 from heterosis.merge.checkpoint import Checkpoint
 from heterosis.merge.executor import MergeError
+from heterosis.merge.kernels import Inputs
+from heterosis.merge.methods.base import Formula
 from heterosis.merge.reductions import Cached, node_folder
 from heterosis.merge.reference import ModelRef
 from heterosis.merge.selection import Selection
@@ -24,6 +26,7 @@ from heterosis.merge.statistics import Statistics
 KEPT = {
     "gram": ("slerp", "nuslerp", "multislerp", "karcher", "model_stock"),
     "count": ("ties", "breadcrumbs"),
+    "ordered": ("ties", "breadcrumbs"),  # of the small tensor
 }
 
 
@@ -262,7 +265,7 @@ def test_copies_are_the_same_bit_for_bit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Zeros keep their sign; NaN is found in the last block."""
-    monkeypatch.setattr(computation, "PLACED_BLOCK", 1000)
+    monkeypatch.setattr(computation, "WIDENED_BLOCK", 1000)
     tensors = load_file(files[0])
     tensors["large"].view(-1)[:9] = -0.0
     tensors["large"].view(-1)[-1] = torch.nan if broken else 1.0
@@ -288,7 +291,7 @@ def test_a_second_candidate_reduces_nothing_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls: list[str] = []
-    owner: type = Selection if kind == "count" else Statistics
+    owner: type = Statistics if kind == "gram" else Selection
     inner = getattr(owner, f"_{kind}")
 
     def counted(self: object, *arguments: Any) -> Any:
@@ -304,6 +307,26 @@ def test_a_second_candidate_reduces_nothing_again(
         made.append(len(calls))
     assert made[0] > 0
     assert made[1] == 0
+
+
+def sizes_above(least: float) -> Formula:
+    """A quantity that holds a number of its own, which no key would tell of."""
+
+    def size(i: Any, x: Any) -> Any:
+        return max(abs(x[0]) - least, 0.0)
+
+    return Formula(size)
+
+
+@pytest.mark.parametrize("n", [100, 10_000])  # sorted, and counted
+def test_quantities_that_keys_do_not_tell_apart_are_not_kept(n: int) -> None:
+    values = np.linspace(-1, 1, n, dtype=np.float32)
+    reductions = Reductions()
+    for least in (0.25, 0.5):
+        cache = reductions.of("tensor")
+        of = Statistics(lambda *_: [(0, Inputs((values,)))], values.dtype, 1, (n,), ((0, 0),), cache=cache)
+        expected = np.sort(np.maximum(abs(values) - np.float32(least), 0))[-n // 4]
+        assert of.cut(sizes_above(least).bind(), n // 4).value == pytest.approx(expected, rel=1e-6)
 
 
 def test_tensors_that_are_not_aligned_are_read(files: list[Path], tmp_path: Path) -> None:
