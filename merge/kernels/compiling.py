@@ -73,6 +73,8 @@ class FormulaLoop:
 def _cause(error: Exception) -> str:
     """What numba says innermost."""
     plain = re.sub(r"\x1b\[\d*m", "", str(error))
+    if own := re.search(r"TypingError: (a formula must .*)", plain):  # of an overload of ours
+        return own[1]
     lines = [line.strip() for line in plain.rpartition("Failed in nopython mode pipeline")[2].splitlines()]
     said = [line for line in lines if line and not line.startswith("(step:")]
     call = next((line for line in said[1:2] if line.startswith(">>> ")), None)

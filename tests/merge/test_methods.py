@@ -20,6 +20,7 @@ from heterosis.merge.executor import MergeError, execute
 from heterosis.merge.kernels import Inputs, Values, fill_uniform, map_loop, step_loop
 from heterosis.merge.methods import (
     Bound,
+    Formula,
     Method,
     PerInput,
     Program,
@@ -347,12 +348,32 @@ def middle_of(i, x):  # type: ignore[no-untyped-def]
     return np.median(x)
 
 
-def test_a_formula_that_cannot_be_compiled_is_named(registry: dict[str, Method], family: list[Path]) -> None:
-    @merge_method("mine", paper="", base="ignored")
-    def median(*, weight: PerInput) -> Program:
-        return Program(middle_of.bind())
+@formula
+def all_of(i, x):  # type: ignore[no-untyped-def]
+    return x
 
-    says = rf"{__file__}: middle_of: numba cannot compile it: there is no median\(UniTuple\(float32 x 3\)\); use"
+
+@formula
+def nothing_of(i, x):  # type: ignore[no-untyped-def]
+    x[0] + x[1]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "cause"),
+    [
+        (middle_of, "there is no median(UniTuple(float32 x 3))"),
+        (all_of, "a formula must give a number, but got UniTuple(float32 x 3)"),
+        (nothing_of, "a formula must give a number, but got none"),
+    ],
+)
+def test_a_formula_that_cannot_be_compiled_is_named(
+    wrong: Formula, cause: str, registry: dict[str, Method], family: list[Path]
+) -> None:
+    @merge_method("mine", paper="", base="ignored")
+    def mine(*, weight: PerInput) -> Program:
+        return Program(wrong.bind())
+
+    says = re.escape(f"{__file__}: {wrong.function.__name__}: numba cannot compile it: {cause}; use")
     with pytest.raises(MergeError, match=says):
         run(recipe_of_mine(family))
 
