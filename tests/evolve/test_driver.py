@@ -682,9 +682,10 @@ class TestStopping:
             if pool.finished == 4:
                 signal.raise_signal(signal.SIGHUP)
 
-        assert run(pool={"on_wait": close})["stopped"] == "interrupted"
-        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup has it
+        before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
         try:
+            assert run(pool={"on_wait": close})["stopped"] == "interrupted"
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup has it
             assert run("other", pool={"on_wait": close})["status"] == "finished"
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
         finally:
