@@ -30,7 +30,7 @@ def compiled(loop: Callable[..., Any], *formulas: Callable[..., Any], **options:
     calls, and of the content of all files that formulas may come from.
     """
     names = [f"{formula.__module__}.{formula.__qualname__}" for formula in formulas]
-    if not Path(loop.__code__.co_filename).is_file() or not are_told_apart(*formulas):
+    if not _is_file(loop.__code__.co_filename) or not are_told_apart(*formulas):
         return numba.njit(nogil=True, **options)(loop)  # type: ignore[no-any-return]
     loop.__qualname__ = ".".join([loop.__qualname__, *names, source_hash(loop, *formulas)])
     try:
@@ -45,7 +45,12 @@ def are_told_apart(*functions: Callable[..., Any]) -> bool:
     Without a file, as in a notebook, there is nothing to tell a new version by; of functions that one function
     makes, names do not tell which is which.
     """
-    return all(Path(f.__code__.co_filename).is_file() and "<locals>" not in f.__qualname__ for f in functions)
+    return all("<locals>" not in f.__qualname__ and _is_file(f.__code__.co_filename) for f in functions)
+
+
+@cache
+def _is_file(path: str) -> bool:
+    return Path(path).is_file()  # asked for every tensor of every candidate
 
 
 _REMEDY = "use numbers, tuples, loops, math, min, max, abs, and what heterosis.merge.kernels.inlined has marked"
