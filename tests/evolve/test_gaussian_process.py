@@ -66,7 +66,16 @@ class TestPosterior:
     def test_learns_which_axes_a_term_depends_on(self) -> None:
         one, other = model(40).parameters[:, :3]
         assert one[0] > one[1:].max() + 1
-        assert other[1:].min() > other[0] + 1
+        assert other[1:].min() > other[0] + 0.5
+
+    def test_terms_learn_length_scales_from_each_other(self) -> None:
+        """One that says nothing of the axes takes after the other; alone it has the same for all."""
+        points = drawn(20)
+        terms = np.stack([np.sin(6 * points[:, 0]), np.zeros(20)], axis=1)
+        _, other = fitted(points, terms, np.ones(20), CONTINUOUS).parameters[:, :3]
+        (alone,) = fitted(points, terms[:, 1:], np.ones(20), CONTINUOUS).parameters[:, :3]
+        assert other[0] > other[1:].max() + 1
+        assert torch.all((alone - alone[0]).abs() < 0.5)
 
     def test_predicts_the_sum(self) -> None:
         x = drawn(50, seed=1)

@@ -3,6 +3,8 @@
 A loss that is a sum, such as one of several tasks, is better known by its terms than by its total: a task may
 depend on the weights of two models only, which a process of its own learns from few points, while the total
 depends on all. (Astudillo and Frazier, "Bayesian optimization of composite functions", ICML 2019, have the idea.)
+Still they are alike: where one task's score changes fast along an axis, so do others', as it is the same weights
+that are mixed. A few dozen results tell little of a dozen length scales, so terms learn them from each other.
 A term between two limits, such as a share of right answers, is modelled by its logit: near a limit little is left
 to gain, and what is expected never lies beyond it.
 Equations are numbered as in Rasmussen and Williams, "Gaussian Processes for Machine Learning", 2006.
@@ -23,6 +25,7 @@ from heterosis.evolve.optimizers.startup import losses_of_failure
 
 # Logarithms of parameters stay within this, and begin at 0, but for the noise.
 LIMIT, FIRST_NOISE = 7.0, math.log(0.01)
+ALIKE = 1.0  # how much logarithms of terms' inverse squared length scales differ, as a standard deviation
 JITTER = 1e-6  # added to the noise, so that equal points do no harm
 NODES = 9  # of the quadrature: means are right to 0.004 where logits have a standard deviation of 3
 
@@ -107,8 +110,8 @@ def fitted(
 ) -> SumOfProcesses:
     """The processes whose parameters are the most probable ones, given results and a prior.
 
-    The prior is Optuna's: ``exp(-0.1 (q + 1/q))`` of an inverse squared length scale q, Gamma(2, 1) of a variance,
-    Gamma(1.1, 30) of the noise's.
+    The prior is Optuna's, ``exp(-0.1 (q + 1/q))`` of an inverse squared length scale q, Gamma(2, 1) of a variance,
+    Gamma(1.1, 30) of the noise's; and log q is normal around its mean over the terms, with a deviation of `ALIKE`.
 
     Args:
         points: ``[n, d]``, n >= 1.
@@ -204,5 +207,6 @@ def _log_prior(parameters: torch.Tensor) -> torch.Tensor:
     """Of all terms together, but for a constant."""
     inverse, variance, noise = parameters[:, :-2], parameters[:, -2], parameters[:, -1]
     of_scales = -0.1 * (inverse.exp() + (-inverse).exp()).sum()
+    of_differences = -(inverse - inverse.mean(0)).square().sum() / (2 * ALIKE**2)
     of_variances = (variance - variance.exp()).sum() + (0.1 * noise - 30 * noise.exp()).sum()
-    return of_scales + of_variances
+    return of_scales + of_differences + of_variances
