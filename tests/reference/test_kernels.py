@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from types import FunctionType
 from typing import Any, TypeAlias
@@ -635,6 +635,30 @@ def test_loops_vectorise_for_many_models(models: int, election: Formula) -> None
     assert re.search(r"fmul <\d+ x float>", code)
     assert not re.search(r"fmul float", code.split("vector.body")[1].split("middle.block")[0])
     assert not re.search(r"(call|invoke) [^\n]*(elect|trim)", code.split("define")[1])
+
+
+def singles(*values: float) -> tuple[np.float32, ...]:
+    return tuple(map(np.float32, values))
+
+
+def same_bits(ours: np.float32, theirs: np.float32) -> bool:
+    """Whether two numbers are the same, the sign of zero included; one NaN is as good as another."""
+    return bool(np.isnan(ours) and np.isnan(theirs)) or ours.tobytes() == theirs.tobytes()
+
+
+def sum_of_elected(x: tuple[np.float32, ...], weight: tuple[np.float32, ...]) -> np.float32:
+    """The election where every sum begins with zero, so that its sign is never that of -0."""
+    entries = [w * value for w, value in zip(weight, x, strict=True)]
+    sign = np.copysign(ONE, sum(entries, ZERO))
+    return sum((entry for entry in entries if not entry * sign <= 0), ZERO)
+
+
+def test_an_election_of_zeros_of_any_sign_gives_zero() -> None:
+    for weight in product(singles(1, -0.5, 0), repeat=3):
+        for x in product(singles(*EDGES), repeat=3):
+            merged = elect(0, x, weight, None)
+            assert same_bits(merged, sum_of_elected(x, weight))
+            assert same_bits(merged, elect(0, x, weight, ONE))
 
 
 def test_formulas_need_no_file() -> None:
