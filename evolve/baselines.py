@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from heterosis.evolve.dimensions import Value
-from heterosis.evolve.genome import UNIFORM
+from heterosis.evolve.config.genome import UNIFORM
+from heterosis.evolve.space.dimensions import Value
 from heterosis.merge.recipe import Recipe
 
 if TYPE_CHECKING:
-    from heterosis.evolve.space import SearchSpace
+    from heterosis.evolve.space.space import SearchSpace
 
 # Trials from which on common fixed recipes are baselines too: they cost a few trials.
 RECIPES_BUDGET = 60

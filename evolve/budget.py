@@ -3,10 +3,10 @@
 from collections.abc import Collection, Sequence
 from typing import Literal, TypeAlias
 
-from heterosis.evolve.finals import finals_documents, shortlist
-from heterosis.evolve.genome import UNIFORM
+from heterosis.evolve.config.genome import UNIFORM
+from heterosis.evolve.judging.finals import finals_documents, shortlist
+from heterosis.evolve.record.trial import Ask, Trial
 from heterosis.evolve.run import Run
-from heterosis.evolve.trial import Ask, Trial
 
 Spent: TypeAlias = Literal["hours", "max_documents"]
 

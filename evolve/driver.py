@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 from heterosis.errors import InputError, within
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.faults import SearchFailed, disk_faults
-from heterosis.evolve.folder import RunFolder, check_run_folder, check_same_config, finished_summary
 from heterosis.evolve.logs import logging_to, optuna_quietly
 from heterosis.evolve.loop import SearchLoop
-from heterosis.evolve.pool import Pool, Setup
-from heterosis.evolve.preflight import preflight
+from heterosis.evolve.preflight.preflight import preflight
+from heterosis.evolve.preflight.resources import check_workers, merges_to, resources
+from heterosis.evolve.record.folder import RunFolder, check_run_folder, check_same_config, finished_summary
+from heterosis.evolve.record.state import RunState
 from heterosis.evolve.report import load_tasks, report_is_written, write_report
-from heterosis.evolve.resources import check_workers, merges_to, resources
 from heterosis.evolve.session import Progress, Session
-from heterosis.evolve.state import RunState
-from heterosis.evolve.tracking import check_trackers, tracked
+from heterosis.evolve.watching.tracking import check_trackers, tracked
+from heterosis.evolve.workers.pool import Pool, Setup
 from heterosis.merge.machine import check_device
 
 if TYPE_CHECKING:

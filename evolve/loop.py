@@ -7,19 +7,19 @@ from functools import partial
 
 from heterosis.evolve.baselines import Baseline
 from heterosis.evolve.budget import Spent
-from heterosis.evolve.dispatch import Job
+from heterosis.evolve.config.genome import UNIFORM
 from heterosis.evolve.faults import SearchFailed
-from heterosis.evolve.finals import Finals
-from heterosis.evolve.genome import UNIFORM
+from heterosis.evolve.judging.finals import Finals
+from heterosis.evolve.judging.races import Races
+from heterosis.evolve.judging.racing import missing
 from heterosis.evolve.optimizers import Vector
-from heterosis.evolve.pool import DocumentIds, Pool
 from heterosis.evolve.proposals import Proposer
-from heterosis.evolve.races import Races
-from heterosis.evolve.racing import missing
+from heterosis.evolve.record.trial import Ask, Kind, Trial
 from heterosis.evolve.scoring import Scoring
 from heterosis.evolve.session import Session
 from heterosis.evolve.stages import Stages
-from heterosis.evolve.trial import Ask, Kind, Trial
+from heterosis.evolve.workers.dispatch import Job
+from heterosis.evolve.workers.pool import DocumentIds, Pool
 
 log = logging.getLogger("heterosis")
 

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 
 from threadpoolctl import ThreadpoolController
 
-from heterosis.evolve.dimensions import Space, same_values
 from heterosis.evolve.optimizers import Detail, Optimizer, Vector
-from heterosis.evolve.record import Record
-from heterosis.evolve.tally import leading
-from heterosis.evolve.trial import Ask, Trial
+from heterosis.evolve.record.record import Record
+from heterosis.evolve.record.tally import leading
+from heterosis.evolve.record.trial import Ask, Trial
+from heterosis.evolve.space.dimensions import Space, same_values
 
 log = logging.getLogger("heterosis")
 

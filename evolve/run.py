@@ -9,14 +9,14 @@ from heterosis.errors import InputError
 from heterosis.evaluate.splits import Split
 from heterosis.evolve.baselines import Baseline
 from heterosis.evolve.config import RESIDENT, EvolveConfig
-from heterosis.evolve.files import SPLITS
-from heterosis.evolve.folder import RunFolder
-from heterosis.evolve.preflight import Preflight
-from heterosis.evolve.record import Record
-from heterosis.evolve.referee import Referee
-from heterosis.evolve.state import RunState
-from heterosis.evolve.storage import study_url
-from heterosis.evolve.worker import known_batch_size
+from heterosis.evolve.judging.referee import Referee
+from heterosis.evolve.preflight.preflight import Preflight
+from heterosis.evolve.record.files import SPLITS
+from heterosis.evolve.record.folder import RunFolder
+from heterosis.evolve.record.record import Record
+from heterosis.evolve.record.state import RunState
+from heterosis.evolve.record.storage import study_url
+from heterosis.evolve.workers.worker import known_batch_size
 from heterosis.merge.files import write_text
 
 

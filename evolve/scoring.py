@@ -5,11 +5,11 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from heterosis.evolve.dispatch import Attempts, Job, dispatch, makes_a_trial
-from heterosis.evolve.pool import Evaluation, Failure, Outcome, Pool
-from heterosis.evolve.record import Record
-from heterosis.evolve.referee import Referee
-from heterosis.evolve.trial import Ask, Trial
+from heterosis.evolve.judging.referee import Referee
+from heterosis.evolve.record.record import Record
+from heterosis.evolve.record.trial import Ask, Trial
+from heterosis.evolve.workers.dispatch import Attempts, Job, dispatch, makes_a_trial
+from heterosis.evolve.workers.pool import Evaluation, Failure, Outcome, Pool
 
 log = logging.getLogger("heterosis")
 

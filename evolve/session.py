@@ -12,23 +12,23 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from heterosis.evolve.budget import Budget
-from heterosis.evolve.cluster import RayPool, probed_batch_size
-from heterosis.evolve.dimensions import Space
 from heterosis.evolve.faults import RunStopped, SearchFailed, disk_faults
-from heterosis.evolve.finals import Finals
-from heterosis.evolve.folder import RunFolder, with_champion
-from heterosis.evolve.outcome import leave_outcome, write_outcome
-from heterosis.evolve.pool import Pool, Setup
-from heterosis.evolve.preflight import Preflight
-from heterosis.evolve.pulse import Pulse, PulseWriter
-from heterosis.evolve.record import Record
-from heterosis.evolve.resources import worker_setup, workers_and_threads
+from heterosis.evolve.judging.finals import Finals
+from heterosis.evolve.judging.statistics import Interval
+from heterosis.evolve.preflight.preflight import Preflight
+from heterosis.evolve.preflight.resources import worker_setup, workers_and_threads
+from heterosis.evolve.record.folder import RunFolder, with_champion
+from heterosis.evolve.record.record import Record
+from heterosis.evolve.record.trial import Trial
+from heterosis.evolve.results.outcome import leave_outcome, write_outcome
+from heterosis.evolve.results.summary import describe_result
+from heterosis.evolve.results.table import TableWriter
 from heterosis.evolve.run import Run
 from heterosis.evolve.signals import stopping_on_signals
-from heterosis.evolve.statistics import Interval
-from heterosis.evolve.summary import describe_result
-from heterosis.evolve.table import TableWriter
-from heterosis.evolve.trial import Trial
+from heterosis.evolve.space.dimensions import Space
+from heterosis.evolve.watching.pulse import Pulse, PulseWriter
+from heterosis.evolve.workers.cluster import RayPool, probed_batch_size
+from heterosis.evolve.workers.pool import Pool, Setup
 
 log = logging.getLogger("heterosis")
 

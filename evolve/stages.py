@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from heterosis.evolve.baselines import NOTHING_DROPPED
-from heterosis.evolve.dimensions import Space, Value
-from heterosis.evolve.genome import UNIFORM
+from heterosis.evolve.config.genome import UNIFORM
 from heterosis.evolve.optimizers import Limits, Optimizer, Vector, choose_optimizer, get_optimizer, is_model_based
 from heterosis.evolve.proposals import Proposer, inform
+from heterosis.evolve.record.state import ChosenOptimizer
+from heterosis.evolve.record.tally import best_of
+from heterosis.evolve.record.trial import Trial
 from heterosis.evolve.run import Run
-from heterosis.evolve.state import ChosenOptimizer
-from heterosis.evolve.tally import best_of
-from heterosis.evolve.trial import Trial
+from heterosis.evolve.space.dimensions import Space, Value
 from heterosis.merge import Recipe
 
 log = logging.getLogger("heterosis")

@@ -6,9 +6,9 @@ from pathlib import Path
 from heterosis.errors import InputError, within
 from heterosis.evaluate.splits import Split
 from heterosis.evolve.baselines import Baseline
-from heterosis.evolve.dimensions import Space
-from heterosis.evolve.files import SPLITS, read_summary
-from heterosis.evolve.record import read_trials
+from heterosis.evolve.record.files import SPLITS, read_summary
+from heterosis.evolve.record.record import read_trials
+from heterosis.evolve.space.dimensions import Space
 from heterosis.merge import ModelRef, Recipe
 from heterosis.merge.files import expanded
 from heterosis.merge.reference import short_names

@@ -1,7 +1,7 @@
 """heterosis: the evolutionary merge-recipe optimizer for language models.
 
 errors.py      InputError: what the user gave is wrong; words.py: values, sizes and times for people
-cli.py         the command line, thin over this API
+cli.py         the command line, thin over this API; foreign.py: other tools' options, and what they are here
 inspection.py  what ``heterosis inspect`` finds out, as text or JSON
 
 The packages below it: ``heterosis.merge`` (tensors and files), ``heterosis.evaluate`` (scoring with lm-eval)

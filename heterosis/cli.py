@@ -149,7 +149,7 @@ def init(
     """Write a search config: heterosis init org/a org/b --base org/base --tasks arc_easy"""
     _check_output(output, overwrite)
 
-    from heterosis.evolve.draft import draft_config
+    from heterosis.evolve.preflight.draft import draft_config
 
     folders = [str(folder) for folder in include_path or ()]
     draft = draft_config(models, _names(tasks), base=base, include_path=folders, name=str(output))
@@ -185,7 +185,7 @@ def evolve(
 ) -> None:
     """Search: heterosis evolve configs/quickstart.yaml --run-dir runs/first"""
     from heterosis.evolve.config import EvolveConfig
-    from heterosis.evolve.folder import check_run_folder
+    from heterosis.evolve.record.folder import check_run_folder
 
     options: dict[str, Any] = {
         "trials": trials,
@@ -205,7 +205,7 @@ def evolve(
     from rich.console import Console
 
     from heterosis.evolve.driver import search
-    from heterosis.evolve.progress import LiveProgress, PlainProgress
+    from heterosis.evolve.watching.progress import LiveProgress, PlainProgress
 
     console = Console(stderr=True)
     progress = (LiveProgress if console.is_terminal else PlainProgress)(console, run_dir)
@@ -231,8 +231,8 @@ def status(
     """Where a run stands, also while it runs: heterosis status runs/first --watch"""
     from rich.console import Console
 
-    from heterosis.evolve.progress import watch
-    from heterosis.evolve.standing import Watcher
+    from heterosis.evolve.watching.progress import watch
+    from heterosis.evolve.watching.standing import Watcher
 
     if follow:
         watch(run_dir, Console(stderr=True))
@@ -253,7 +253,7 @@ def export(
     if output is not None:
         _check_output(output, overwrite)
 
-    from heterosis.evolve.export import export_trial
+    from heterosis.evolve.results.export import export_trial
 
     text = export_trial(run_dir, trial)
     if output is None:
@@ -281,7 +281,7 @@ def report(
     if output is not None:
         _check_output(output, overwrite)
 
-    from heterosis.evolve.files import read_summary
+    from heterosis.evolve.record.files import read_summary
     from heterosis.evolve.report import load_tasks, write_report
 
     read_summary(run_dir)
@@ -457,7 +457,7 @@ def _imports_kept() -> Iterator[None]:
 
 
 def _print_summary(summary: Mapping[str, Any], run_dir: Path, phase: str, seconds: float) -> None:
-    from heterosis.evolve.summary import closing_table, conclusion_of
+    from heterosis.evolve.results.summary import closing_table, conclusion_of
 
     trials, documents = summary["trials"], summary["documents"]
     others = {"stopped early": trials["pruned"], "failed": trials["failed"]}

@@ -13,7 +13,7 @@ from heterosis.words import brief, count, duration, size, some, table
 
 if TYPE_CHECKING:
     from heterosis.evolve.config import EvolveConfig
-    from heterosis.evolve.inspection import SearchReport
+    from heterosis.evolve.preflight.inspection import SearchReport
     from heterosis.merge.checkpoint import Checkpoint
     from heterosis.merge.compatibility import Compatibility
     from heterosis.merge.distances import Distances, Geometry
@@ -164,7 +164,7 @@ class _Target:
 
 
 def _search_report(config: "EvolveConfig", origin: str, place: Path, trial: bool) -> "SearchReport":
-    from heterosis.evolve.inspection import inspect_search
+    from heterosis.evolve.preflight.inspection import inspect_search
 
     with within(origin):
         return inspect_search(config, place=place, trial=trial)

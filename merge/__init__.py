@@ -20,7 +20,7 @@ names.py             one model's names for another's tensors
 modules.py           which tensors the modules of a recipe speak of
 output_config.py     the output's config.json
 grouping.py          which tensors of which models make each tensor of the output
-contract.py          what a method asks of a recipe
+contract.py          what a method asks of a recipe; unread.py: what its program says before any tensor is read
 planner.py, plan.py  recipe -> one operation for each output tensor
 stages.py            an earlier merge as an input, computed as it is read
 tokenizer.py         the output's tokenizer

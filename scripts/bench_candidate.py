@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from heterosis.evolve.config import EvolveConfig
-from heterosis.evolve.pool import Evaluation, Setup
-from heterosis.evolve.preflight import preflight
-from heterosis.evolve.worker import Worker
+from heterosis.evolve.preflight.preflight import preflight
+from heterosis.evolve.workers.pool import Evaluation, Setup
+from heterosis.evolve.workers.worker import Worker
 from heterosis.merge import Recipe, merge_models
 
 

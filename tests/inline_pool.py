@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from heterosis.evolve.pool import Setup
-from heterosis.evolve.worker import Worker
+from heterosis.evolve.workers.pool import Setup
+from heterosis.evolve.workers.worker import Worker
 
 
 class InlinePool:

@@ -9,7 +9,7 @@ import yaml
 
 import heterosis
 from heterosis.evaluate.scores import Scores
-from heterosis.evolve.pool import Evaluation, Setup
+from heterosis.evolve.workers.pool import Evaluation, Setup
 
 
 class ConstantPool:

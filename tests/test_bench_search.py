@@ -37,8 +37,8 @@ def scorer(bench: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_scores_are_those_of_lm_eval(bench: Any, scorer: Any) -> None:
     from search_bench.ours import config_of, make_split
 
-    from heterosis.evolve.pool import Evaluation, Setup
-    from heterosis.evolve.worker import Worker
+    from heterosis.evolve.workers.pool import Evaluation, Setup
+    from heterosis.evolve.workers.worker import Worker
 
     split = make_split(scorer.place, 1)
     few = {task: documents[:20] for task, documents in split.search.items()}

@@ -22,9 +22,9 @@ from heterosis.evaluate.scores import Scores
 from heterosis.evaluate.splits import Split
 from heterosis.evolve import session
 from heterosis.evolve.config import EvolveConfig
-from heterosis.evolve.pool import Evaluation, Setup
-from heterosis.evolve.record import read_asks
-from heterosis.evolve.worker import Worker
+from heterosis.evolve.record.record import read_asks
+from heterosis.evolve.workers.pool import Evaluation, Setup
+from heterosis.evolve.workers.worker import Worker
 
 from .inline_pool import InlinePool
 

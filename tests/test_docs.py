@@ -13,8 +13,8 @@ import yaml
 
 from heterosis import cli
 from heterosis.evolve.config import EvolveConfig
-from heterosis.evolve.genome import Genome
-from heterosis.evolve.space import control_points_of, stages_of
+from heterosis.evolve.config.genome import Genome
+from heterosis.evolve.space.space import control_points_of, stages_of
 from heterosis.merge.methods import methods
 from heterosis.merge.recipe import Recipe
 

@@ -3,8 +3,10 @@
 import ast
 import importlib
 import importlib.util
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ UNNEEDED = (
     "torch._dynamo transformers"
 ).split()
 SOURCES = sorted(path for folder in ("heterosis", *LEVEL) for path in (ROOT / folder).rglob("*.py"))
+PACKAGES = [str(path.parent.relative_to(ROOT)) for path in SOURCES if path.name == "__init__.py"]
 
 
 def imported(path: Path) -> set[str]:
@@ -95,6 +98,34 @@ def test_imports_go_one_way(package: str) -> None:
             parts = name.split(".")
             if parts[0] == "heterosis" and len(parts) > 1 and parts[1] in LEVEL:
                 assert LEVEL[parts[1]] <= LEVEL[package], f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_folders_of_the_search_import_from_those_above_them() -> None:
+    """In the order in which the package's docstring has them."""
+    docstring = ast.get_docstring(ast.parse((ROOT / "evolve/__init__.py").read_text(encoding="utf-8")))
+    order = re.findall(r"^(\w+)/ ", docstring or "", re.M)
+    assert sorted(order) == sorted(path.parent.name for path in ROOT.glob("evolve/*/__init__.py"))
+    for level, folder in enumerate(order):
+        for path in (ROOT / "evolve" / folder).rglob("*.py"):
+            used = {name.split(".")[2] for name in imported(path) if name.startswith("heterosis.evolve.")}
+            assert not used & set(order[level + 1 :]), path.relative_to(ROOT)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_says_what_each_of_its_files_is(package: str) -> None:
+    """Merge methods are read about in their table instead."""
+    folder = ROOT / package
+    docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
+    files = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+    names = [path.name for path in files if "@merge_method" not in path.read_text(encoding="utf-8")]
+    names += [f"{path.parent.name}/" for path in folder.glob("*/__init__.py")]
+    assert not [name for name in names if name not in docstring]
+
+
+def test_all_packages_are_installed() -> None:
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    assert set(setuptools["package-dir"].values()) == set(PACKAGES)
+    assert set(setuptools["package-dir"]) == set(setuptools["packages"])
 
 
 @pytest.mark.parametrize("library", ["lm_eval", "ray"])

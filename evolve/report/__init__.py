@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heterosis.errors import InputError
-from heterosis.evolve.files import SUMMARY
+from heterosis.evolve.record.files import SUMMARY
 from heterosis.evolve.report.data import gather
 from heterosis.evolve.report.documents import Known
 from heterosis.evolve.report.page import render
@@ -77,7 +77,7 @@ def load_tasks(folder: Path) -> "TaskSet":
     """
     from heterosis.evaluate.splits import Split
     from heterosis.evolve.config import EvolveConfig
-    from heterosis.evolve.worker import task_set
+    from heterosis.evolve.workers.worker import task_set
 
     tasks = task_set(EvolveConfig.load(folder / "config.yaml"))
     Split.load(folder / "splits.json").check(tasks.fingerprints(), str(folder / "splits.json"))

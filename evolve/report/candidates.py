@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 
+from heterosis.evolve.record.trial import Trial
 from heterosis.evolve.report.charts import Chart, Dot, Line, Rule, axis
 from heterosis.evolve.report.data import FrontPoint, Report
 from heterosis.evolve.report.words import number, plural, signed
-from heterosis.evolve.summary import describe_result
-from heterosis.evolve.trial import Trial
+from heterosis.evolve.results.summary import describe_result
 
 SCATTERS = 6  # of the parameters that mattered most
 

@@ -13,19 +13,19 @@ from heterosis.evaluate.documents import DocumentText
 from heterosis.evaluate.scores import Scores
 from heterosis.evaluate.splits import PARTS, Split
 from heterosis.evolve.config import EvolveConfig
-from heterosis.evolve.export import read_best
-from heterosis.evolve.files import BEST
-from heterosis.evolve.genome import UNIFORM
-from heterosis.evolve.objective import Judge, Objective
-from heterosis.evolve.record import read_scores, read_trials
+from heterosis.evolve.config.genome import UNIFORM
+from heterosis.evolve.judging.objective import Judge, Objective
+from heterosis.evolve.judging.statistics import Interval, paired_difference
+from heterosis.evolve.record.files import BEST
+from heterosis.evolve.record.record import read_scores, read_trials
+from heterosis.evolve.record.state import RunState
+from heterosis.evolve.record.trial import Ask, Trial
 from heterosis.evolve.report.documents import Known
 from heterosis.evolve.report.importance import Importance, importance
 from heterosis.evolve.report.shape import Shape, shapes_of
-from heterosis.evolve.standing import Standing, Watcher
-from heterosis.evolve.state import RunState
-from heterosis.evolve.statistics import Interval, paired_difference
-from heterosis.evolve.summary import Conclusion, conclusion_of
-from heterosis.evolve.trial import Ask, Trial
+from heterosis.evolve.results.export import read_best
+from heterosis.evolve.results.summary import Conclusion, conclusion_of
+from heterosis.evolve.watching.standing import Standing, Watcher
 from heterosis.merge.recipe import ModelRef, Recipe
 
 EXAMPLES = 3  # documents of each task that are shown, won and lost each

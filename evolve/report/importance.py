@@ -14,10 +14,10 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
-from heterosis.evolve.files import STUDY
 from heterosis.evolve.logs import optuna_quietly
-from heterosis.evolve.storage import study_url
-from heterosis.evolve.trial import Trial
+from heterosis.evolve.record.files import STUDY
+from heterosis.evolve.record.storage import study_url
+from heterosis.evolve.record.trial import Trial
 
 TOP = 0.25
 # Of the candidates that count; the evaluator's own advice is five of them in the best part.

@@ -16,7 +16,7 @@ from heterosis.evolve.report.charts import Whisker, axis
 from heterosis.evolve.report.data import Report
 from heterosis.evolve.report.over_depth import depth_view
 from heterosis.evolve.report.words import PART_NAMES, edges, number, plural, signed
-from heterosis.evolve.summary import closing_table
+from heterosis.evolve.results.summary import closing_table
 from heterosis.words import duration
 
 _MOST_BARS = 24

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from heterosis.evolve.record import SCORES, read_asks
+from heterosis.evolve.record.record import SCORES, read_asks
 
 from .cluster import Nodes, workers
 from .content import Watch, in_doubt, lines_of, read_trials

@@ -15,8 +15,8 @@ import numpy as np
 import yaml
 
 from heterosis.evaluate.scores import Scores
-from heterosis.evolve.pool import DocumentIds, Evaluation, Setup
-from heterosis.evolve.worker import Worker
+from heterosis.evolve.workers.pool import DocumentIds, Evaluation, Setup
+from heterosis.evolve.workers.worker import Worker
 from heterosis.merge import Reductions
 from heterosis.merge.reductions import node_folder
 

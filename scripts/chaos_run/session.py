@@ -6,8 +6,8 @@ python -m chaos_run.session CONFIG RUN_DIR ADDRESS [STORAGE]
 import sys
 
 from heterosis.evolve import search
-from heterosis.evolve.cluster import RayPool
-from heterosis.evolve.pool import Setup
+from heterosis.evolve.workers.cluster import RayPool
+from heterosis.evolve.workers.pool import Setup
 
 from .formula import FormulaWorker
 

@@ -11,12 +11,12 @@ from search_bench.coverage import FormulaScorer, World, formula_config, formula_
 from search_bench.scoring import InProcessPool
 
 from heterosis.evolve import search, session
+from heterosis.evolve.judging.referee import Referee
 from heterosis.evolve.proposals import Proposer
-from heterosis.evolve.pulse import PulseWriter
-from heterosis.evolve.record import Record
-from heterosis.evolve.referee import Referee
-from heterosis.evolve.space import SearchSpace
-from heterosis.evolve.state import RunState
+from heterosis.evolve.record.record import Record
+from heterosis.evolve.record.state import RunState
+from heterosis.evolve.space.space import SearchSpace
+from heterosis.evolve.watching.pulse import PulseWriter
 from heterosis.merge import Recipe
 
 from .clock import Clock, Times, between

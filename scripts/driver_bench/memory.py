@@ -13,9 +13,9 @@ from bench.checkpoints import Setting, make_models
 from search_bench.coverage import formula_config, formula_place
 from search_bench.skills import save_tokenizer
 
-from heterosis.evolve.pool import Evaluation, Setup
-from heterosis.evolve.preflight import preflight
-from heterosis.evolve.worker import Worker
+from heterosis.evolve.preflight.preflight import preflight
+from heterosis.evolve.workers.pool import Evaluation, Setup
+from heterosis.evolve.workers.worker import Worker
 from heterosis.merge import Reductions
 from heterosis.merge.reductions import node_folder
 

@@ -6,7 +6,7 @@ import time
 from hashlib import blake2b
 
 from heterosis.evaluate.scores import Scores
-from heterosis.evolve.pool import DocumentIds, Evaluation, Setup
+from heterosis.evolve.workers.pool import DocumentIds, Evaluation, Setup
 
 MEAN = 4.0  # seconds of a candidate
 SPREAD = (

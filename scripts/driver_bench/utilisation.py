@@ -13,9 +13,9 @@ from typing import Any
 from search_bench.coverage import formula_config, formula_place
 
 from heterosis.evolve import search
-from heterosis.evolve.cluster import RayPool
-from heterosis.evolve.dispatch import Job
-from heterosis.evolve.pool import DocumentIds, Evaluation, Outcome, Pool, Setup
+from heterosis.evolve.workers.cluster import RayPool
+from heterosis.evolve.workers.dispatch import Job
+from heterosis.evolve.workers.pool import DocumentIds, Evaluation, Outcome, Pool, Setup
 
 from .sleeper import Sleeper
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from heterosis.evaluate import Sizes, Split, TaskSet
 from heterosis.evolve.config import EvolveConfig
-from heterosis.evolve.pool import Failure, Setup
-from heterosis.evolve.worker import Worker
+from heterosis.evolve.workers.pool import Failure, Setup
+from heterosis.evolve.workers.worker import Worker
 
 from .scoring import PerTask, Unscorable
 

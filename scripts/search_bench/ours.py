@@ -12,7 +12,7 @@ import yaml
 from heterosis.evaluate import Split, TaskSet, split_documents
 from heterosis.evolve import search
 from heterosis.evolve.config import EvolveConfig
-from heterosis.evolve.pool import Setup
+from heterosis.evolve.workers.pool import Setup
 from heterosis.merge import Recipe
 
 from .scoring import InProcessPool, Scorer

@@ -9,7 +9,7 @@ import torch
 
 from heterosis.errors import InputError
 from heterosis.evaluate import CandidateLoader, Scores
-from heterosis.evolve.pool import Evaluation, Failure, Outcome
+from heterosis.evolve.workers.pool import Evaluation, Failure, Outcome
 from heterosis.merge import MergeError, Recipe, Reductions
 
 from .skills import PROMPT, encode

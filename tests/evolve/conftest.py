@@ -9,8 +9,8 @@ import pytest
 
 from heterosis.evaluate.answers import Answer
 from heterosis.evaluate.scores import Scores
-from heterosis.evolve.pool import Evaluation, Failure, Setup
-from heterosis.evolve.trial import Ask
+from heterosis.evolve.record.trial import Ask
+from heterosis.evolve.workers.pool import Evaluation, Failure, Setup
 
 Judge = Callable[..., float | Failure]  # of an ask, the part of the split, and where there are several, the task
 METRICS = {"toy_choice": "acc,none", "toy_generate": "crc,none"}

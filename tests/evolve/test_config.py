@@ -8,7 +8,7 @@ import yaml
 
 from heterosis.errors import InputError
 from heterosis.evolve.config import EvolveConfig, Racing
-from heterosis.evolve.ranges import Span
+from heterosis.evolve.config.ranges import Span
 
 MERGEKIT_EVOLVE = """
 genome:

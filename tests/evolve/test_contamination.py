@@ -9,9 +9,9 @@ import yaml
 
 from heterosis.evaluate.documents import Source
 from heterosis.evolve.config import EvolveConfig
-from heterosis.evolve.contamination import benchmark_of, task_warnings
 from heterosis.evolve.driver import search
-from heterosis.evolve.preflight import preflight
+from heterosis.evolve.preflight.contamination import benchmark_of, task_warnings
+from heterosis.evolve.preflight.preflight import preflight
 from heterosis.inspection import inspect_targets
 
 

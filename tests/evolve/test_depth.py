@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from heterosis.errors import InputError
 from heterosis.evolve.config import EvolveConfig
-from heterosis.evolve.depth import Depth, default_control_points, interpolation
-from heterosis.evolve.dimensions import Value
-from heterosis.evolve.space import SearchSpace, control_points_of, stages_of
+from heterosis.evolve.space.depth import Depth, default_control_points, interpolation
+from heterosis.evolve.space.dimensions import Value
+from heterosis.evolve.space.space import SearchSpace, control_points_of, stages_of
 from heterosis.merge.methods import methods
 from heterosis.merge.parameters import evaluate_setting
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from heterosis.evaluate.scores import Scores
-from heterosis.evolve.dispatch import Attempts, Job, dispatch
-from heterosis.evolve.pool import Evaluation
-from heterosis.evolve.record import Record
-from heterosis.evolve.storage import study_url
+from heterosis.evolve.record.record import Record
+from heterosis.evolve.record.storage import study_url
+from heterosis.evolve.workers.dispatch import Attempts, Job, dispatch
+from heterosis.evolve.workers.pool import Evaluation
 
 DONE = Evaluation(Scores({}), {}, "")
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from heterosis.evolve.config import EvolveConfig
-from heterosis.evolve.draft import draft_config
 from heterosis.evolve.driver import search
-from heterosis.evolve.preflight import preflight
+from heterosis.evolve.preflight.draft import draft_config
+from heterosis.evolve.preflight.preflight import preflight
 
 MakeLlama = Callable[..., Path]
 

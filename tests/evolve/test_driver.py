@@ -23,22 +23,23 @@ from typer.testing import CliRunner
 from heterosis import cli
 from heterosis.errors import InputError
 from heterosis.evaluate.scores import Scores
-from heterosis.evolve import cluster, driver, session, warm_start
+from heterosis.evolve import driver, session, warm_start
 from heterosis.evolve import run as run_module
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.driver import SearchFailed, search
-from heterosis.evolve.export import export_trial
 from heterosis.evolve.faults import RunStopped
-from heterosis.evolve.folder import RunFolder
+from heterosis.evolve.judging.statistics import paired_difference
 from heterosis.evolve.logs import logging_to
-from heterosis.evolve.pool import Failure, Setup
-from heterosis.evolve.preflight import preflight
-from heterosis.evolve.record import Record, read_asks, read_trials
-from heterosis.evolve.statistics import paired_difference
-from heterosis.evolve.storage import study_url
-from heterosis.evolve.summary import closing_table
-from heterosis.evolve.table import TableWriter
-from heterosis.evolve.trial import Ask
+from heterosis.evolve.preflight.preflight import preflight
+from heterosis.evolve.record.folder import RunFolder
+from heterosis.evolve.record.record import Record, read_asks, read_trials
+from heterosis.evolve.record.storage import study_url
+from heterosis.evolve.record.trial import Ask
+from heterosis.evolve.results.export import export_trial
+from heterosis.evolve.results.summary import closing_table
+from heterosis.evolve.results.table import TableWriter
+from heterosis.evolve.workers import cluster
+from heterosis.evolve.workers.pool import Failure, Setup
 from heterosis.merge import merge_models
 from heterosis.merge.methods import PerInput, Program, Uniform, base, merge_method, methods
 from heterosis.merge.methods.combine import combine

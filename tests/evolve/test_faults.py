@@ -15,15 +15,15 @@ from optuna.exceptions import StorageInternalError
 from optuna.study import Study
 from sqlalchemy.exc import DataError, OperationalError
 
-from heterosis.evolve import storage
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.driver import SearchFailed, search
 from heterosis.evolve.faults import RunStopped, disk_faults
-from heterosis.evolve.files import read_summary
-from heterosis.evolve.pool import Failure
-from heterosis.evolve.record import Record, read_asks
-from heterosis.evolve.storage import study_url
-from heterosis.evolve.trial import Ask
+from heterosis.evolve.record import storage
+from heterosis.evolve.record.files import read_summary
+from heterosis.evolve.record.record import Record, read_asks
+from heterosis.evolve.record.storage import study_url
+from heterosis.evolve.record.trial import Ask
+from heterosis.evolve.workers.pool import Failure
 
 
 @pytest.fixture
@@ -245,7 +245,7 @@ class TestStorage:
             if len(waits) == 3:
                 signal.raise_signal(signal.SIGTERM)
 
-        monkeypatch.setattr("heterosis.evolve.pulse.PulseWriter.meanwhile", beat)
+        monkeypatch.setattr("heterosis.evolve.watching.pulse.PulseWriter.meanwhile", beat)
         with pytest.raises(RunStopped):
             run(trials=10)
         assert len(waits) == 3
@@ -258,6 +258,6 @@ class TestStorage:
 
 
 def _study_of(folder: Path) -> str:
-    from heterosis.evolve.state import RunState
+    from heterosis.evolve.record.state import RunState
 
     return RunState.load(folder).study

@@ -8,11 +8,11 @@ import pytest
 
 from heterosis.evaluate.scores import Scores
 from heterosis.evolve.faults import SearchFailed
-from heterosis.evolve.finals import Finals, shortlist
-from heterosis.evolve.objective import Judge, Objective
-from heterosis.evolve.races import Races
-from heterosis.evolve.racing import Schedule
-from heterosis.evolve.trial import Ask, Trial
+from heterosis.evolve.judging.finals import Finals, shortlist
+from heterosis.evolve.judging.objective import Judge, Objective
+from heterosis.evolve.judging.races import Races
+from heterosis.evolve.judging.racing import Schedule
+from heterosis.evolve.record.trial import Ask, Trial
 
 KEY = "acc,none"
 OBJECTIVE = Objective({"task": 1.0}, {"task": KEY}, {})

@@ -11,11 +11,12 @@ import psutil
 import pytest
 
 from heterosis.errors import InputError
-from heterosis.evolve import folder as folders
-from heterosis.evolve import lease, machine
+from heterosis.evolve import machine
 from heterosis.evolve.faults import RunStopped
-from heterosis.evolve.folder import RunFolder
-from heterosis.evolve.lease import Lease
+from heterosis.evolve.record import folder as folders
+from heterosis.evolve.record import lease
+from heterosis.evolve.record.folder import RunFolder
+from heterosis.evolve.record.lease import Lease
 
 Partition = namedtuple("Partition", ["mountpoint", "fstype", "opts"])
 

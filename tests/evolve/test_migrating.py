@@ -11,7 +11,7 @@ import yaml
 
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.driver import search
-from heterosis.evolve.space import control_points_of, stages_of
+from heterosis.evolve.space.space import control_points_of, stages_of
 from heterosis.merge.methods import methods
 from heterosis.merge.recipe import Recipe
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from heterosis.evaluate.scores import Scores
-from heterosis.evolve.objective import PENALTY, Judge, Objective
+from heterosis.evolve.judging.objective import PENALTY, Judge, Objective
 from heterosis.evolve.optimizers import Limits
 
 KEY = "acc,none"

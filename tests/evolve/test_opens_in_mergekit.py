@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.driver import search
-from heterosis.evolve.trial import Ask
+from heterosis.evolve.record.trial import Ask
 from heterosis.merge import merge_models
 
 DEPTH = {"layer_granularity": 0, "control_points": 3}

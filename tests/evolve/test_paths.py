@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from heterosis.errors import InputError
 from heterosis.evaluate import CandidateLoader
 from heterosis.evolve.config import EvolveConfig
-from heterosis.evolve.paths import PathSpace
-from heterosis.evolve.space import SearchSpace
+from heterosis.evolve.space.paths import PathSpace
+from heterosis.evolve.space.space import SearchSpace
 from heterosis.merge import ModelRef, Recipe, merge_models, open_checkpoint
 from heterosis.merge.methods import methods
 

@@ -14,13 +14,13 @@ import optuna
 import pytest
 import yaml
 
-from heterosis.evolve import storage
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.driver import search
 from heterosis.evolve.faults import RunStopped
-from heterosis.evolve.record import read_asks
-from heterosis.evolve.state import RunState
-from heterosis.evolve.trial import Ask
+from heterosis.evolve.record import storage
+from heterosis.evolve.record.record import read_asks
+from heterosis.evolve.record.state import RunState
+from heterosis.evolve.record.trial import Ask
 
 URL = os.environ.get("HETEROSIS_TEST_POSTGRESQL", "")
 CONTROL = shlex.split(os.environ.get("HETEROSIS_TEST_POSTGRESQL_CONTROL", ""))

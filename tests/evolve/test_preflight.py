@@ -12,12 +12,13 @@ import yaml
 
 from heterosis.errors import InputError
 from heterosis.evaluate.scores import Scores
-from heterosis.evolve import driver, resources
+from heterosis.evolve import driver
 from heterosis.evolve.config import EvolveConfig
-from heterosis.evolve.inspection import inspect_search
-from heterosis.evolve.pool import Evaluation, Failure
-from heterosis.evolve.preflight import Preflight, preflight
-from heterosis.evolve.rehearsal import Rehearsal, rehearse
+from heterosis.evolve.preflight import resources
+from heterosis.evolve.preflight.inspection import inspect_search
+from heterosis.evolve.preflight.preflight import Preflight, preflight
+from heterosis.evolve.preflight.rehearsal import Rehearsal, rehearse
+from heterosis.evolve.workers.pool import Evaluation, Failure
 from heterosis.merge import ModelRef, Recipe, merge_models, open_checkpoint
 
 MIB = 2**20

@@ -16,15 +16,15 @@ from rich.console import Console
 
 from heterosis import cli
 from heterosis.errors import InputError
-from heterosis.evolve import progress, standing
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.driver import search
-from heterosis.evolve.finals import finals_documents
-from heterosis.evolve.pool import Failure
-from heterosis.evolve.progress import LiveProgress, PlainLines, PlainProgress, view, watch
-from heterosis.evolve.pulse import Pulse
-from heterosis.evolve.standing import Standing, Watcher
-from heterosis.evolve.trial import Ask
+from heterosis.evolve.judging.finals import finals_documents
+from heterosis.evolve.record.trial import Ask
+from heterosis.evolve.watching import progress, standing
+from heterosis.evolve.watching.progress import LiveProgress, PlainLines, PlainProgress, view, watch
+from heterosis.evolve.watching.pulse import Pulse
+from heterosis.evolve.watching.standing import Standing, Watcher
+from heterosis.evolve.workers.pool import Failure
 from heterosis.words import count, duration
 
 
@@ -44,7 +44,8 @@ def run(
     toy_config: Callable[..., dict[str, Any]], pools: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Any]:
     """Search with a look at the folder whenever a worker is waited for; no throttling of what is written."""
-    from heterosis.evolve import pulse, session
+    from heterosis.evolve import session
+    from heterosis.evolve.watching import pulse
 
     monkeypatch.setattr(pulse, "EVERY", 0.0)
     monkeypatch.setattr(session, "SAVE_SECONDS", 0.0)

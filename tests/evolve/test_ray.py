@@ -17,13 +17,13 @@ import pytest
 import ray
 import yaml
 
-from heterosis.evolve.cluster import RayPool
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.driver import search
-from heterosis.evolve.pool import Evaluation, Failure, Setup
-from heterosis.evolve.record import read_asks
-from heterosis.evolve.timeouts import TimeLimit
-from heterosis.evolve.trial import Trial
+from heterosis.evolve.record.record import read_asks
+from heterosis.evolve.record.trial import Trial
+from heterosis.evolve.workers.cluster import RayPool
+from heterosis.evolve.workers.pool import Evaluation, Failure, Setup
+from heterosis.evolve.workers.timeouts import TimeLimit
 from heterosis.merge.methods import base, methods
 
 pytestmark = pytest.mark.slow
@@ -102,7 +102,7 @@ def test_a_run_survives_a_worker_that_dies(
 
 @pytest.fixture
 def setup(toy_config: Callable[..., dict[str, Any]]) -> Setup:
-    from heterosis.evolve.preflight import preflight
+    from heterosis.evolve.preflight.preflight import preflight
 
     checked = preflight(EvolveConfig.parse(yaml.safe_dump(toy_config(tasks=["toy_deadly"]))))
     return Setup(checked.config, checked.split)

@@ -19,15 +19,15 @@ from ray.cluster_utils import Cluster
 from ray.exceptions import RayError
 
 from heterosis.errors import InputError
-from heterosis.evolve import cluster
-from heterosis.evolve.cluster import RayPool, _check_address
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.faults import RunStopped
-from heterosis.evolve.files import read_summary
-from heterosis.evolve.pool import DocumentIds, Evaluation, Failure, Setup
-from heterosis.evolve.preflight import preflight
-from heterosis.evolve.record import read_asks
-from heterosis.evolve.worker import Worker
+from heterosis.evolve.preflight.preflight import preflight
+from heterosis.evolve.record.files import read_summary
+from heterosis.evolve.record.record import read_asks
+from heterosis.evolve.workers import cluster
+from heterosis.evolve.workers.cluster import RayPool, _check_address
+from heterosis.evolve.workers.pool import DocumentIds, Evaluation, Failure, Setup
+from heterosis.evolve.workers.worker import Worker
 from heterosis.merge.checkpoint import Contents
 
 pytestmark = pytest.mark.slow

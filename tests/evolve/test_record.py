@@ -14,14 +14,14 @@ from heterosis.errors import InputError
 from heterosis.evaluate.answers import Answer
 from heterosis.evaluate.scores import Scores
 from heterosis.evolve.config import EvolveConfig
-from heterosis.evolve.dimensions import Dimension
 from heterosis.evolve.driver import search
-from heterosis.evolve.export import export_trial
-from heterosis.evolve.files import read_summary
-from heterosis.evolve.record import Record, read_asks
+from heterosis.evolve.record.files import read_summary
+from heterosis.evolve.record.record import Record, read_asks
 from heterosis.evolve.report import write_report
-from heterosis.evolve.standing import Watcher
-from heterosis.evolve.table import read_outlines
+from heterosis.evolve.results.export import export_trial
+from heterosis.evolve.results.table import read_outlines
+from heterosis.evolve.space.dimensions import Dimension
+from heterosis.evolve.watching.standing import Watcher
 
 AWKWARD = 0.1 + 0.2  # one of the floats that need 17 digits
 DIMENSIONS = [
@@ -136,7 +136,7 @@ def test_the_study_follows_the_results(tmp_path: Path, monkeypatch: pytest.Monke
     assert study_of(tmp_path).trials == []
     assert [record.write_study() for _ in range(4)] == [True, True, False, False]
     assert [t.user_attrs["ask"] for t in study_of(tmp_path).trials] == [0, 1, 2]
-    monkeypatch.setattr("heterosis.evolve.record.BEHIND", 2)
+    monkeypatch.setattr("heterosis.evolve.record.record.BEHIND", 2)
     tell(record, 5)
     assert record.study.written == 6  # but not farther behind than that
 

@@ -25,13 +25,13 @@ from heterosis.errors import InputError
 from heterosis.evolve import driver
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.driver import search
+from heterosis.evolve.record.trial import Ask
 from heterosis.evolve.report import load_tasks, write_report
 from heterosis.evolve.report.charts import axis
 from heterosis.evolve.report.data import gather
 from heterosis.evolve.report.shape import shapes_of
 from heterosis.evolve.report.words import edges, number, signed
-from heterosis.evolve.summary import closing_table, outcome_sentence
-from heterosis.evolve.trial import Ask
+from heterosis.evolve.results.summary import closing_table, outcome_sentence
 from heterosis.merge.recipe import ModelRef, Recipe
 
 STYLE = Path(__file__).parents[2] / "evolve/report/templates/style.css"
@@ -360,7 +360,7 @@ def test_a_run_that_is_not_at_its_end(go: Go) -> None:
 
 
 def test_failures_and_constraints_are_told(go: Go, make_pools: Any) -> None:
-    from heterosis.evolve.pool import Failure
+    from heterosis.evolve.workers.pool import Failure
 
     def judge(ask: Ask, part: str) -> float | Failure:
         return Failure("NaN <b>in</b> layer 3") if ask.number == 5 else float(make_pools.hill(ask, part))

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from heterosis.errors import InputError
 from heterosis.evolve.baselines import baselines_of
 from heterosis.evolve.config import EvolveConfig
-from heterosis.evolve.dimensions import Value
 from heterosis.evolve.optimizers import Axis
-from heterosis.evolve.space import SearchSpace
+from heterosis.evolve.space.dimensions import Value
+from heterosis.evolve.space.space import SearchSpace
 from heterosis.merge.executor import execute
 from heterosis.merge.methods import methods
 from heterosis.merge.planner import build_plan

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from heterosis.evolve.statistics import objective_difference, paired_difference
+from heterosis.evolve.judging.statistics import objective_difference, paired_difference
 
 RNG = np.random.default_rng(20261122)
 

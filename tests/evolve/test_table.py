@@ -3,8 +3,8 @@
 from itertools import pairwise
 from pathlib import Path
 
-from heterosis.evolve.table import TableWriter, read_outlines, read_table
-from heterosis.evolve.trial import Ask, Trial
+from heterosis.evolve.record.trial import Ask, Trial
+from heterosis.evolve.results.table import TableWriter, read_outlines, read_table
 
 
 def a_trial(number: int, **values: float) -> Trial:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from heterosis.evolve.tally import LEADERS, Tally, best_of, leading
-from heterosis.evolve.trial import Ask, Trial
+from heterosis.evolve.record.tally import LEADERS, Tally, best_of, leading
+from heterosis.evolve.record.trial import Ask, Trial
 
 
 def a_trial(number: int, rng: random.Random) -> Trial:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from heterosis.evolve.timeouts import ENOUGH, FIRST, LEAST, TimeLimit
+from heterosis.evolve.workers.timeouts import ENOUGH, FIRST, LEAST, TimeLimit
 
 
 def test_what_is_asked_for_is_for_the_search_documents() -> None:

@@ -14,10 +14,10 @@ import pytest
 import yaml
 
 from heterosis.errors import InputError
-from heterosis.evolve import tracking
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.driver import search
-from heterosis.evolve.trackers import TRACKERS, numbers_of
+from heterosis.evolve.watching import tracking
+from heterosis.evolve.watching.trackers import TRACKERS, numbers_of
 
 NAMES = sorted(TRACKERS)
 
@@ -166,7 +166,9 @@ def test_a_client_that_hangs_costs_a_line_and_leaves_no_process(
     monkeypatch.setattr(tracking, "GRACE", 2.0)
     assert run("wandb")["status"] == "finished"
     assert warnings_of(tmp_path) == ["wandb: did not take in everything in time, and was ended"]
-    assert not [p for p in psutil.Process().children(recursive=True) if "heterosis.evolve.trackers" in p.cmdline()]
+    assert not [
+        p for p in psutil.Process().children(recursive=True) if "heterosis.evolve.watching.trackers" in p.cmdline()
+    ]
 
 
 def test_several_trackers_mind_their_own_business(run: Any, client: Callable[..., Client], tmp_path: Path) -> None:
@@ -189,7 +191,7 @@ def test_a_tracker_ends_with_its_driver(client: Callable[..., Client], tmp_path:
     """Also when the driver is killed."""
     client("wandb")
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom heterosis.evolve.tracking import tracked\n"
+        "import sys, time\nfrom pathlib import Path\nfrom heterosis.evolve.watching.tracking import tracked\n"
         "with tracked(Path(sys.argv[1]), ['wandb']):\n    print('begun', flush=True)\n    time.sleep(1000)\n"
     )
     driver = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, cwd=tmp_path)

@@ -16,8 +16,8 @@ import yaml
 from heterosis.evaluate.splits import Split
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.machine import this_machine
-from heterosis.evolve.pool import Evaluation, Failure, Setup
-from heterosis.evolve.worker import Worker, known_batch_size, task_set
+from heterosis.evolve.workers.pool import Evaluation, Failure, Setup
+from heterosis.evolve.workers.worker import Worker, known_batch_size, task_set
 from heterosis.merge import Recipe, merge_models
 from heterosis.merge.checkpoint import Contents
 
@@ -98,7 +98,7 @@ def test_answers_to_held_out_documents_are_kept(
     toy_config: Any, recipe: Any, toy_tasks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And to no others; of each task so many at most."""
-    monkeypatch.setattr("heterosis.evolve.worker.KEPT_ANSWERS", 3)
+    monkeypatch.setattr("heterosis.evolve.workers.worker.KEPT_ANSWERS", 3)
     tasks = [{"name": "toy_choice"}, {"name": "toy_generate"}]
     config = EvolveConfig.parse(yaml.safe_dump(toy_config(tasks=tasks, batch_size=4)))
     parts = {"toy_choice": [9, 8, 7, 6, 5], "toy_generate": [4]}
@@ -405,7 +405,7 @@ def test_a_worker_whose_tasks_cannot_be_loaded_now_is_not_left_out(
     def away(config: EvolveConfig) -> Any:
         raise OSError("the Hub is away")
 
-    monkeypatch.setattr("heterosis.evolve.worker.task_set", away)
+    monkeypatch.setattr("heterosis.evolve.workers.worker.task_set", away)
     worker = Worker(replace(setup, split=replace(setup.split, fingerprints={"toy_choice": {"documents": "0"}})))
     assert worker.check() is None
 

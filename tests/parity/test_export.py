@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from heterosis.evolve.config import EvolveConfig
-from heterosis.evolve.export import export_recipe
-from heterosis.evolve.space import SearchSpace
-from heterosis.evolve.trial import Ask, Trial
+from heterosis.evolve.record.trial import Ask, Trial
+from heterosis.evolve.results.export import export_recipe
+from heterosis.evolve.space.space import SearchSpace
 from heterosis.merge.api import merge_models
 from heterosis.merge.discovery import Discovery
 from heterosis.merge.methods import methods

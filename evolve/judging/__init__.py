@@ -1,0 +1,9 @@
+"""From scores of documents to who is better.
+
+objective.py   what is maximised
+statistics.py  paired intervals
+racing.py      which documents come when, and who stops early
+referee.py     what a candidate meets next, and what its scores amount to
+races.py       how parents and finalists are compared
+finals.py      the shortlist, and what the finals found
+"""
