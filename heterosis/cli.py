@@ -12,6 +12,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,8 +77,18 @@ def _main(
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
     ] = False,
+    modules: Annotated[
+        list[str] | None,
+        typer.Option("--import", metavar="MODULE", help="Has a merge method of yours. May stand anywhere."),
+    ] = None,
 ) -> None:
     """Search for merge recipes whose models outperform both parents, and run them."""
+    if modules:
+        from heterosis.merge.methods import import_own
+
+        sys.path.insert(0, str(Path.cwd()))
+        for module in modules:
+            import_own(module)
 
 
 @app.command()
@@ -490,6 +501,18 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def _imports_apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Each ``--import`` with its module, and the other arguments."""
+    imports, others = [], []
+    left = iter(arguments)
+    for argument in left:
+        if argument == "--import":
+            imports += [argument, *islice(left, 1)]
+        else:
+            (imports if argument.startswith("--import=") else others).append(argument)
+    return imports, others
+
+
 def _usage(error: typer.TyperException, command: str | None) -> str:
     """What is wrong with a command, and where that names no remedy, how it is written."""
     said = error.format_message().rstrip(".")
@@ -530,7 +553,7 @@ def _show_warning(message: Warning | str, *args: Any, **kwargs: Any) -> None:
 def main() -> None:
     """The entry point: exit code 0 done, 2 wrong input, 1 failed, 130 interrupted."""
     debug = "--debug" in sys.argv
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    imports, arguments = _imports_apart([argument for argument in sys.argv[1:] if argument != "--debug"])
     command = next(iter(arguments), None)
     warnings.showwarning = _show_warning
     if not debug:
@@ -538,7 +561,7 @@ def main() -> None:
         warnings.filterwarnings("default", category=UserWarning, module=r"heterosis\.")
     try:
         with _terminated_like_interrupted():
-            code = app(arguments or ["--help"], standalone_mode=False)
+            code = app([*imports, *arguments] or ["--help"], standalone_mode=False)
         # Commands return nothing: a number is the code of an exit that typer caught, 130 after an interrupt.
         if code == 130:
             raise KeyboardInterrupt

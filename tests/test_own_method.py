@@ -1,6 +1,7 @@
 """The page on writing a merge method is followed: its module is used as it says, and does what it says."""
 
 import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -76,7 +77,33 @@ def test_it_merges_and_searches(
 
 def test_commands_know_it_as_the_page_calls_them(recipe: str) -> None:
     (line,) = blocks("docs/writing-a-method.md", "bash")[0].text.splitlines()
-    command = line.replace("python", sys.executable, 1)
-    run = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    _, *arguments = line.split()
+    run = command(*arguments)
     assert run.returncode == 0, run.stderr
     assert "equalised" in run.stdout
+    name = arguments.pop()  # the option may stand anywhere, and be written in another way
+    assert command(f"{arguments.pop()}={name}", *arguments).stdout == run.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "recipe.yaml: merge_method: unknown method 'equalised'"),
+        (["--import", "equalized"], r"--import: equalized: must be importable, but got ModuleNotFoundError: .*; start in"),
+        (["--import", "equalised.py"], "--import: must be a module's name, but got 'equalised.py'; write equalised"),
+        (["--import"], "Option '--import' requires an argument"),
+        (["--import", "broken"], "--import: broken: must be importable, but got NameError: name 'x' is not defined"),
+    ],
+)
+def test_mistakes_with_it_are_a_line(recipe: str, arguments: list[str], says: str) -> None:
+    Path("broken.py").write_text("x", encoding="utf-8")
+    run = command("inspect", "recipe.yaml", *arguments)
+    assert run.returncode == 2
+    (line,) = run.stderr.splitlines()
+    assert re.match(f"heterosis: {says}", line)
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """As the installed script calls it, where the folder that one is in is not searched for modules."""
+    whole = [sys.executable, "-P", "-m", "heterosis.cli", *arguments]
+    return subprocess.run(whole, capture_output=True, text=True, check=False)

@@ -20,7 +20,6 @@ from heterosis.evolve.signals import keeping_handlers
 from heterosis.evolve.workers.pool import DocumentIds, Evaluation, Failure, Outcome, Setup
 from heterosis.evolve.workers.timeouts import TimeLimit
 from heterosis.evolve.workers.worker import Worker
-from heterosis.merge.methods import own_modules
 from heterosis.merge.reductions import Reductions, node_folder
 from heterosis.words import first_line
 
@@ -67,7 +66,6 @@ class RayPool:
         timeout: float | None = None,
         worker: type[Worker] = Worker,
     ) -> None:
-        setup = _with_methods(setup)
         self._limit = TimeLimit(setup.split.size("search"), timeout)
         self._started = not ray.is_initialized()
         if self._started:
@@ -213,7 +211,6 @@ def probed_batch_size(setup: Setup, recipe: str, *, address: str | None = None) 
     Raises:
         InputError: If not even one request fits, or the recipe cannot be scored.
     """
-    setup = _with_methods(setup)
     started = not ray.is_initialized()
     if started:
         _start(address, 1, setup)
@@ -228,15 +225,6 @@ def probed_batch_size(setup: Setup, recipe: str, *, address: str | None = None) 
     if isinstance(found, Failure):
         raise InputError(f"batch_size: auto: {found.cause}; write a number, or take a larger device")
     return int(found)
-
-
-def _with_methods(setup: Setup) -> Setup:
-    """The same with the modules of the search's methods that do not come with the package.
-
-    Raises:
-        InputError: If there is a method that workers cannot import.
-    """
-    return replace(setup, methods=own_modules(setup.config.genome.methods))
 
 
 def _actor(setup: Setup, worker: type[Worker] = Worker) -> Any:

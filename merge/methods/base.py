@@ -422,6 +422,17 @@ def _parameter(p: inspect.Parameter, hint: Any, limits: list[Any]) -> Parameter:
     )
 
 
+def import_own(module: str) -> None:
+    """Import a module of the user's, which registers its methods.
+
+    Raises:
+        InputError: If it cannot be imported.
+    """
+    if module.endswith(".py"):
+        raise InputError(f"--import: must be a module's name, but got {module!r}; write {Path(module).stem}")
+    _import(module, f"--import: {module}", "start in its folder, or name that in PYTHONPATH")
+
+
 def own_modules(names: Iterable[str]) -> dict[str, str]:
     """The modules of those methods that are not this package's, which other processes have to import.
 

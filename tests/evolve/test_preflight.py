@@ -328,6 +328,24 @@ class TestSizesOfWorkers:
         checked = preflight(config(**asked))
         assert resources.worker_setup(checked, checked.split, "cuda", Path("run")).gpus == gpus
 
+    def test_have_modules_of_methods_of_the_config_and_of_what_a_search_starts_from(
+        self, config: Any, toy_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(base, "_METHODS", {**methods()})
+        for name in ("mine", "yours", "unused"):
+
+            def method(*, weight: PerInput) -> Program:
+                raise NotImplementedError
+
+            method.__module__ = f"{name}_module"
+            merge_method(name, paper="", base="ignored", search={"weight": Uniform(0.0, 1.0)})(method)
+        models = [{"model": str(toy_models[model]), "parameters": {"weight": 1.0}} for model in ("ann", "bob")]
+        recipe = {"merge_method": "yours", "models": models, "dtype": "bfloat16"}
+        Path(tmp_path, "warm.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+        checked = preflight(config(genome={"merge_method": "mine"}, warm_start=str(tmp_path / "warm.yaml")))
+        setup = resources.worker_setup(checked, checked.split, "cpu", Path("run"))
+        assert setup.methods == {"mine": "mine_module", "yours": "yours_module"}
+
     @pytest.mark.parametrize(
         ("asked", "says"),
         [
