@@ -11,7 +11,7 @@ from safetensors import safe_open
 from heterosis.evaluate.resident import PROMPT, checksum_of
 from heterosis.evaluate.room import held_folder, room_for, sweep
 from heterosis.merge import Recipe, Reductions, build_plan, merge_models
-from heterosis.merge.checkpoint import OpenModels
+from heterosis.merge.models.checkpoint import OpenModels
 
 ANSWER = " 42"  # to the prompt
 

@@ -16,8 +16,8 @@ from heterosis.merge import (
     execute,
     merge_models,
 )
-from heterosis.merge.checkpoint import OpenModels
-from heterosis.merge.names import aligned
+from heterosis.merge.models.checkpoint import OpenModels
+from heterosis.merge.models.names import aligned
 
 
 class _Make(NamedTuple):

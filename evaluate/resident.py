@@ -10,7 +10,7 @@ import transformers
 from transformers.initialization import no_init_weights
 
 from heterosis.errors import InputError
-from heterosis.merge.tokenizer import OutputTokenizer
+from heterosis.merge.models.tokenizer import ModelTokenizer
 from heterosis.words import some
 
 PROMPT = "The quick brown fox jumps over the lazy dog: 17 + 25 ="
@@ -93,7 +93,7 @@ class ResidentModel:
             raise InputError(
                 f"config.json asks for tensors that the model lacks: {some(missing)}; correct one of them"
             )
-        resident._adopt(model.to(device), OutputTokenizer.of_folder(folder).load())
+        resident._adopt(model.to(device), ModelTokenizer.of_folder(folder).load())
         return resident
 
     def _adopt(self, model: Any, tokenizer: Any) -> None:

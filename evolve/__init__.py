@@ -1,4 +1,6 @@
-"""The search for merge recipes, and its workers. Each folder imports from those above it.
+"""The search for merge recipes, and its workers.
+
+Each folder imports from those above it.
 
 optimizers/    who proposes candidates, one file each
 config/        a search's config file: mergekit-evolve's, and more

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from heterosis.evolve.config.genome import UNIFORM
 from heterosis.evolve.space.dimensions import Value
-from heterosis.merge.recipe import Recipe
+from heterosis.merge.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from heterosis.evolve.space.space import SearchSpace

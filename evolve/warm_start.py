@@ -11,7 +11,7 @@ from heterosis.evolve.record.record import read_trials
 from heterosis.evolve.space.dimensions import Space
 from heterosis.merge import ModelRef, Recipe
 from heterosis.merge.files import expanded
-from heterosis.merge.reference import short_names
+from heterosis.merge.recipe.reference import short_names
 
 # Of a run folder: the champion, and the best others.
 TAKEN = 3

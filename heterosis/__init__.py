@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from heterosis.evaluate.api import evaluate_model
     from heterosis.evolve.driver import search
     from heterosis.merge.api import merge_models
-    from heterosis.merge.recipe import Recipe
+    from heterosis.merge.recipe.recipe import Recipe
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "Recipe": "heterosis.merge.recipe",
+    "Recipe": "heterosis.merge.recipe.recipe",
     "evaluate_model": "heterosis.evaluate.api",
     "merge_models": "heterosis.merge.api",
     "search": "heterosis.evolve.driver",

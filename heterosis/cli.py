@@ -12,7 +12,6 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -502,12 +501,13 @@ def _say(text: str) -> None:
 
 
 def _imports_apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Each ``--import`` with its module, and the other arguments."""
-    imports, others = [], []
+    """Each ``--import=MODULE``, and the other arguments."""
+    imports: list[str] = []
+    others: list[str] = []
     left = iter(arguments)
     for argument in left:
         if argument == "--import":
-            imports += [argument, *islice(left, 1)]
+            imports.append(f"--import={next(left, '')}")
         else:
             (imports if argument.startswith("--import=") else others).append(argument)
     return imports, others

@@ -14,12 +14,12 @@ from heterosis.words import brief, count, duration, size, some, table
 if TYPE_CHECKING:
     from heterosis.evolve.config import EvolveConfig
     from heterosis.evolve.preflight.inspection import SearchReport
-    from heterosis.merge.checkpoint import Checkpoint
     from heterosis.merge.compatibility import Compatibility
     from heterosis.merge.distances import Distances, Geometry
     from heterosis.merge.inspection import PlanRow, RecipeReport
-    from heterosis.merge.recipe import Recipe
-    from heterosis.merge.reference import ModelRef
+    from heterosis.merge.models.checkpoint import Checkpoint
+    from heterosis.merge.recipe.recipe import Recipe
+    from heterosis.merge.recipe.reference import ModelRef
 
 _PAIRS_SHOWN = 3  # columns of cosines beside the norms of a layer; with more models, the least of them
 
@@ -142,8 +142,8 @@ class _Target:
 
     @classmethod
     def of(cls, targets: Sequence[str], include_path: Sequence[Path]) -> "_Target":
-        from heterosis.merge.checkpoint import WEIGHT_FILES
-        from heterosis.merge.recipe import Recipe
+        from heterosis.merge.models.checkpoint import WEIGHT_FILES
+        from heterosis.merge.recipe.recipe import Recipe
         from heterosis.merge.yaml_file import parse_documents, read_text
 
         file = next((target for target in targets if _is_text_file(target, (*WEIGHT_FILES, ".gguf"))), None)
@@ -174,7 +174,7 @@ def _distances(opened: "Mapping[ModelRef, Checkpoint]", base: str, threads: int 
     """Those of all models from the base, which is one of them."""
     from heterosis.merge.distances import task_vector_distances
     from heterosis.merge.machine import available_cores
-    from heterosis.merge.reference import ModelRef, short_names
+    from heterosis.merge.recipe.reference import ModelRef, short_names
 
     root = ModelRef.parse(base)
     short = dict(zip(opened, short_names(opened), strict=True))
@@ -192,7 +192,7 @@ def _is_text_file(target: str, weights: tuple[str, ...]) -> bool:
 
 def _open_all(names: Iterable[str], stack: ExitStack) -> "dict[ModelRef, Checkpoint]":
     """The models, each once; every fault is told."""
-    from heterosis.merge.checkpoint import open_all, open_checkpoint
+    from heterosis.merge.models.checkpoint import open_all, open_checkpoint
 
     opened = open_all(names, lambda name: stack.enter_context(open_checkpoint(name)))
     return {checkpoint.ref: checkpoint for checkpoint in opened.values()}

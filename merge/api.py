@@ -7,17 +7,17 @@ from contextlib import closing
 from pathlib import Path
 
 from heterosis.errors import InputError, check_count
-from heterosis.merge.checkpoint import Checkpoint, OpenModels
-from heterosis.merge.companions import write_companions
-from heterosis.merge.executor import DEFAULT_MEMORY_LIMIT, THREAD_MINIMUM, execute
+from heterosis.merge.computing.executor import DEFAULT_MEMORY_LIMIT, THREAD_MINIMUM, execute
 from heterosis.merge.files import expanded, nearest_existing
 from heterosis.merge.hub import pin
+from heterosis.merge.models.checkpoint import Checkpoint, OpenModels
+from heterosis.merge.output.companions import write_companions
+from heterosis.merge.output.writer import DEFAULT_SHARD_SIZE, SafetensorsSink, published_folder, refuse_occupied
 from heterosis.merge.plan import MergePlan
-from heterosis.merge.planner import Names, build_plan
-from heterosis.merge.recipe import Recipe
-from heterosis.merge.reductions import Reductions
-from heterosis.merge.reference import ModelRef
-from heterosis.merge.writer import DEFAULT_SHARD_SIZE, SafetensorsSink, published_folder, refuse_occupied
+from heterosis.merge.planning.planner import Names, build_plan
+from heterosis.merge.recipe.recipe import Recipe
+from heterosis.merge.recipe.reference import ModelRef
+from heterosis.merge.statistics.reductions import Reductions
 from heterosis.words import size
 
 # The part of the memory limit that may wait for the disk.
@@ -110,7 +110,9 @@ def merge_models(
                 sink.finish()
             write_companions(plan, pinned, models.opened.values(), partial)
             if verify:
-                from heterosis.merge.verification import verify_folder  # imports transformers, which is slow
+                from heterosis.merge.output.verification import (
+                    verify_folder,  # imports transformers, which is slow
+                )
 
                 verify_folder(partial, str(out))
     return out

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 from heterosis.errors import InputError
 from heterosis.merge.inspection import recorded_warnings
-from heterosis.merge.layout import (
+from heterosis.merge.models.layout import (
     OBSOLETE,
     embedding_name,
     embedding_rows,
@@ -17,12 +17,12 @@ from heterosis.merge.layout import (
     place_of,
     stack_sizes,
 )
-from heterosis.merge.names import renamed
-from heterosis.merge.planner import build_plan
-from heterosis.merge.recipe import Recipe
-from heterosis.merge.reference import short_names
-from heterosis.merge.sources import Model
-from heterosis.merge.tokenizer import Tokens
+from heterosis.merge.models.names import renamed
+from heterosis.merge.models.sources import Model
+from heterosis.merge.models.tokenizer import Tokens
+from heterosis.merge.planning.planner import build_plan
+from heterosis.merge.recipe.recipe import Recipe
+from heterosis.merge.recipe.reference import short_names
 from heterosis.words import some
 
 Weight: TypeAlias = Literal["blocks", "asks", "note"]

@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from heterosis.errors import InputError
-from heterosis.merge.input_blocks import STREAMING_BLOCK
+from heterosis.merge.computing.input_blocks import STREAMING_BLOCK
 from heterosis.merge.kernels import Inputs
-from heterosis.merge.layout import place_of
-from heterosis.merge.names import renamed
-from heterosis.merge.sources import Model, TensorSource
+from heterosis.merge.models.layout import place_of
+from heterosis.merge.models.names import renamed
+from heterosis.merge.models.sources import Model, TensorSource
 from heterosis.merge.statistics import Statistics
 from heterosis.merge.workspace import Workspace
 

@@ -7,10 +7,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from heterosis.errors import InputError, collecting
-from heterosis.merge.card import front_matter
-from heterosis.merge.checkpoint import Checkpoint, open_checkpoint
-from heterosis.merge.fetching import ASK_SECONDS, HUB_ID, reason
-from heterosis.merge.recipe import Recipe
+from heterosis.merge.models.checkpoint import Checkpoint, open_checkpoint
+from heterosis.merge.models.fetching import ASK_SECONDS, HUB_ID, reason
+from heterosis.merge.output.card import front_matter
+from heterosis.merge.recipe.recipe import Recipe
 
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "model*.index.json", "pytorch_model*.index.json")
 _HALF_WRITTEN = ("*.tmp", "*.part", "*.partial", "*.incomplete", "*.lock")

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from heterosis.merge.checkpoint import OpenModels
-from heterosis.merge.executor import DEFAULT_MEMORY_LIMIT
+from heterosis.merge.computing.executor import DEFAULT_MEMORY_LIMIT
+from heterosis.merge.computing.stages import Stage
 from heterosis.merge.files import nearest_existing
-from heterosis.merge.layout import comes_first, place_of
-from heterosis.merge.names import RenamedModel
+from heterosis.merge.models.checkpoint import OpenModels
+from heterosis.merge.models.layout import comes_first, place_of
+from heterosis.merge.models.names import RenamedModel
 from heterosis.merge.plan import MergePlan, TensorOp
-from heterosis.merge.planner import build_plan
-from heterosis.merge.recipe import Recipe
-from heterosis.merge.reference import ModelRef, short_names
-from heterosis.merge.stages import Stage
+from heterosis.merge.planning.planner import build_plan
+from heterosis.merge.recipe.recipe import Recipe
+from heterosis.merge.recipe.reference import ModelRef, short_names
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from heterosis.merge.methods import Method
-from heterosis.merge.recipe import Recipe
-from heterosis.merge.reference import ModelRef
-from heterosis.merge.sources import Model, TensorSource
-from heterosis.merge.tokenizer import OutputTokenizer
+from heterosis.merge.models.sources import Model, TensorSource
+from heterosis.merge.models.tokenizer import ModelTokenizer
+from heterosis.merge.recipe.recipe import Recipe
+from heterosis.merge.recipe.reference import ModelRef
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class MergePlan:
     config: dict[str, Any]
     donor: Model
     checkpoints: Mapping[ModelRef, Model]
-    tokenizer: OutputTokenizer
+    tokenizer: ModelTokenizer
 
     @property
     def bytes_written(self) -> int:

@@ -22,7 +22,7 @@ import torch
 from bench.checkpoints import METHODS, Setting, make_models, recipe
 
 from heterosis.merge import ModelSink, Recipe, Reductions, build_plan, execute, open_checkpoint
-from heterosis.merge.reference import ModelRef
+from heterosis.merge.recipe.reference import ModelRef
 
 WORDS = {"float32": np.uint32, "bfloat16": np.uint16}  # by the live model's dtype
 

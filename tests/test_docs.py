@@ -16,7 +16,7 @@ from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.config.genome import Genome
 from heterosis.evolve.space.space import control_points_of, stages_of
 from heterosis.merge.methods import methods
-from heterosis.merge.recipe import Recipe
+from heterosis.merge.recipe.recipe import Recipe
 
 from .pages import GUIDE, ROOT, Block, blocks, heterosis_commands
 

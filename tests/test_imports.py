@@ -100,14 +100,15 @@ def test_imports_go_one_way(package: str) -> None:
                 assert LEVEL[parts[1]] <= LEVEL[package], f"{path.relative_to(ROOT)} imports {name}"
 
 
-def test_folders_of_the_search_import_from_those_above_them() -> None:
+@pytest.mark.parametrize("package", ["merge", "evolve"])
+def test_folders_import_from_those_above_them(package: str) -> None:
     """In the order in which the package's docstring has them."""
-    docstring = ast.get_docstring(ast.parse((ROOT / "evolve/__init__.py").read_text(encoding="utf-8")))
+    docstring = ast.get_docstring(ast.parse((ROOT / package / "__init__.py").read_text(encoding="utf-8")))
     order = re.findall(r"^(\w+)/ ", docstring or "", re.M)
-    assert sorted(order) == sorted(path.parent.name for path in ROOT.glob("evolve/*/__init__.py"))
+    assert sorted(order) == sorted(path.parent.name for path in ROOT.glob(f"{package}/*/__init__.py"))
     for level, folder in enumerate(order):
-        for path in (ROOT / "evolve" / folder).rglob("*.py"):
-            used = {name.split(".")[2] for name in imported(path) if name.startswith("heterosis.evolve.")}
+        for path in (ROOT / package / folder).rglob("*.py"):
+            used = {name.split(".")[2] for name in imported(path) if name.startswith(f"heterosis.{package}.")}
             assert not used & set(order[level + 1 :]), path.relative_to(ROOT)
 
 

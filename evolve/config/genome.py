@@ -18,9 +18,9 @@ from heterosis.errors import did_you_mean
 from heterosis.evolve.config.layer_paths import CHAMPION, LayerPaths, section
 from heterosis.evolve.config.ranges import REST, Ranges, Span
 from heterosis.evolve.config.values import Count, Model, Natural, Section, list_faults
-from heterosis.merge.faults import Fault, refuse
-from heterosis.merge.recipe import Dtype
-from heterosis.merge.reference import ModelRef, short_names
+from heterosis.merge.recipe.faults import Fault, refuse
+from heterosis.merge.recipe.recipe import Dtype
+from heterosis.merge.recipe.reference import ModelRef, short_names
 
 if TYPE_CHECKING:
     from heterosis.merge.methods import Method

@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import PlainSerializer, PlainValidator
 
 from heterosis.errors import did_you_mean
-from heterosis.merge.faults import Fault, refuse
+from heterosis.merge.recipe.faults import Fault, refuse
 
 REST = "*"  # the group of all tensors that no filter matches; in ranges, all that is not named
 

@@ -39,8 +39,8 @@ from heterosis.evolve.config.values import (
     several,
 )
 from heterosis.evolve.optimizers import optimizer_names
-from heterosis.merge.faults import dotted, fault_of, refuse
-from heterosis.merge.parameters import Place
+from heterosis.merge.recipe.faults import dotted, fault_of, refuse
+from heterosis.merge.recipe.parameters import Place
 from heterosis.merge.yaml_file import parse_mapping, read_text
 
 RESIDENT = "resident"

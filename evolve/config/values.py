@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from heterosis.merge.faults import Fault
-from heterosis.merge.reference import ModelRef
+from heterosis.merge.recipe.faults import Fault
+from heterosis.merge.recipe.reference import ModelRef
 
 
 class Section(BaseModel):

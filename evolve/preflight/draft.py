@@ -10,7 +10,7 @@ import yaml
 from heterosis.errors import InputError
 from heterosis.evaluate.splits import Sizes, split_documents
 from heterosis.evolve.config import EvolveConfig
-from heterosis.merge.reference import ModelRef
+from heterosis.merge.recipe.reference import ModelRef
 from heterosis.words import count
 
 if TYPE_CHECKING:
@@ -68,9 +68,9 @@ def draft_config(
     if twice := next((model for i, model in enumerate(models) if model in models[:i]), None):
         raise InputError(f"MODEL: each may be named once, but got {twice} again; name another, or leave it out")
     base = base or _base_of_adapters(models)
-    from heterosis.merge.checkpoint import open_all, open_checkpoint
     from heterosis.merge.compatibility import compare
     from heterosis.merge.inspection import recorded_warnings
+    from heterosis.merge.models.checkpoint import open_all, open_checkpoint
 
     with ExitStack() as stack:
         opened = open_all(

@@ -21,9 +21,9 @@ from heterosis.evolve.space.space import SearchSpace, control_points_of, stages_
 from heterosis.evolve.warm_start import seen_before, warm_starts
 from heterosis.evolve.workers.worker import task_set
 from heterosis.merge import Checkpoint, MergePlan, ModelRef, Recipe, build_plan, open_checkpoint
-from heterosis.merge.checkpoint import OpenModels, open_all
-from heterosis.merge.layout import main_stack, stack_sizes
 from heterosis.merge.methods import methods
+from heterosis.merge.models.checkpoint import OpenModels, open_all
+from heterosis.merge.models.layout import main_stack, stack_sizes
 
 # Documents that a trial takes, baselines and selection included, as a share of the search documents. On the zoos
 # of docs/search.md it was 0.65 with 26 trials, and 0.5 with 150.

@@ -26,7 +26,7 @@ from heterosis.evolve.report.shape import Shape, shapes_of
 from heterosis.evolve.results.export import read_best
 from heterosis.evolve.results.summary import Conclusion, conclusion_of
 from heterosis.evolve.watching.standing import Standing, Watcher
-from heterosis.merge.recipe import ModelRef, Recipe
+from heterosis.merge.recipe.recipe import ModelRef, Recipe
 
 EXAMPLES = 3  # documents of each task that are shown, won and lost each
 _MOST_EXAMPLES = 24

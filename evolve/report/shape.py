@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from heterosis.merge.parameters import Setting, evaluate_setting, filters
-from heterosis.merge.recipe import InputModel, ModelRef, Recipe, Source
+from heterosis.merge.recipe.parameters import Setting, evaluate_setting, filters
+from heterosis.merge.recipe.recipe import InputModel, ModelRef, Recipe, Source
 
 # The parameters of each model by its short name, and under None those of the merge.
 Sections: TypeAlias = Mapping[str | None, Mapping[str, Setting]]

@@ -12,8 +12,8 @@ from heterosis.evolve.record.record import read_trials
 from heterosis.evolve.record.state import RunState
 from heterosis.evolve.record.trial import Trial
 from heterosis.merge import Recipe
-from heterosis.merge.discovery import Discovery, HeldOut
 from heterosis.merge.files import write_text
+from heterosis.merge.recipe.discovery import Discovery, HeldOut
 
 
 def export_recipe(trial: Trial, provenance: Mapping[str, Any], found: Discovery, note: str = "") -> str:

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 
 from heterosis.evolve.optimizers import Axis, Vector
-from heterosis.merge.recipe import Recipe
+from heterosis.merge.recipe.recipe import Recipe
 
 Value: TypeAlias = float | int | str
 

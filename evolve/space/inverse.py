@@ -11,8 +11,8 @@ from heterosis.evolve.optimizers import Vector
 from heterosis.evolve.space.depth import Matrix
 from heterosis.evolve.space.dimensions import Value, same_values
 from heterosis.evolve.space.genes import METHOD, Gene
-from heterosis.merge.parameters import Setting, filters, lookup
-from heterosis.merge.recipe import ModelRef, Recipe
+from heterosis.merge.recipe.parameters import Setting, filters, lookup
+from heterosis.merge.recipe.recipe import ModelRef, Recipe
 
 if TYPE_CHECKING:
     from heterosis.evolve.space.space import SearchSpace

@@ -23,9 +23,9 @@ from heterosis.evolve.config.ranges import Span
 from heterosis.evolve.space.dimensions import Dimension, Space, Value, check_values, random_values
 from heterosis.evolve.space.path_encodings import Encoding, Indicators, Path, Run, Segments, joined, limits, whole
 from heterosis.merge import Checkpoint, ModelRef, Recipe, build_plan
-from heterosis.merge.checkpoint import OpenModels
-from heterosis.merge.layout import OBSOLETE, embedding_name, main_stack, place_of
-from heterosis.merge.sources import Model
+from heterosis.merge.models.checkpoint import OpenModels
+from heterosis.merge.models.layout import OBSOLETE, embedding_name, main_stack, place_of
+from heterosis.merge.models.sources import Model
 
 # What the projections into the residual stream are called, attention's and the MLP's: together all that is added.
 _ATTENTION = ("o_proj", "out_proj", "c_proj", "attention.dense.", "self_attn.dense.")

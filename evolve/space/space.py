@@ -23,7 +23,7 @@ from heterosis.evolve.space.dimensions import (
 )
 from heterosis.evolve.space.genes import METHOD, TAKE, Gene, genes_of
 from heterosis.evolve.space.inverse import read_values
-from heterosis.merge.recipe import Recipe
+from heterosis.merge.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from heterosis.merge.methods import Method

@@ -20,7 +20,7 @@ from heterosis.evolve.signals import keeping_handlers
 from heterosis.evolve.workers.pool import DocumentIds, Evaluation, Failure, Outcome, Setup
 from heterosis.evolve.workers.timeouts import TimeLimit
 from heterosis.evolve.workers.worker import Worker
-from heterosis.merge.reductions import Reductions, node_folder
+from heterosis.merge.statistics.reductions import Reductions, node_folder
 from heterosis.words import first_line
 
 log = logging.getLogger("heterosis")

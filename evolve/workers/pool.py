@@ -7,7 +7,7 @@ from typing import Protocol, TypeAlias
 from heterosis.evaluate.scores import Scores
 from heterosis.evaluate.splits import Split
 from heterosis.evolve.config import EvolveConfig
-from heterosis.merge.checkpoint import Contents
+from heterosis.merge.models.checkpoint import Contents
 
 # Some documents of each task.
 DocumentIds: TypeAlias = Mapping[str, Sequence[int]]

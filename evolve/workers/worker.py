@@ -21,9 +21,9 @@ from heterosis.evolve.config import RESIDENT, EvolveConfig
 from heterosis.evolve.machine import this_machine
 from heterosis.evolve.workers.pool import DocumentIds, Evaluation, Failure, Setup
 from heterosis.merge import MergeError, ModelRef, Recipe, Reductions
-from heterosis.merge.checkpoint import Contents
 from heterosis.merge.methods import load_methods
-from heterosis.merge.reductions import node_folder
+from heterosis.merge.models.checkpoint import Contents
+from heterosis.merge.statistics.reductions import node_folder
 
 KEPT_ANSWERS = 500  # held-out documents of each task of which the answers are kept, for the report
 AUTO_BATCH_SIZE = 16  # on a CPU, where cores are the limit and not memory

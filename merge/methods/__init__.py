@@ -8,9 +8,21 @@ ranks.py        mean ranks of a row's entries, for such a step
 rescale.py      the factors that restore norms after a step that drops elements
 """
 
-from heterosis.merge.methods.base import (
+from heterosis.merge.formulas import (
+    INFINITY,
+    ONE,
+    ZERO,
     Bound,
+    Cut,
     Formula,
+    formula,
+    per_model,
+    random_formula,
+    random_row_formula,
+    row_quantity,
+    wide_formula,
+)
+from heterosis.merge.methods.base import (
     Fractions,
     Method,
     Parameter,
@@ -18,21 +30,20 @@ from heterosis.merge.methods.base import (
     Program,
     Uniform,
     Within,
-    formula,
     get_method,
     import_own,
     load_methods,
     merge_method,
     methods,
     own_modules,
-    random_formula,
-    random_row_formula,
-    row_quantity,
-    wide_formula,
 )
 
 __all__ = [
+    "INFINITY",
+    "ONE",
+    "ZERO",
     "Bound",
+    "Cut",
     "Formula",
     "Fractions",
     "Method",
@@ -48,6 +59,7 @@ __all__ = [
     "merge_method",
     "methods",
     "own_modules",
+    "per_model",
     "random_formula",
     "random_row_formula",
     "row_quantity",

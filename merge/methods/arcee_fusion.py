@@ -5,8 +5,9 @@ import math
 import numpy as np
 from numba.extending import register_jitable
 
+from heterosis.merge.formulas import INFINITY, Bound, formula, row_quantity
 from heterosis.merge.kernels import fused
-from heterosis.merge.methods.base import INFINITY, Bound, Program, formula, merge_method, row_quantity
+from heterosis.merge.methods.base import Program, merge_method
 from heterosis.merge.statistics import Statistics
 
 EPSILON = 1e-8

@@ -2,21 +2,13 @@
 
 import math
 
-from heterosis.merge.methods.base import (
-    ZERO,
-    Bound,
-    Fractions,
-    PerInput,
-    Program,
-    Uniform,
-    formula,
-    merge_method,
-)
+from heterosis.merge.formulas import ZERO, Bound, formula
+from heterosis.merge.methods.base import Fractions, PerInput, Program, Uniform, merge_method
 from heterosis.merge.methods.combine import combine, scaling
 from heterosis.merge.methods.elect import election
 from heterosis.merge.methods.rescale import rescaled
-from heterosis.merge.quantities import magnitude
 from heterosis.merge.statistics import Statistics
+from heterosis.merge.statistics.quantities import magnitude
 
 PAPER = "https://arxiv.org/abs/2312.06795"
 SEARCH = {"weight": Uniform(0.0, 1.5), "density": Uniform(0.05, 1.0), "gamma": Uniform(0.0, 0.05)}

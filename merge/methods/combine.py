@@ -3,7 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
-from heterosis.merge.methods.base import ZERO, PerInput, Program, formula
+from heterosis.merge.formulas import ZERO, formula
+from heterosis.merge.methods.base import PerInput, Program
 
 Vector = npt.NDArray[np.float64]
 

@@ -1,6 +1,7 @@
 """DELLA: drop entries of the task vectors at random, small ones more often, and rescale the rest."""
 
-from heterosis.merge.methods.base import Bound, Fractions, PerInput, Program, Uniform, merge_method
+from heterosis.merge.formulas import Bound
+from heterosis.merge.methods.base import Fractions, PerInput, Program, Uniform, merge_method
 from heterosis.merge.methods.combine import combine, scaling
 from heterosis.merge.methods.elect import election
 from heterosis.merge.methods.random_mask import drop_by_rank

@@ -5,8 +5,9 @@ Branch-free, to vectorise; of a sign that is chosen instead of copied, LLVM woul
 
 import math
 
+from heterosis.merge.formulas import ONE, ZERO, Bound, formula
 from heterosis.merge.kernels import inlined
-from heterosis.merge.methods.base import ONE, ZERO, Bound, PerInput, formula
+from heterosis.merge.methods.base import PerInput
 
 
 @inlined

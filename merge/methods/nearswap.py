@@ -4,7 +4,8 @@ from typing import Annotated
 
 import numpy as np
 
-from heterosis.merge.methods.base import ONE, Program, Uniform, Within, formula, merge_method
+from heterosis.merge.formulas import ONE, formula
+from heterosis.merge.methods.base import Program, Uniform, Within, merge_method
 
 NEAREST = np.float32(1e-6)  # smaller distances count as this one
 

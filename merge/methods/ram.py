@@ -6,7 +6,8 @@ one has learnt.
 
 from typing import Annotated
 
-from heterosis.merge.methods.base import ONE, ZERO, Program, Uniform, Within, formula, merge_method, per_model
+from heterosis.merge.formulas import ONE, ZERO, formula, per_model
+from heterosis.merge.methods.base import Program, Uniform, Within, merge_method
 from heterosis.merge.statistics import Statistics
 
 PAPER = "https://arxiv.org/abs/2601.13572"

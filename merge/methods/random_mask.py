@@ -8,7 +8,7 @@ import hashlib
 
 import numpy as np
 
-from heterosis.merge.methods.base import ZERO, random_formula, random_row_formula
+from heterosis.merge.formulas import ZERO, random_formula, random_row_formula
 from heterosis.merge.methods.ranks import rank_rows
 
 

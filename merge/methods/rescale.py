@@ -1,6 +1,7 @@
 """Rescaling: what a step that drops entries takes from a task vector's L1 norm, the others make up for."""
 
-from heterosis.merge.methods.base import Bound, PerInput, Program
+from heterosis.merge.formulas import Bound
+from heterosis.merge.methods.base import PerInput, Program
 from heterosis.merge.statistics import Statistics
 
 # Of a sum that has to be divided by, as in mergekit.

@@ -6,18 +6,8 @@ from typing import Annotated
 import numpy as np
 from numba.extending import register_jitable
 
-from heterosis.merge.methods.base import (
-    ONE,
-    ZERO,
-    Cut,
-    Program,
-    Uniform,
-    Within,
-    formula,
-    merge_method,
-    per_model,
-    wide_formula,
-)
+from heterosis.merge.formulas import ONE, ZERO, Cut, formula, per_model, wide_formula
+from heterosis.merge.methods.base import Program, Uniform, Within, merge_method
 from heterosis.merge.statistics import Statistics
 
 # Of the sum of mean squares, and of an element's weights, as in mergekit.

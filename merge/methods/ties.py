@@ -2,20 +2,12 @@
 
 import math
 
-from heterosis.merge.methods.base import (
-    ZERO,
-    Bound,
-    Fractions,
-    PerInput,
-    Program,
-    Uniform,
-    formula,
-    merge_method,
-)
+from heterosis.merge.formulas import ZERO, Bound, formula
+from heterosis.merge.methods.base import Fractions, PerInput, Program, Uniform, merge_method
 from heterosis.merge.methods.elect import election
 from heterosis.merge.methods.rescale import rescaled
-from heterosis.merge.quantities import magnitude
 from heterosis.merge.statistics import Statistics
+from heterosis.merge.statistics.quantities import magnitude
 
 
 @formula

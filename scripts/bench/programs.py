@@ -106,7 +106,7 @@ def _chunks(file: str) -> Iterator[tuple[str, int, int]]:
 def heterosis(recipe: Mapping[str, Any], out: Path, threads: int, memory_limit: int, shard: int | None) -> Numbers:
     begun = time.perf_counter()
     from heterosis.merge.api import merge_models
-    from heterosis.merge.recipe import Recipe
+    from heterosis.merge.recipe.recipe import Recipe
 
     imports = time.perf_counter() - begun
     limits = {"memory_limit": memory_limit * 2**20, "shard_size": shard}

@@ -18,7 +18,7 @@ from heterosis.evaluate.scores import Scores
 from heterosis.evolve.workers.pool import DocumentIds, Evaluation, Setup
 from heterosis.evolve.workers.worker import Worker
 from heterosis.merge import Reductions
-from heterosis.merge.reductions import node_folder
+from heterosis.merge.statistics.reductions import node_folder
 
 METRIC = "acc,none"
 LUCK = 0.5  # standard deviation of a recipe's on a document, beside 1 for the ease of documents

@@ -17,7 +17,7 @@ from heterosis.evolve.preflight.preflight import preflight
 from heterosis.evolve.workers.pool import Evaluation, Setup
 from heterosis.evolve.workers.worker import Worker
 from heterosis.merge import Reductions
-from heterosis.merge.reductions import node_folder
+from heterosis.merge.statistics.reductions import node_folder
 
 SMALL, LARGE = "10MB", "270MB"  # of a model's file
 EXPERTS = 3

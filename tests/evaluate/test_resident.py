@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from heterosis.errors import InputError
 from heterosis.evaluate import ModelMismatch, ResidentModel
-from heterosis.merge.tokenizer import OutputTokenizer
+from heterosis.merge.models.tokenizer import ModelTokenizer
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {"tie_word_embeddings": True},
@@ -28,7 +28,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 def resident_of(folder: Path) -> ResidentModel:
-    tokenizer = OutputTokenizer.of_folder(folder).load()
+    tokenizer = ModelTokenizer.of_folder(folder).load()
     return ResidentModel(json.loads((folder / "config.json").read_text()), folder, tokenizer)
 
 

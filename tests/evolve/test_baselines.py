@@ -14,11 +14,11 @@ from heterosis.evolve.baselines import Baseline, baselines_of
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.space.dimensions import Value
 from heterosis.evolve.space.space import SearchSpace
-from heterosis.merge.executor import execute
+from heterosis.merge.computing.executor import execute
+from heterosis.merge.computing.sinks import ModelSink
 from heterosis.merge.methods import methods
-from heterosis.merge.planner import build_plan
-from heterosis.merge.recipe import Recipe
-from heterosis.merge.sinks import ModelSink
+from heterosis.merge.planning.planner import build_plan
+from heterosis.merge.recipe.recipe import Recipe
 
 METHODS = methods()
 SEARCHED = tuple(name for name, method in METHODS.items() if method.search and method.inputs[1] != 1)

@@ -14,7 +14,7 @@ from heterosis.evolve.space.depth import Depth, default_control_points, interpol
 from heterosis.evolve.space.dimensions import Value
 from heterosis.evolve.space.space import SearchSpace, control_points_of, stages_of
 from heterosis.merge.methods import methods
-from heterosis.merge.parameters import evaluate_setting
+from heterosis.merge.recipe.parameters import evaluate_setting
 
 METHODS = methods()
 

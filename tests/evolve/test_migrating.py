@@ -13,7 +13,7 @@ from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.driver import search
 from heterosis.evolve.space.space import control_points_of, stages_of
 from heterosis.merge.methods import methods
-from heterosis.merge.recipe import Recipe
+from heterosis.merge.recipe.recipe import Recipe
 
 from ..pages import ROOT, Block, blocks
 

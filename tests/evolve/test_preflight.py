@@ -20,6 +20,8 @@ from heterosis.evolve.preflight.preflight import Preflight, preflight
 from heterosis.evolve.preflight.rehearsal import Rehearsal, rehearse
 from heterosis.evolve.workers.pool import Evaluation, Failure
 from heterosis.merge import ModelRef, Recipe, merge_models, open_checkpoint
+from heterosis.merge.methods import PerInput, Program, Uniform, base, merge_method, methods
+from heterosis.merge.methods.combine import combine
 
 MIB = 2**20
 
@@ -335,7 +337,7 @@ class TestSizesOfWorkers:
         for name in ("mine", "yours", "unused"):
 
             def method(*, weight: PerInput) -> Program:
-                raise NotImplementedError
+                return Program(combine.bind(weight))
 
             method.__module__ = f"{name}_module"
             merge_method(name, paper="", base="ignored", search={"weight": Uniform(0.0, 1.0)})(method)

@@ -28,7 +28,7 @@ from heterosis.evolve.workers import cluster
 from heterosis.evolve.workers.cluster import RayPool, _check_address
 from heterosis.evolve.workers.pool import DocumentIds, Evaluation, Failure, Setup
 from heterosis.evolve.workers.worker import Worker
-from heterosis.merge.checkpoint import Contents
+from heterosis.merge.models.checkpoint import Contents
 
 pytestmark = pytest.mark.slow
 

@@ -32,7 +32,7 @@ from heterosis.evolve.report.data import gather
 from heterosis.evolve.report.shape import shapes_of
 from heterosis.evolve.report.words import edges, number, signed
 from heterosis.evolve.results.summary import closing_table, outcome_sentence
-from heterosis.merge.recipe import ModelRef, Recipe
+from heterosis.merge.recipe.recipe import ModelRef, Recipe
 
 STYLE = Path(__file__).parents[2] / "evolve/report/templates/style.css"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)

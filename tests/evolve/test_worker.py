@@ -19,7 +19,7 @@ from heterosis.evolve.machine import this_machine
 from heterosis.evolve.workers.pool import Evaluation, Failure, Setup
 from heterosis.evolve.workers.worker import Worker, known_batch_size, task_set
 from heterosis.merge import Recipe, merge_models
-from heterosis.merge.checkpoint import Contents
+from heterosis.merge.models.checkpoint import Contents
 
 DOCUMENTS = {"toy_choice": list(range(5, 29)), "toy_generate": list(range(11, 24))}
 KEYS = {"toy_choice": ["acc,none", "acc_norm,none"], "toy_generate": ["crc,none"]}

@@ -14,10 +14,10 @@ import yaml
 from fake_hub import READER, WRITER, FakeHub, Files
 from safetensors.torch import load_file, save_file
 
-from heterosis.merge.checkpoint import open_checkpoint
 from heterosis.merge.hub import pin
-from heterosis.merge.recipe import Recipe
-from heterosis.merge.reference import ModelRef
+from heterosis.merge.models.checkpoint import open_checkpoint
+from heterosis.merge.recipe.recipe import Recipe
+from heterosis.merge.recipe.reference import ModelRef
 
 Run = Callable[..., tuple[int, str, list[str]]]
 MakeLlama = Callable[..., Path]

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from heterosis.errors import InputError
 from heterosis.merge import api
 from heterosis.merge.api import merge_models
-from heterosis.merge.executor import MergeError
-from heterosis.merge.recipe import Recipe
+from heterosis.merge.computing.executor import MergeError
+from heterosis.merge.recipe.recipe import Recipe
 
 MakeLlama = Callable[..., Path]
 

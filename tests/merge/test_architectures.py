@@ -15,10 +15,10 @@ from transformers import CONFIG_MAPPING
 from heterosis.errors import InputError
 from heterosis.evaluate import CandidateLoader
 from heterosis.merge import Recipe, merge_models
-from heterosis.merge.layout import layer_count_key, of_the_stack, rivals, tied_to
-from heterosis.merge.modules import candidates, module_of
-from heterosis.merge.names import aligned
-from heterosis.merge.output_config import ALIKE, LISTS_OF_LAYERS, output_config
+from heterosis.merge.models.layout import layer_count_key, of_the_stack, rivals, tied_to
+from heterosis.merge.models.names import aligned
+from heterosis.merge.planning.modules import candidates, module_of
+from heterosis.merge.planning.output_config import ALIKE, LISTS_OF_LAYERS, output_config
 
 from .architectures import ARCHITECTURES, MULTIMODAL, VOCAB, build, load, logits, save
 

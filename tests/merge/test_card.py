@@ -15,11 +15,11 @@ from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 
 from heterosis.merge import build_plan, merge_models, open_checkpoint
-from heterosis.merge.card import model_card
-from heterosis.merge.checkpoint import Checkpoint
 from heterosis.merge.hub import pin
 from heterosis.merge.methods import methods
-from heterosis.merge.recipe import Recipe
+from heterosis.merge.models.checkpoint import Checkpoint
+from heterosis.merge.output.card import model_card
+from heterosis.merge.recipe.recipe import Recipe
 
 MakeLlama = Callable[..., Path]
 COMMIT = "0123456789abcdef" * 2 + "01234567"

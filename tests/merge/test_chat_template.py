@@ -10,8 +10,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import PreTrainedTokenizerFast
 
 from heterosis.errors import InputError
-from heterosis.merge.chat_template import BUILT_IN, chosen_template, folder_template
-from heterosis.merge.recipe import CHAT_TEMPLATES
+from heterosis.merge.models.chat_template import BUILT_IN, chosen_template, folder_template
+from heterosis.merge.recipe.recipe import CHAT_TEMPLATES
 
 Messages = list[dict[str, str]]
 

@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from heterosis.errors import InputError
-from heterosis.merge import weights as weights_module
-from heterosis.merge.checkpoint import Checkpoint, open_checkpoint
-from heterosis.merge.recipe import ModelRef
-from heterosis.merge.safetensors_file import DTYPES, SafetensorsFile
+from heterosis.merge.models import weights as weights_module
+from heterosis.merge.models.checkpoint import Checkpoint, open_checkpoint
+from heterosis.merge.models.safetensors_file import DTYPES, SafetensorsFile
+from heterosis.merge.recipe.recipe import ModelRef
 
 MakeLlama = Callable[..., Path]
 
@@ -247,7 +247,7 @@ def test_any_blocks_read_the_same(tmp_path_factory: pytest.TempPathFactory, cuts
     file = SafetensorsFile(path)
     out = torch.empty(5000)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("heterosis.merge.safetensors_file._CHUNK_BYTES", chunk)
+        patch.setattr("heterosis.merge.models.safetensors_file._CHUNK_BYTES", chunk)
         bounds = [0, *sorted(cuts), 5000]
         for start, stop in pairwise(bounds):
             file.tensors()["w"].read(start, stop, out[start:stop])

@@ -12,19 +12,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from heterosis.errors import InputError
-from heterosis.merge import computation, executor, input_blocks, selection
 from heterosis.merge.api import merge_models
-from heterosis.merge.computation import Computation
-from heterosis.merge.executor import THREAD_MINIMUM, MergeError, execute
+from heterosis.merge.computing import computation, executor, input_blocks
+from heterosis.merge.computing.computation import Computation
+from heterosis.merge.computing.executor import THREAD_MINIMUM, MergeError, execute
+from heterosis.merge.computing.sinks import ModelSink
 from heterosis.merge.methods import Bound, methods
+from heterosis.merge.models.sources import TensorSource
 from heterosis.merge.plan import MergePlan, TensorOp
-from heterosis.merge.planner import build_plan
-from heterosis.merge.recipe import InputModel, ModelRef, Recipe
-from heterosis.merge.reductions import Reductions
-from heterosis.merge.selection import SMALL
-from heterosis.merge.sinks import ModelSink
-from heterosis.merge.sources import TensorSource
-from heterosis.merge.statistics import Statistics
+from heterosis.merge.planning.planner import build_plan
+from heterosis.merge.recipe.recipe import InputModel, ModelRef, Recipe
+from heterosis.merge.statistics import Statistics, selection
+from heterosis.merge.statistics.reductions import Reductions
+from heterosis.merge.statistics.selection import SMALL
 from heterosis.merge.workspace import Workspace
 
 MakeLlama = Callable[..., Path]

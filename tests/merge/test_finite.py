@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from heterosis.merge.finite import check_finite
+from heterosis.merge.computing.finite import check_finite
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 

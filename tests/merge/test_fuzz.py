@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from heterosis.errors import InputError
-from heterosis.merge.chat_template import chosen_template, folder_template
-from heterosis.merge.checkpoint import Checkpoint, open_checkpoint
-from heterosis.merge.planner import build_plan
-from heterosis.merge.recipe import Recipe
-from heterosis.merge.safetensors_file import SafetensorsFile
+from heterosis.merge.models.chat_template import chosen_template, folder_template
+from heterosis.merge.models.checkpoint import Checkpoint, open_checkpoint
+from heterosis.merge.models.safetensors_file import SafetensorsFile
+from heterosis.merge.planning.planner import build_plan
+from heterosis.merge.recipe.recipe import Recipe
 
 MakeLlama = Callable[..., Path]
 pytestmark = pytest.mark.filterwarnings("ignore")  # of what is odd but usable

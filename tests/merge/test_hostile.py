@@ -22,7 +22,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from heterosis import cli
-from heterosis.merge.chat_template import chosen_template
+from heterosis.merge.models.chat_template import chosen_template
 
 MakeLlama = Callable[..., Path]
 Header = dict[str, Any]

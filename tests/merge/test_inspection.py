@@ -15,13 +15,13 @@ from safetensors.torch import load_file, save_file
 from heterosis.errors import InputError
 from heterosis.inspection import inspect_targets
 from heterosis.merge import build_plan, merge_models, open_checkpoint
-from heterosis.merge.checkpoint import Checkpoint
 from heterosis.merge.compatibility import Compatibility, compare
+from heterosis.merge.computing.input_blocks import STREAMING_BLOCK
 from heterosis.merge.distances import task_vector_distances
-from heterosis.merge.input_blocks import STREAMING_BLOCK
 from heterosis.merge.inspection import RecipeReport, inspect_recipe
-from heterosis.merge.recipe import Recipe
-from heterosis.merge.reference import ModelRef, short_names
+from heterosis.merge.models.checkpoint import Checkpoint
+from heterosis.merge.recipe.recipe import Recipe
+from heterosis.merge.recipe.reference import ModelRef, short_names
 
 MakeLlama = Callable[..., Path]
 UP = "model.layers.{}.mlp.up_proj.weight"

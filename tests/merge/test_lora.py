@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from heterosis.errors import InputError
 from heterosis.merge.api import merge_models
-from heterosis.merge.checkpoint import open_checkpoint
-from heterosis.merge.recipe import Recipe
+from heterosis.merge.models.checkpoint import open_checkpoint
+from heterosis.merge.recipe.recipe import Recipe
 
 MakeLlama = Callable[..., Path]
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")

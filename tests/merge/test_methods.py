@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from heterosis.errors import InputError
-from heterosis.merge import executor, input_blocks
 from heterosis.merge import methods as package
-from heterosis.merge.executor import MergeError, execute
+from heterosis.merge.computing import executor, input_blocks
+from heterosis.merge.computing.executor import MergeError, execute
+from heterosis.merge.computing.sinks import ModelSink
 from heterosis.merge.kernels import Inputs, Values, fill_uniform, map_loop, step_loop
 from heterosis.merge.methods import (
     Bound,
@@ -33,11 +34,10 @@ from heterosis.merge.methods import (
 )
 from heterosis.merge.methods.combine import combine
 from heterosis.merge.methods.random_mask import drop
-from heterosis.merge.planner import build_plan
-from heterosis.merge.quantities import between, cuts_in, typed
-from heterosis.merge.recipe import InputModel, ModelRef, Recipe
-from heterosis.merge.sinks import ModelSink
+from heterosis.merge.planning.planner import build_plan
+from heterosis.merge.recipe.recipe import InputModel, ModelRef, Recipe
 from heterosis.merge.statistics import Statistics
+from heterosis.merge.statistics.quantities import between, cuts_in, typed
 
 MakeLlama = Callable[..., Path]
 NAMES = sorted(methods())

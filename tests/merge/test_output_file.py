@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from heterosis.merge import output_file
-from heterosis.merge.output_file import PIECE, OutputFile, Stream, WriteBehind
+from heterosis.merge.output import output_file
+from heterosis.merge.output.output_file import PIECE, OutputFile, Stream, WriteBehind
 
 PAGE = mmap.PAGESIZE
 DIRECT = getattr(os, "O_DIRECT", 0)

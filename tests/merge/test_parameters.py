@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterosis.merge.parameters import (
+from heterosis.merge.recipe.parameters import (
     as_bool,
     as_number,
     evaluate_setting,

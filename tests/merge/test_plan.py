@@ -12,11 +12,11 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from heterosis.errors import InputError
-from heterosis.merge.checkpoint import open_checkpoint
+from heterosis.merge.models.checkpoint import open_checkpoint
 from heterosis.merge.plan import MergePlan, TensorOp
-from heterosis.merge.planner import build_plan
-from heterosis.merge.recipe import Recipe
-from heterosis.merge.reference import ModelRef
+from heterosis.merge.planning.planner import build_plan
+from heterosis.merge.recipe.recipe import Recipe
+from heterosis.merge.recipe.reference import ModelRef
 
 MakeLlama = Callable[..., Path]
 UP = "model.layers.{}.mlp.up_proj.weight"

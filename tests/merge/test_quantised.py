@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from heterosis.errors import InputError
-from heterosis.merge.checkpoint import open_checkpoint
+from heterosis.merge.models.checkpoint import open_checkpoint
 
 LAYER = "model.layers.0.mlp.up_proj"
 ORIGINAL = "merge the original weights instead"

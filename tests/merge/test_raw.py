@@ -18,9 +18,9 @@ from heterosis import cli
 from heterosis.errors import InputError
 from heterosis.merge import api
 from heterosis.merge.api import merge_models
-from heterosis.merge.executor import MergeError
+from heterosis.merge.computing.executor import MergeError
 from heterosis.merge.methods import methods
-from heterosis.merge.recipe import Recipe
+from heterosis.merge.recipe.recipe import Recipe
 
 Tensors = dict[str, torch.Tensor]
 Names = Literal["same", "union", "intersection"]

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heterosis.errors import InputError
-from heterosis.merge.chat_template import BUILT_IN
-from heterosis.merge.recipe import (
+from heterosis.merge.models.chat_template import BUILT_IN
+from heterosis.merge.recipe.recipe import (
     CHAT_TEMPLATES,
     DTYPE_NAMES,
     InputModel,
@@ -766,5 +766,5 @@ def test_mergekit_accepts_what_we_write() -> None:
 
 
 def test_reading_recipes_loads_no_torch(tmp_path: Path) -> None:
-    code = "import sys, heterosis.merge.recipe; sys.exit('torch' in sys.modules)"
+    code = "import sys, heterosis.merge.recipe.recipe; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False).returncode == 0

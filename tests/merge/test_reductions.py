@@ -13,15 +13,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from heterosis.merge import ModelSink, Recipe, Reductions, build_plan, computation, execute, open_checkpoint
-from heterosis.merge.checkpoint import Checkpoint
-from heterosis.merge.executor import MergeError
+from heterosis.merge import ModelSink, Recipe, Reductions, build_plan, execute, open_checkpoint
+from heterosis.merge.computing import computation
+from heterosis.merge.computing.executor import MergeError
+from heterosis.merge.formulas import Formula
 from heterosis.merge.kernels import Inputs
-from heterosis.merge.methods.base import Formula
-from heterosis.merge.reductions import Cached, node_folder
-from heterosis.merge.reference import ModelRef
-from heterosis.merge.selection import Selection
+from heterosis.merge.models.checkpoint import Checkpoint
+from heterosis.merge.recipe.reference import ModelRef
 from heterosis.merge.statistics import Statistics
+from heterosis.merge.statistics.reductions import Cached, node_folder
+from heterosis.merge.statistics.selection import Selection
 
 KEPT = {
     "gram": ("slerp", "nuslerp", "multislerp", "karcher", "model_stock"),
@@ -78,7 +79,7 @@ def test_another_process_finds_it(tmp_path: Path) -> None:
     first.keep("key", once(np.arange(5.0)))
     code = (
         "import sys, pathlib, numpy as np\n"
-        "from heterosis.merge.reductions import Reductions\n"
+        "from heterosis.merge.statistics.reductions import Reductions\n"
         "kept = Reductions(pathlib.Path(sys.argv[1]))\n"
         "print(kept.keep('key', lambda: np.zeros(1)).tolist())\n"
         "kept.close()\n"

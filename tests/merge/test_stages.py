@@ -13,12 +13,12 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from heterosis.errors import InputError
-from heterosis.merge import executor, input_blocks, stages
 from heterosis.merge.api import merge_models
-from heterosis.merge.executor import MergeError
+from heterosis.merge.computing import executor, input_blocks, stages
+from heterosis.merge.computing.executor import MergeError
 from heterosis.merge.methods import get_method, methods
-from heterosis.merge.planner import build_plan
-from heterosis.merge.recipe import Recipe
+from heterosis.merge.planning.planner import build_plan
+from heterosis.merge.recipe.recipe import Recipe
 
 MakeLlama = Callable[..., Path]
 Document = dict[str, Any]

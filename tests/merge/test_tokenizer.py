@@ -12,9 +12,11 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from transformers import AutoTokenizer
 
 from heterosis.errors import InputError
-from heterosis.merge.recipe import Recipe
-from heterosis.merge.reference import ModelRef
-from heterosis.merge.tokenizer import OutputTokenizer, is_tokenizer_file, output_tokenizer
+from heterosis.merge.models.tokenizer import ModelTokenizer, is_tokenizer_file
+from heterosis.merge.planning.output_tokenizer import output_tokenizer
+from heterosis.merge.planning.vocabulary import Vocabulary
+from heterosis.merge.recipe.recipe import Recipe
+from heterosis.merge.recipe.reference import ModelRef
 
 SPECIAL = {"<unk>": 0, "<s>": 1, "</s>": 2}
 TEXTS = ["the cat sat on the mat", "a dog and a cat", "one two three plus four"] * 3
@@ -59,7 +61,7 @@ class FakeModel:
 
     ref: ModelRef
     folder: Path
-    tokenizer: OutputTokenizer
+    tokenizer: ModelTokenizer
     tensors: dict[str, Any]
     config: dict[str, Any] = field(default_factory=dict)
     resident_bytes: int = 0
@@ -72,6 +74,7 @@ class Models:
         self.root = root
         self.models: dict[ModelRef, FakeModel] = {}
         self.opened: list[str] = []
+        self.vocabulary: Vocabulary | None = None  # of the last output
 
     def add(self, name: str, tokenizer: Tokenizer | None, rows: int | None = None, **config: Any) -> Path:
         folder = self.root / name
@@ -81,10 +84,10 @@ class Models:
             tokenizer.save(str(folder / "tokenizer.json"))
             (folder / "tokenizer_config.json").write_text(json.dumps(CONFIG | config))
             rows = max(tokenizer.get_vocab().values()) + 1 if rows is None else rows
-        self.put(name, OutputTokenizer.of_folder(folder), rows or 0, folder)
+        self.put(name, ModelTokenizer.of_folder(folder), rows or 0, folder)
         return folder
 
-    def put(self, name: str, tokenizer: OutputTokenizer, rows: int, folder: Path | None = None) -> None:
+    def put(self, name: str, tokenizer: ModelTokenizer, rows: int, folder: Path | None = None) -> None:
         ref = ModelRef(name)
         tensors = {"model.embed_tokens.weight": Table((rows, 4)), "model.norm.weight": Table((4,))}
         self.models[ref] = FakeModel(ref, folder or self.root, tokenizer, tensors)
@@ -93,14 +96,26 @@ class Models:
         self.opened.append(str(ref))
         return self.models[ref]
 
-    def output(self, names: str, base: str | None = None, **keys: Any) -> OutputTokenizer:
+    def output(self, names: str, base: str | None = None, **keys: Any) -> ModelTokenizer:
         """The tokenizer of a recipe over some of the models, such as ``"a b"``."""
         listed = [{"model": name} for name in names.split()]
         recipe = Recipe.model_validate(
             {"merge_method": "linear", "models": listed, **({"base_model": base} if base else {}), **keys}
         )
         mine = {ref: self.models[ref] for ref in reversed(recipe.referenced_models())}
-        return output_tokenizer(recipe, mine[recipe.donor], mine, self.open)
+        tokenizer, self.vocabulary = output_tokenizer(recipe, mine[recipe.donor], mine, self.open)
+        return tokenizer
+
+    def size_of(self, names: str, **keys: Any) -> int:
+        """The rows of a recipe's output."""
+        self.output(names, **keys)
+        return self.size
+
+    @property
+    def size(self) -> int:
+        """The rows of the last output."""
+        assert self.vocabulary is not None
+        return self.vocabulary.size
 
 
 @pytest.fixture
@@ -110,7 +125,7 @@ def world(tmp_path: Path) -> Models:
     return Models(root)
 
 
-def written(tokenizer: OutputTokenizer, folder: Path) -> Path:
+def written(tokenizer: ModelTokenizer, folder: Path) -> Path:
     folder.mkdir()
     tokenizer.write(folder)
     return folder
@@ -120,16 +135,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if is_tokenizer_file(path.name)}
 
 
-def ids_of(tokenizer: OutputTokenizer) -> dict[str, int]:
+def ids_of(tokenizer: ModelTokenizer) -> dict[str, int]:
     """Token ids as users get them: written, loaded."""
     vocabulary = tokenizer.load().get_vocab()
     assert isinstance(vocabulary, dict)
     return vocabulary
-
-
-def size_of(tokenizer: OutputTokenizer) -> int:
-    assert tokenizer.vocabulary is not None
-    return tokenizer.vocabulary.size
 
 
 # --- files as they are ------------------------------------------------------------------------------------------
@@ -144,7 +154,7 @@ def test_without_settings_the_donor_s_files_are_copied(world: Models, tmp_path: 
     (folder / "additional_chat_templates").mkdir()
     (folder / "additional_chat_templates" / "rag.jinja").write_text("{{ 1 }}")
     output = world.output("a b")
-    assert output.vocabulary is None
+    assert world.vocabulary is None
     out = written(output, tmp_path / "out")
     assert contents(out) == contents(folder)
     assert len(contents(out)) == 7
@@ -157,7 +167,7 @@ def test_a_source_that_needs_no_more_tokens_is_copied(world: Models, tmp_path: P
     folders = {"a": world.add("a", words("cat", "dog")), "b": world.add("b", words("dog"))}
     output = world.output("b a", base="a", tokenizer_source=source)
     assert contents(written(output, tmp_path / "out")) == contents(folders["b" if source == "b" else "a"])
-    assert size_of(output) == (4 if source == "b" else 5)
+    assert world.size == (4 if source == "b" else 5)
     assert output.load().get_vocab() == output.tokens().ids
 
 
@@ -167,8 +177,8 @@ def test_any_model_may_be_the_source(world: Models, tmp_path: Path) -> None:
     output = world.output("a", tokenizer_source="far")
     assert world.opened == ["far"]
     assert contents(written(output, tmp_path / "out")) == contents(far)
-    assert output.vocabulary is not None
-    assert output.vocabulary.rows[ModelRef("a")].tolist() == [0, 1, 2, 4, 3, -1, -1, -1, -1]
+    assert world.vocabulary is not None
+    assert world.vocabulary.rows[ModelRef("a")].tolist() == [0, 1, 2, 4, 3, -1, -1, -1, -1]
 
 
 def test_a_model_without_a_tokenizer_gives_an_output_without_one(world: Models, tmp_path: Path) -> None:
@@ -177,7 +187,7 @@ def test_a_model_without_a_tokenizer_gives_an_output_without_one(world: Models, 
     assert output.chat_template is None
     assert list(written(output, tmp_path / "out").iterdir()) == []
     (folder / "chat_template.jinja").write_text("{{ 1 }}")
-    assert OutputTokenizer.of_folder(folder).folder is None
+    assert ModelTokenizer.of_folder(folder).folder is None
     with pytest.raises(InputError, match="has none"):
         output.load()
     world.add("b", words("cat"))
@@ -226,13 +236,13 @@ def test_a_tokenizer_that_cannot_be_loaded_is_refused_as_the_source(world: Model
 def test_other_models_may_be_without_a_readable_tokenizer(world: Models, broken: bool) -> None:
     world.add("a", words("cat"))
     folder = world.add("b", words("dog") if broken else None, rows=4)
-    world.put("b", OutputTokenizer.of_folder(folder), 4, folder)
+    world.put("b", ModelTokenizer.of_folder(folder), 4, folder)
     if broken:
         (folder / "tokenizer.json").write_text("{")
     with pytest.warns(UserWarning, match="b is taken to have the tokens of a: "):
-        output = world.output("a b", tokenizer_source="union")
-    assert output.vocabulary is not None
-    assert output.vocabulary.rows[ModelRef("b")].tolist() == [0, 1, 2, 3]
+        world.output("a b", tokenizer_source="union")
+    assert world.vocabulary is not None
+    assert world.vocabulary.rows[ModelRef("b")].tolist() == [0, 1, 2, 3]
 
 
 def test_a_model_whose_embedding_has_no_known_name_is_refused(world: Models) -> None:
@@ -252,7 +262,7 @@ def test_a_union_appends_in_the_order_of_models_then_ids(world: Models) -> None:
     output = world.output("b a", base="base", tokenizer_source="union")
     new = {"dog": 4, "ant": 5, "bee": 6, "zebra": 7, "<call>": 8}
     assert ids_of(output) == SPECIAL | {"cat": 3} | new == output.tokens().ids
-    assert size_of(output) == 9
+    assert world.size == 9
     loaded = output.load()
     assert loaded.eos_token == "</s>"
     assert loaded.tokenize("cat <call> bee") == ["cat", "<call>", "bee"]
@@ -308,9 +318,9 @@ def test_tokens_without_a_row_are_left_out_of_a_union_unless_the_base_has_them(w
     with pytest.warns(UserWarning, match="no model has a row for 'dog'; 1 rows are zeros"):
         output = world.output("a b", tokenizer_source="union")
     assert ids_of(output) == SPECIAL | {"cat": 3, "dog": 4, "bee": 5}
-    assert output.vocabulary is not None
-    assert output.vocabulary.rows[ModelRef("a")].tolist() == [0, 1, 2, 3, -1, -1]
-    assert output.vocabulary.rows[ModelRef("b")].tolist() == [0, 1, 2, 3, -1, 4]
+    assert world.vocabulary is not None
+    assert world.vocabulary.rows[ModelRef("a")].tolist() == [0, 1, 2, 3, -1, -1]
+    assert world.vocabulary.rows[ModelRef("b")].tolist() == [0, 1, 2, 3, -1, 4]
 
 
 def test_tokens_of_the_recipe_are_appended(world: Models) -> None:
@@ -341,27 +351,26 @@ def test_ids_with_holes_stay_and_tokens_come_after_them(world: Models, last: int
     world.add("b", words("bee", added=[AddedToken("<call>", special=True)]))
     output = world.output("a b", tokenizer_source="union")
     assert ids_of(output) == holes | {"bee": last + 1, "<call>": last + 2}
-    assert size_of(output) == last + 3
+    assert world.size == last + 3
     assert output.load().tokenize("dog <call> bee") == ["dog", "<call>", "bee"]
-    assert size_of(world.output("a b", tokenizer_source="a")) == last + 1
+    assert world.size_of("a b", tokenizer_source="a") == last + 1
 
 
 def test_padding_survives_and_more_tokens_go_there(world: Models) -> None:
     world.add("a", words("cat"), rows=6)
     world.add("b", words("dog", "cat"))
-    assert size_of(world.output("a b", tokenizer_source="base")) == 6
-    assert size_of(world.output("a b", tokenizer_source="b")) == 5
-    union = world.output("a b", tokenizer_source="union")
-    assert size_of(union) == 6
-    assert union.vocabulary is not None
-    assert union.vocabulary.rows[ModelRef("a")].tolist() == [0, 1, 2, 3, -1, 5]
-    assert union.vocabulary.is_token.tolist() == [True] * 5 + [False]
+    assert world.size_of("a b", tokenizer_source="base") == 6
+    assert world.size_of("a b", tokenizer_source="b") == 5
+    assert world.size_of("a b", tokenizer_source="union") == 6
+    assert world.vocabulary is not None
+    assert world.vocabulary.rows[ModelRef("a")].tolist() == [0, 1, 2, 3, -1, 5]
+    assert world.vocabulary.is_token.tolist() == [True] * 5 + [False]
 
 
 @pytest.mark.parametrize(("multiple", "size"), [(1, 5), (4, 8), (5, 5), (64, 64)])
 def test_rows_are_padded_to_a_multiple(world: Models, multiple: int, size: int) -> None:
     world.add("a", words("cat", "dog"))
-    assert size_of(world.output("a", tokenizer={"source": "base", "pad_to_multiple_of": multiple})) == size
+    assert world.size_of("a", tokenizer={"source": "base", "pad_to_multiple_of": multiple}) == size
 
 
 def test_an_earlier_merge_is_added_to(world: Models, tmp_path: Path) -> None:
@@ -369,7 +378,7 @@ def test_an_earlier_merge_is_added_to(world: Models, tmp_path: Path) -> None:
     world.add("b", words("dog"))
     world.add("c", words("bee"))
     stage = world.output("a b", tokenizer_source="union", chat_template="chatml")
-    world.put("stage", stage, size_of(stage))
+    world.put("stage", stage, world.size)
     output = world.output("stage c", tokenizer_source="union")
     assert ids_of(output) == SPECIAL | {"cat": 3, "dog": 4, "bee": 5}
     assert output.chat_template == stage.chat_template
@@ -385,7 +394,7 @@ def test_a_sentencepiece_model_is_converted_only_to_be_added_to(world: Models, t
     )
     (folder / "tokenizer.vocab").unlink()
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
-    own = OutputTokenizer.of_folder(folder)
+    own = ModelTokenizer.of_folder(folder)
     count = len(own.load().get_vocab())
     world.put("a", own, count, folder)
     world.add("b", words("cat", "xyz"))
@@ -407,7 +416,7 @@ def test_a_chat_template_replaces_every_other(world: Models, tmp_path: Path) -> 
     (folder / "additional_chat_templates").mkdir()
     (folder / "additional_chat_templates" / "rag.jinja").write_text("{{ 1 }}")
     output = world.output("a", chat_template="chatml")
-    assert output.vocabulary is None
+    assert world.vocabulary is None
     out = written(output, tmp_path / "out")
     assert sorted(path.name for path in out.iterdir()) == [
         "chat_template.jinja",
@@ -439,7 +448,7 @@ def test_the_template_of_most_models_is_chosen(world: Models) -> None:
 def test_identity_follows_what_would_be_written(world: Models) -> None:
     folder = world.add("a", words("cat"))
     world.add("b", words("cat", "dog"))
-    make: list[Callable[[], OutputTokenizer]] = [
+    make: list[Callable[[], ModelTokenizer]] = [
         lambda: world.output("a b"),
         lambda: world.output("b a"),
         lambda: world.output("a b", chat_template="chatml"),

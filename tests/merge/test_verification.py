@@ -11,11 +11,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from heterosis.errors import InputError
-from heterosis.merge import verification
 from heterosis.merge.api import merge_models
-from heterosis.merge.executor import MergeError
-from heterosis.merge.recipe import Recipe
-from heterosis.merge.verification import verify_folder
+from heterosis.merge.computing.executor import MergeError
+from heterosis.merge.output import verification
+from heterosis.merge.output.verification import verify_folder
+from heterosis.merge.recipe.recipe import Recipe
 
 MakeLlama = Callable[..., Path]
 

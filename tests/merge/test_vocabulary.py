@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heterosis.errors import InputError
-from heterosis.merge.computation import Computation
-from heterosis.merge.layout import comes_first, embedding_name, is_head, is_vocabulary
+from heterosis.merge.computing.computation import Computation
 from heterosis.merge.methods import get_method
+from heterosis.merge.models.layout import comes_first, embedding_name, is_head, is_vocabulary
+from heterosis.merge.models.sources import TensorSource
 from heterosis.merge.plan import TensorOp
-from heterosis.merge.recipe import ModelToken, TokenRow, ZeroRow
-from heterosis.merge.reference import ModelRef
-from heterosis.merge.sources import TensorSource
-from heterosis.merge.vocabulary import ModelTokens, Vocabulary, build_vocabulary
+from heterosis.merge.planning.vocabulary import ModelTokens, Vocabulary, build_vocabulary
+from heterosis.merge.recipe.recipe import ModelToken, TokenRow, ZeroRow
+from heterosis.merge.recipe.reference import ModelRef
 from heterosis.merge.workspace import Workspace
 
 A, B, C = ModelRef("a"), ModelRef("b"), ModelRef("c")

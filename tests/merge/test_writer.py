@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from heterosis.errors import InputError
+from heterosis.merge.models.safetensors_file import DTYPES, SafetensorsFile
+from heterosis.merge.output.writer import SAFETENSORS_DTYPES, SafetensorsSink, published_folder, refuse_occupied
 from heterosis.merge.plan import TensorOp
-from heterosis.merge.safetensors_file import DTYPES, SafetensorsFile
-from heterosis.merge.writer import SAFETENSORS_DTYPES, SafetensorsSink, published_folder, refuse_occupied
 
 
 def op_of(name: str, tensor: torch.Tensor) -> TensorOp:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from heterosis.merge.kernels.uniform import fill_uniform
-from heterosis.merge.lora import LoraTensor
+from heterosis.merge.models.lora import LoraTensor
+from heterosis.merge.models.sources import TensorSource
 from heterosis.merge.plan import TensorOp
-from heterosis.merge.sources import TensorSource
 
 from ..reference.inputs import Inputs
 from ..reference.test_methods import REFERENCES

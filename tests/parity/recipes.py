@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from heterosis.merge.api import merge_models
-from heterosis.merge.recipe import Recipe
+from heterosis.merge.recipe.recipe import Recipe
 
 Tensors = dict[str, torch.Tensor]
 Mergekit = Callable[[dict[str, Any], Path], Tensors]

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from heterosis.errors import InputError
 from heterosis.merge.api import merge_models
-from heterosis.merge.executor import MergeError
-from heterosis.merge.recipe import Recipe
+from heterosis.merge.computing.executor import MergeError
+from heterosis.merge.recipe.recipe import Recipe
 
 from .recipes import Mergekit, Tensors, ours, stack, whole
 from .zoo import TOKENS, WORDS, Zoo

@@ -13,8 +13,8 @@ from heterosis.evolve.record.trial import Ask, Trial
 from heterosis.evolve.results.export import export_recipe
 from heterosis.evolve.space.space import SearchSpace
 from heterosis.merge.api import merge_models
-from heterosis.merge.discovery import Discovery
 from heterosis.merge.methods import methods
+from heterosis.merge.recipe.discovery import Discovery
 
 
 @pytest.mark.parametrize("smooth", [False, True])

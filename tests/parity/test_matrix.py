@@ -19,11 +19,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from heterosis.merge.api import merge_models
-from heterosis.merge.checkpoint import open_checkpoint
 from heterosis.merge.methods import get_method
+from heterosis.merge.models.checkpoint import open_checkpoint
 from heterosis.merge.plan import TensorOp
-from heterosis.merge.planner import build_plan
-from heterosis.merge.recipe import Recipe
+from heterosis.merge.planning.planner import build_plan
+from heterosis.merge.recipe.recipe import Recipe
 
 from . import matrix
 from .exact import RANDOM, Chances, Exact, chances, exact

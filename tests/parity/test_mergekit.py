@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from heterosis.merge.recipe import Recipe
+from heterosis.merge.recipe.recipe import Recipe
 
 from .recipes import Mergekit, Tensors, located, ours, stack, ulp, whole
 

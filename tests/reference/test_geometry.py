@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from heterosis.merge.executor import MergeError
+from heterosis.merge.computing.executor import MergeError
 from heterosis.merge.methods import get_method
 
 from .geometry import REFERENCES, karcher, norm

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from heterosis.merge import kernels
+from heterosis.merge.formulas import ONE, ZERO, Formula, per_model
 from heterosis.merge.kernels import (
     LANES,
     RUN,
@@ -41,7 +42,6 @@ from heterosis.merge.kernels import (
     totals_loop,
     widen,
 )
-from heterosis.merge.methods.base import ONE, ZERO, Formula, per_model
 from heterosis.merge.methods.elect import elect, elect_mean
 from heterosis.merge.methods.ties import trim
 

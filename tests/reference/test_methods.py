@@ -9,11 +9,11 @@ from typing import Any, cast
 import pytest
 import torch
 
-from heterosis.merge.executor import execute
+from heterosis.merge.computing.executor import execute
+from heterosis.merge.computing.sinks import ModelSink
 from heterosis.merge.methods import get_method, methods
 from heterosis.merge.methods.random_mask import mask_key
 from heterosis.merge.plan import MergePlan, TensorOp
-from heterosis.merge.sinks import ModelSink
 
 from . import geometry, sparsity
 from .inputs import Inputs, Vector

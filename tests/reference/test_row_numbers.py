@@ -10,13 +10,13 @@ import numpy.typing as npt
 import pytest
 from numba import njit
 
+from heterosis.merge.formulas import formula, row_quantity
 from heterosis.merge.kernels import Inputs, map_loop, row_loop
 from heterosis.merge.methods import arcee_fusion as fusion
-from heterosis.merge.methods.base import formula, row_quantity
 from heterosis.merge.methods.combine import combine
 from heterosis.merge.methods.random_mask import drop
-from heterosis.merge.selection import SMALL, Selection
 from heterosis.merge.statistics import Statistics
+from heterosis.merge.statistics.selection import SMALL, Selection
 
 Array = npt.NDArray[Any]
 SHAPES = [(1, 7), (7, 1), (5, 40), (3, 4, 10), (2, 1000), (900,), ()]
@@ -88,7 +88,7 @@ def test_numbers_from_dot_products_of_rows_depend_on_no_blocks(
 ) -> None:
     models = [np.atleast_1d(np.random.default_rng(j).normal(size=shape)) for j in range(3)]
     expected = angle(statistics(models, shape).grams(-1)[..., 0])[:, None]
-    monkeypatch.setattr("heterosis.merge.statistics._GRAMS_AT_ONCE", most)
+    monkeypatch.setattr("heterosis.merge.statistics.statistics._GRAMS_AT_ONCE", most)
     TAKEN.clear()
     for at in ((), [3, 41, 130], range(0, 2000, 7), [999, 1001]):
         assert np.array_equal(statistics(models, shape, at).of_grams(angle), expected)

@@ -11,12 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heterosis.merge import selection
+from heterosis.merge.formulas import Bound, Cut, formula
 from heterosis.merge.kernels import Inputs, Unrounded, widen
-from heterosis.merge.methods.base import Bound, Cut, formula
-from heterosis.merge.quantities import Quantities, magnitude
-from heterosis.merge.selection import SMALL, Histogram, Selection
-from heterosis.merge.statistics import Statistics
+from heterosis.merge.statistics import Statistics, selection
+from heterosis.merge.statistics.quantities import Quantities, magnitude
+from heterosis.merge.statistics.selection import SMALL, Histogram, Selection
 from heterosis.merge.workspace import Workspace
 
 Array: TypeAlias = npt.NDArray[Any]

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from heterosis.merge import kernels
-from heterosis.merge.computation import Computation
-from heterosis.merge.executor import MergeError
+from heterosis.merge.computing.computation import Computation
+from heterosis.merge.computing.executor import MergeError
 from heterosis.merge.methods import get_method
 from heterosis.merge.methods.della import SEARCH, della
 from heterosis.merge.methods.random_mask import mask_key

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from heterosis.merge.formulas import ONE, Bound, Cut, per_model, wide_formula
 from heterosis.merge.kernels import RUN, Inputs, Values
-from heterosis.merge.methods.base import ONE, Bound, Cut, per_model, wide_formula
 from heterosis.merge.methods.random_mask import drop, mask_key
-from heterosis.merge.quantities import magnitude
 from heterosis.merge.statistics import Statistics
+from heterosis.merge.statistics.quantities import magnitude
 
 # Few magnitudes, so that most are equal; and the extremes of the format.
 VALUES = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1.0000001, 0.5, -0.5, 1e-45, -1e-40, 3e38, -3e38])
