@@ -88,7 +88,7 @@ def test_the_page_on_configs_has_every_key_and_its_default() -> None:
 def parse(arguments: list[str]) -> None:
     """Let the command line parse a command, and no more."""
     app: Any = typer.main.get_command(cli.app)
-    arguments = [argument for argument in arguments if argument != "--debug"]  # may stand anywhere
+    _, arguments = cli._imports_apart([argument for argument in arguments if argument != "--debug"])  # anywhere
     context = app.make_context("heterosis", arguments.copy())
     name, command, rest = app.resolve_command(context, arguments)
     command.make_context(name, rest, parent=context)
