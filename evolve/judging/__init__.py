@@ -1,6 +1,7 @@
 """From scores of documents to who is better.
 
 objective.py   what is maximised
+comparison.py  two models on the same documents
 statistics.py  paired intervals
 racing.py      which documents come when, and who stops early
 referee.py     what a candidate meets next, and what its scores amount to

@@ -5,29 +5,18 @@ best parent's s_t; u_t the unit of the task's gains (see `Judge`); g_t = (s_t - 
 """
 
 import math
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeAlias
-
-import numpy as np
-from scipy.special import ndtri
 
 from heterosis.evaluate.scores import Scores
-from heterosis.evolve.judging.statistics import ALPHA, Interval, objective_difference, paired_difference, span_of
+from heterosis.evolve.judging.comparison import Comparison, Forecast, Strata
+from heterosis.evolve.judging.statistics import ALPHA, Interval
 from heterosis.evolve.optimizers import Limits
-
-# A part of each task's documents that they are drawn from separately.
-Strata: TypeAlias = Mapping[str, Mapping[int, str]]
-# Scores of two models on the same documents, and these documents' share of their task.
-Pair: TypeAlias = tuple[dict[int, float], dict[int, float], float]
 
 # How often a violation of a constraint counts.
 PENALTY = 10.0
 NEAR_ZERO = 0.1  # of the distance of the parents
-RESAMPLES = 2000
-MOST_DRAWS = 1 << 20  # of the bootstrap at a time, which take 24 bytes each
 
 
 @dataclass(frozen=True)
@@ -94,31 +83,6 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """The difference between two models' scores of all documents, from those that both have met.
-
-    Attributes:
-        mean: What it is expected to be.
-        missing: Its variance: what the documents still to be met may change.
-        sampled: Its variance when all are met, as they are a sample of those that there might be.
-    """
-
-    mean: float
-    missing: float
-    sampled: float
-
-    @property
-    def share(self) -> float:
-        """How many documents of a random sample would tell as much, as a share of all."""
-        variance = self.sampled + self.missing
-        return self.sampled / variance if variance else 1.0
-
-    def is_behind(self, alpha: float) -> bool:
-        """Whether the first model would be ahead in the end with a probability below ``alpha``."""
-        return self.mean + float(ndtri(1 - alpha)) * math.sqrt(self.missing) < 0
-
-
-@dataclass(frozen=True)
 class Judge:
     """Scores of models, and differences between them, on one part of the documents.
 
@@ -160,11 +124,7 @@ class Judge:
         The reference's score and the mean difference on the documents that both met: what makes these documents
         hard or easy for both cancels.
         """
-        means = self._means(reference)
-        for task, pairs in self._pairs(scores, reference).items():
-            for mine, theirs, share in pairs.values():
-                means[task] += share * (sum(mine.values()) - sum(theirs.values())) / len(mine)
-        return self._verdict(means)
+        return self._verdict(self._comparison(scores, reference).shifted(self._means(reference)))
 
     def _verdict(self, means: Mapping[str, float]) -> Verdict:
         objective, penalty = self.objective, PENALTY * sum(self._violations(means).values())
@@ -244,14 +204,11 @@ class Judge:
     # ------------------------------------------------------------------ two models
 
     def difference(self, a: Scores, b: Scores, alpha: float = ALPHA) -> Interval:
-        """``score(a) - score(b)`` without constraints, on the same documents, with its paired interval.
-
-        That of the smallest gain is a paired bootstrap's (percentiles of 2,000 resamples of the documents' groups
-        within tasks), as a minimum has no variance to be added up.
-        """
+        """``score(a) - score(b)`` without constraints, on the same documents, with its paired interval."""
+        comparison = self._comparison(a, b)
         if self.objective.kind == "worst":
-            return self._bootstrap(a, b, alpha)
-        return self._weighted_difference(a, b, self._linear, alpha)
+            return comparison.of_smallest(self._best, self._units, alpha)
+        return comparison.difference(self._linear, alpha)
 
     @property
     def _linear(self) -> dict[str, float]:
@@ -285,7 +242,7 @@ class Judge:
             worst = min(gains.values())
             share = alpha / tests / len(gains)
             return any(gains[t] + self._upper(t, scores, incumbent, share) < worst for t in gains)
-        return self._pooled_difference(scores, incumbent, self._linear, 2 * alpha / tests).high < 0
+        return self._comparison(scores, incumbent).pooled(self._linear, 2 * alpha / tests).high < 0
 
     def behind(self, scores: Scores, incumbent: Scores, alpha: float) -> bool:
         """Whether a model would hardly be ahead of the incumbent after all of its documents.
@@ -303,145 +260,17 @@ class Judge:
         return self.forecast(scores, incumbent).is_behind(alpha)
 
     def forecast(self, scores: Scores, incumbent: Scores) -> Forecast:
-        """What the difference of the weighted sum would be after all of the incumbent's documents.
-
-        What a model has met of a stratum is a sample of it, without replacement. A stratum's variance is that of
-        all tasks' documents there, in units of the largest difference that the task shows, and of one document
-        more, of which half differs as much (Jeffreys' prior): it is hardly ever nothing.
-        """
-        weights, groups, values = self._linear, self.objective.groups, self.objective.values(incumbent)
-        mean = 0.0
-        found: dict[str, dict[object, list[float]]] = {}  # of each stratum, differences by groups of documents
-        # Of each stratum of a task: a unit's square in the sum, documents, and those that were met.
-        cells: list[tuple[str, float, float, int]] = []
-        for task, pairs in self._pairs(scores, incumbent).items():
-            weight, documents = weights[task], len(values[task])
-            differences = {s: {d: mine[d] - theirs[d] for d in mine} for s, (mine, theirs, _) in pairs.items()}
-            largest = max((abs(x) for own in differences.values() for x in own.values()), default=0.0)
-            unit = largest or max((span_of(mine, theirs) for mine, theirs, _ in pairs.values()), default=1.0)
-            for stratum, own in differences.items():
-                share = pairs[stratum][2]
-                mean += weight * share * math.fsum(own.values()) / len(own)
-                cells.append((stratum, (weight * unit / documents) ** 2, share * documents, len(own)))
-                for d, x in own.items():
-                    member = task, groups[task][d] if task in groups else d
-                    found.setdefault(stratum, {}).setdefault(member, []).append(x / unit)
-        variance = {stratum: _variance([*own.values()]) for stratum, own in found.items()}
-        return Forecast(
-            mean,
-            missing=math.fsum(u * variance[s] * (n - met) * (1 + (n - met) / met) for s, u, n, met in cells),
-            sampled=math.fsum(u * variance[s] * n for s, u, n, _ in cells),
-        )
+        """What the difference of the weighted sum would be after all of the incumbent's documents."""
+        return self._comparison(scores, incumbent).forecast(self._linear)
 
     def alike(self, scores: Scores, other: Scores) -> bool:
         """Whether two models have the same score of every document that both have met."""
-        pairs = self._pairs(scores, other)
-        return all(mine == theirs for strata in pairs.values() for mine, theirs, _ in strata.values())
+        return self._comparison(scores, other).alike
 
     def _upper(self, task: str, scores: Scores, other: Scores, alpha: float) -> float:
         """The upper limit of the difference in a task's gain, at a one-sided level."""
-        return self._pooled_difference(scores, other, {task: 1 / self._units[task]}, 2 * alpha).high
+        return self._comparison(scores, other).pooled({task: 1 / self._units[task]}, 2 * alpha).high
 
-    def _weighted_difference(self, a: Scores, b: Scores, weights: Mapping[str, float], alpha: float) -> Interval:
-        """The difference of the weighted sum of some tasks' means."""
-        cells = {
-            f"{task}/{stratum}": (pair, task)
-            for task, pairs in self._pairs(a, b).items()
-            if task in weights
-            for stratum, pair in pairs.items()
-        }
-        groups = self.objective.groups
-        return objective_difference(
-            {cell: pair[0] for cell, (pair, _) in cells.items()},
-            {cell: pair[1] for cell, (pair, _) in cells.items()},
-            {cell: weights[task] * pair[2] for cell, (pair, task) in cells.items()},
-            {cell: groups[task] for cell, (_, task) in cells.items() if task in groups},
-            alpha=alpha,
-        )
-
-    def _pooled_difference(self, a: Scores, b: Scores, weights: Mapping[str, float], alpha: float) -> Interval:
-        """The same, as the mean of one sample: all tasks' documents, each times what it counts.
-
-        Sharper than adding up the tasks' own limits as long as there are few documents, where a task may have no
-        variance yet and a wide limit; wider by the differences between the tasks' means later.
-        """
-        pairs, groups = self._pairs(a, b), self.objective.groups
-        n = sum(len(own[0]) for task in weights for own in pairs[task].values())
-        left, right, members, span = {}, {}, {}, 0.0
-        for task, weight in weights.items():
-            for mine, theirs, share in pairs[task].values():
-                factor = n * weight * share / len(mine)
-                span = max(span, abs(factor) * span_of(mine, theirs))
-                for d, value in mine.items():
-                    left[task, d], right[task, d] = factor * value, factor * theirs[d]
-                    members[task, d] = (task, groups[task][d] if task in groups else d)
-        return paired_difference(left, right, members, span, alpha)
-
-    def _pairs(self, a: Scores, b: Scores) -> dict[str, dict[str, Pair]]:
-        """Each task's scores of both models on the documents that both have met, by stratum.
-
-        There is one stratum where the first has met all that the second has, or where there are none.
-        """
-        left, right = self.objective.values(a), self.objective.values(b)
-        found: dict[str, dict[str, Pair]] = {}
-        for task, own in left.items():
-            both = [document for document in own if document in right[task]]
-            strata = self.strata.get(task, {}) if len(both) < len(right[task]) else {}
-            sizes = Counter(strata.get(document, "") for document in right[task])
-            members: dict[str, list[int]] = {}
-            for document in both:
-                members.setdefault(strata.get(document, ""), []).append(document)
-            met = sum(sizes[stratum] for stratum in members)
-            found[task] = {
-                stratum: ({d: own[d] for d in ids}, {d: right[task][d] for d in ids}, sizes[stratum] / met)
-                for stratum, ids in members.items()
-            }
-        return found
-
-    def _bootstrap(self, a: Scores, b: Scores, alpha: float) -> Interval:
-        random, groups = np.random.default_rng(0), self.objective.groups
-        pairs = self._pairs(a, b)
-        samples = [
-            (np.sum([own[2] * _resampled(own, groups.get(task), random) for own in strata.values()], axis=0), task)
-            for task, strata in pairs.items()
-        ]
-        best, units = self._best, self._units
-
-        def worst(of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-            gains = [(of(means) - best[task]) / units[task] for means, task in samples]
-            return np.asarray(np.min(gains, axis=0))
-
-        differences = worst(lambda means: means[:, 0]) - worst(lambda means: means[:, 1])
-        low, high = np.quantile(differences[1:], [alpha / 2, 1 - alpha / 2])
-        if low == high:  # as if nothing else could happen: the tasks' own intervals know better
-            own = [self._weighted_difference(a, b, {task: 1 / units[task]}, alpha) for task in pairs]
-            low, high = min(i.low for i in own), max(i.high for i in own)
-        n = sum(len(own[0]) for strata in pairs.values() for own in strata.values())
-        return Interval(float(differences[0]), float(low), float(high), n)
-
-
-def _variance(members: Sequence[Sequence[float]]) -> float:
-    """The variance of one of some groups' numbers, and of one number more, half of which is 1 away."""
-    n = sum(map(len, members))
-    mean = math.fsum(x for own in members for x in own) / n
-    return (math.fsum(math.fsum(x - mean for x in own) ** 2 for own in members) + 1 / 2) / (n + 1)
-
-
-def _resampled(
-    pair: Pair,
-    groups: Mapping[int, str] | None,
-    random: np.random.Generator,
-) -> np.ndarray:
-    """Means of both models, ``[1 + resamples, 2]``: of all documents, then of groups drawn with replacement."""
-    members: dict[object, list[int]] = {}
-    for document in pair[0]:
-        members.setdefault(groups[document] if groups else document, []).append(document)
-    sums = np.array([[sum(side[d] for d in own) for side in pair[:2]] for own in members.values()])
-    counts = np.array([len(own) for own in members.values()])
-    n = len(members)
-    means = [sums.sum(axis=0, keepdims=True) / counts.sum()]
-    at_once = max(1, MOST_DRAWS // n)  # whatever that is, the draws are the same
-    for size in (min(at_once, RESAMPLES - done) for done in range(0, RESAMPLES, at_once)):
-        draws = random.integers(n, size=(size, n))
-        means.append(sums[draws].sum(axis=1) / counts[draws].sum(axis=1)[:, None])
-    return np.concatenate(means)
+    def _comparison(self, scores: Scores, other: Scores) -> Comparison:
+        values, groups = self.objective.values, self.objective.groups
+        return Comparison.of(values(scores), values(other), groups, self.strata)

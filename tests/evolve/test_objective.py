@@ -205,9 +205,8 @@ class TestDifference:
         same = scores(a=[-1000.0, -900.0, -950.0, -920.0], b=[1, 0, 1, 0])
         narrow, wide = (judge(weights={t: 1.0}, parents=[same]).difference(same, same) for t in "ba")
         assert wide.high == pytest.approx(100 * narrow.high)
-        assert judge(weights={"a": 1.0}, parents=[same])._pooled_difference(
-            same, same, {"a": 1.0}, 0.05
-        ).high == pytest.approx(wide.high)
+        pooled = judge(weights={"a": 1.0}, parents=[same])._comparison(same, same).pooled({"a": 1.0}, 0.05)
+        assert pooled.high == pytest.approx(wide.high)
 
     def test_is_that_of_the_scores(self) -> None:
         for kind in ("weighted", "gain", "worst", "pareto"):

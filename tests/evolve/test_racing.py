@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from heterosis.evaluate.scores import Scores
-from heterosis.evolve.judging.objective import Judge, Objective, Strata
+from heterosis.evolve.judging.comparison import Strata
+from heterosis.evolve.judging.objective import Judge, Objective
 from heterosis.evolve.judging.racing import Schedule, by_disagreement, interleaved
 
 DOCUMENTS = {"a": list(range(100, 200)), "b": list(range(28))}
