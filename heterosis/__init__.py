@@ -2,7 +2,7 @@
 
 errors.py      InputError: what the user gave is wrong; words.py: values, sizes and times for people
 cli.py         the command line, thin over this API; foreign.py: other tools' options, and what they are here
-inspection.py  what ``heterosis inspect`` finds out, as text or JSON
+inspection.py  what ``heterosis inspect`` finds out; inspection_text.py: as lines of text
 
 The packages below it: ``heterosis.merge`` (tensors and files), ``heterosis.evaluate`` (scoring with lm-eval)
 and ``heterosis.evolve`` (the search). Importing heterosis loads neither torch, lm-eval nor ray.

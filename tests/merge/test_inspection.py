@@ -132,7 +132,7 @@ models: [{{model: half, parameters: {{weight: 1}}}}, {{model: {family["base"]}, 
 
 
 def inspect_lines(report: RecipeReport) -> Any:
-    from heterosis.inspection import recipe_lines
+    from heterosis.inspection_text import recipe_lines
 
     return recipe_lines(report)
 
