@@ -1,7 +1,8 @@
 """heterosis: the evolutionary merge-recipe optimizer for language models.
 
 errors.py      InputError: what the user gave is wrong; words.py: values, sizes and times for people
-cli.py         the command line, thin over this API; foreign.py: other tools' options, and what they are here
+cli.py         the command line, thin over this API; options.py: what several commands take; foreign.py: other
+               tools' options, and what they are here
 inspection.py  what ``heterosis inspect`` finds out; inspection_text.py: as lines of text
 
 The packages below it: ``heterosis.merge`` (tensors and files), ``heterosis.evaluate`` (scoring with lm-eval)

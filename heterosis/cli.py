@@ -1,9 +1,6 @@
 """The command line: few verbs, thin over the Python API."""
 
 import gc
-import math
-import os
-import re
 import signal
 import sys
 import threading
@@ -19,6 +16,16 @@ import typer
 
 from heterosis.errors import InputError
 from heterosis.foreign import foreign
+from heterosis.options import (
+    Device,
+    IncludePath,
+    Overwrite,
+    check_output,
+    names_in,
+    positive,
+    size_of,
+    write_output,
+)
 from heterosis.words import count, first_line, size, table
 
 app = typer.Typer(
@@ -28,37 +35,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
-
-
-def _size(text: str) -> int:
-    """Bytes from ``512MiB``, ``5GB``, ``5G`` or a plain number."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?)B?\s*", text.upper())
-    if not match or match[2] not in _UNITS or float(match[1]) * _UNITS[match[2]] < 1:
-        raise typer.BadParameter(f"must be a size such as 512MiB or 5GB, but got {text!r}")
-    return int(float(match[1]) * _UNITS[match[2]])
-
-
-def _positive(text: str) -> float:
-    """A number above 0."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise typer.BadParameter(f"must be a number > 0, but got {text!r}")
-    return number
-
-
-IncludePath = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--include-path", "--task-search-path", help="Folder with lm-eval task YAML; may be given several times."
-    ),
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")]
-Device = Annotated[str, typer.Option(help="Where models live while they are scored: cpu, cuda, cuda:0.")]
 
 
 def _print_version(asked: bool) -> None:
@@ -95,8 +71,10 @@ def merge(
     recipe: Annotated[Path, typer.Argument(help="A recipe in mergekit's YAML.")],
     out: Annotated[Path, typer.Argument(help="The model folder to write.")],
     threads: Annotated[int | None, typer.Option(min=1, help="Tensors at a time; one per core by default.")] = None,
-    memory_limit: Annotated[Any, typer.Option(parser=_size, metavar="SIZE", help="Bytes for buffers.")] = "512MiB",
-    shard_size: Annotated[Any, typer.Option(parser=_size, metavar="SIZE", help="Bytes in a file.")] = "5GB",
+    memory_limit: Annotated[
+        Any, typer.Option(parser=size_of, metavar="SIZE", help="Bytes for buffers.")
+    ] = "512MiB",
+    shard_size: Annotated[Any, typer.Option(parser=size_of, metavar="SIZE", help="Bytes in a file.")] = "5GB",
     seed: Annotated[int | None, typer.Option(min=0, help="Replaces the recipe's random seed.")] = None,
     tensor_union: Annotated[
         bool, typer.Option("--tensor-union", "-u", help="Merge tensors that some models lack from the others.")
@@ -157,13 +135,13 @@ def init(
     overwrite: Overwrite = False,
 ) -> None:
     """Write a search config: heterosis init org/a org/b --base org/base --tasks arc_easy"""
-    _check_output(output, overwrite)
+    check_output(output, overwrite)
 
     from heterosis.evolve.preflight.draft import draft_config
 
     folders = [str(folder) for folder in include_path or ()]
-    draft = draft_config(models, _names(tasks), base=base, include_path=folders, name=str(output))
-    _write_output(output, draft.text)
+    draft = draft_config(models, names_in(tasks), base=base, include_path=folders, name=str(output))
+    write_output(output, draft.text)
     for text in draft.warnings:
         _say(f"warning: {text}")
     _say(f"read it, then see what it takes: heterosis inspect {output}")
@@ -176,7 +154,7 @@ def evolve(
     run_dir: Annotated[Path, typer.Option("--run-dir", help="The run folder; the same command continues there.")],
     trials: Annotated[int | None, typer.Option(min=1, help="Candidates in all, baselines included.")] = None,
     hours: Annotated[
-        Any, typer.Option(parser=_positive, metavar="NUMBER", help="Time in all.  [x>0]", show_default=False)
+        Any, typer.Option(parser=positive, metavar="NUMBER", help="Time in all.  [x>0]", show_default=False)
     ] = None,
     max_documents: Annotated[int | None, typer.Option(min=1, help="Documents scored in all.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that score.")] = None,
@@ -261,7 +239,7 @@ def export(
 ) -> None:
     """Write a trial's recipe: heterosis export runs/first --trial 12 -o recipe.yaml"""
     if output is not None:
-        _check_output(output, overwrite)
+        check_output(output, overwrite)
 
     from heterosis.evolve.results.export import export_trial
 
@@ -269,7 +247,7 @@ def export(
     if output is None:
         print(text, end="")
         return
-    _write_output(output, text)
+    write_output(output, text)
 
 
 @app.command()
@@ -289,7 +267,7 @@ def report(
 ) -> None:
     """Write a run as one HTML page, also while it runs: heterosis report runs/first"""
     if output is not None:
-        _check_output(output, overwrite)
+        check_output(output, overwrite)
 
     from heterosis.evolve.record.files import read_summary
     from heterosis.evolve.report import load_tasks, write_report
@@ -327,7 +305,7 @@ def evaluate(
 ) -> None:
     """Score a model with lm-eval: heterosis evaluate MODEL --tasks arc_easy,piqa --limit 100"""
     if output is not None:
-        _check_output(output, overwrite)
+        check_output(output, overwrite)
 
     from heterosis.evaluate.api import evaluate_model
     from heterosis.merge import MergeError
@@ -335,7 +313,7 @@ def evaluate(
     try:
         scores, metrics = evaluate_model(
             model_or_recipe,
-            _names(tasks),
+            names_in(tasks),
             include_path=include_path or (),
             limit=limit,
             num_fewshot=num_fewshot,
@@ -357,7 +335,7 @@ def evaluate(
     header = ("task", "metric", "mean", "standard error", "documents")
     print("\n".join(table(header, rows, keep_empty=True)))
     if output is not None:
-        _write_output(output, scores.to_json() + "\n")
+        write_output(output, scores.to_json() + "\n")
 
 
 @app.command()
@@ -412,43 +390,6 @@ def push(
     from heterosis.merge.hub import push as publish
 
     print(publish(folder, repo_id, private=private, revision=revision, message=message))
-
-
-def _names(tasks: Sequence[str]) -> list[str]:
-    return [name.strip() for part in tasks for name in part.split(",") if name.strip()]
-
-
-def _check_output(path: Path, overwrite: bool) -> None:
-    """Refuse a file that holds something, or could not be written after what takes long.
-
-    Raises:
-        InputError: If it is one.
-    """
-    if path.is_file() and not overwrite:
-        raise InputError(f"{path}: exists; give another file with -o, or --overwrite")
-    if path.is_dir():
-        raise InputError(f"{path}: cannot be written: is a folder; name a file")
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: cannot be written: {path.parent} is not a folder")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise InputError(f"{path}: cannot be written: no permission; name another file")
-
-
-def _write_output(path: Path, text: str) -> None:
-    """Write a file in one step, or into what is none, such as a pipe.
-
-    Raises:
-        InputError: If it cannot be written.
-    """
-    from heterosis.merge.files import write_text
-
-    try:
-        if path.exists() and not path.is_file():
-            path.write_text(text, encoding="utf-8")
-        else:
-            write_text(path, text)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 @contextmanager
