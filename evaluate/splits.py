@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, TypeAlias
 
 from heterosis.errors import InputError, collecting
 
-PARTS = ("search", "selection", "holdout")
+Part: TypeAlias = Literal["search", "selection", "holdout"]
+PARTS: tuple[Part, ...] = ("search", "selection", "holdout")
 FRACTIONS = {"search": 0.5, "selection": 0.2, "holdout": 0.3}
 
 

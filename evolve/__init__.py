@@ -35,11 +35,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from heterosis.evolve.config import EvolveConfig
     from heterosis.evolve.driver import search
+    from heterosis.evolve.record.summary_file import Summary
     from heterosis.evolve.space.space import SearchSpace
 
-_HOME = {"EvolveConfig": "config", "SearchSpace": "space.space", "search": "driver"}
+_HOME = {
+    "EvolveConfig": "config",
+    "SearchSpace": "space.space",
+    "Summary": "record.summary_file",
+    "search": "driver",
+}
 
-__all__ = ["EvolveConfig", "SearchSpace", "search"]
+__all__ = ["EvolveConfig", "SearchSpace", "Summary", "search"]
 
 
 def __getattr__(name: str) -> Any:

@@ -16,6 +16,7 @@ from heterosis.evolve.preflight.preflight import preflight
 from heterosis.evolve.preflight.resources import check_workers, merges_to, resources
 from heterosis.evolve.record.folder import RunFolder, check_run_folder, check_same_config, finished_summary
 from heterosis.evolve.record.state import RunState
+from heterosis.evolve.record.summary_file import Summary
 from heterosis.evolve.report import load_tasks, report_is_written, write_report
 from heterosis.evolve.session import Progress, Session
 from heterosis.evolve.watching.tracking import check_trackers, tracked
@@ -48,7 +49,7 @@ def search(
     log_to: str | Sequence[str] = (),
     progress: Progress | None = None,
     make_pool: Callable[[Setup, int], Pool] | None = None,
-) -> dict[str, Any]:
+) -> Summary:
     """Search for the best merge recipe; with the folder of an earlier run, continue it.
 
     Args:

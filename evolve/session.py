@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from heterosis.evolve.budget import Budget
 from heterosis.evolve.faults import RunStopped, SearchFailed, disk_faults
@@ -19,6 +19,7 @@ from heterosis.evolve.preflight.preflight import Preflight
 from heterosis.evolve.preflight.resources import worker_setup, workers_and_threads
 from heterosis.evolve.record.folder import RunFolder, with_champion
 from heterosis.evolve.record.record import Record
+from heterosis.evolve.record.summary_file import Status, Summary
 from heterosis.evolve.record.trial import Trial
 from heterosis.evolve.results.outcome import leave_outcome, write_outcome
 from heterosis.evolve.results.summary import describe_result
@@ -143,7 +144,7 @@ class Session:
                 run.folder.check()
                 self._pulse.stop()
 
-    def end(self, finals: Finals | None) -> dict[str, Any]:
+    def end(self, finals: Finals | None) -> Summary:
         """Write what came of the run, and return it: the summary."""
         return self._save(status="stopped" if finals is None else "finished", finals=finals)
 
@@ -234,7 +235,7 @@ class Session:
         """How far the run has come: trials, and documents, also those of the finals."""
         return len(self._record.trials), self._record.documents_scored()
 
-    def _save(self, status: str, finals: Finals | None = None) -> dict[str, Any]:
+    def _save(self, status: Status, finals: Finals | None = None) -> Summary:
         self.run.folder.check()
         self._state.seconds = self.seconds()
         self._state.save()

@@ -6,8 +6,9 @@ from pathlib import Path
 from heterosis.errors import InputError, within
 from heterosis.evaluate.splits import Split
 from heterosis.evolve.baselines import Baseline
-from heterosis.evolve.record.files import SPLITS, read_summary
+from heterosis.evolve.record.files import SPLITS
 from heterosis.evolve.record.record import read_trials
+from heterosis.evolve.record.summary_file import read_summary
 from heterosis.evolve.space.dimensions import Space
 from heterosis.merge import ModelRef, Recipe
 from heterosis.merge.files import expanded

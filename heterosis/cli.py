@@ -7,10 +7,10 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,6 +27,9 @@ from heterosis.options import (
     write_output,
 )
 from heterosis.words import count, first_line, size, table
+
+if TYPE_CHECKING:
+    from heterosis.evolve.record.summary_file import Summary
 
 app = typer.Typer(
     name="heterosis",
@@ -269,7 +272,7 @@ def report(
     if output is not None:
         check_output(output, overwrite)
 
-    from heterosis.evolve.record.files import read_summary
+    from heterosis.evolve.record.summary_file import read_summary
     from heterosis.evolve.report import load_tasks, write_report
 
     read_summary(run_dir)
@@ -407,13 +410,14 @@ def _imports_kept() -> Iterator[None]:
         gc.enable()
 
 
-def _print_summary(summary: Mapping[str, Any], run_dir: Path, phase: str, seconds: float) -> None:
-    from heterosis.evolve.results.summary import closing_table, conclusion_of
+def _print_summary(summary: "Summary", run_dir: Path, phase: str, seconds: float) -> None:
+    from heterosis.evolve.results.summary import closing_table, gains_of
 
     trials, documents = summary["trials"], summary["documents"]
     others = {"stopped early": trials["pruned"], "failed": trials["failed"]}
     noted = "".join(f", {number} {what}" for what, number in others.items() if number)
-    noted += f", ended by {ended}" if (ended := summary.get("ended_by")) else ""
+    ended = summary.get("ended_by")
+    noted += f", ended by {ended}" if ended else ""
     done = trials["complete"] + trials["pruned"]
     print(f"{phase}: {done} of {trials['budget']} trials{noted}, {seconds:.0f} s")
     rows = closing_table(summary)
@@ -424,12 +428,9 @@ def _print_summary(summary: Mapping[str, Any], run_dir: Path, phase: str, second
     print(f"on {counts}; {documents['scored']} scored in all")
     for cause, times in summary["failures"].items():
         print(f"failed {times} times: {cause}")
-    for label, key in (("the best parent", "gain_over_best_parent"), ("the uniform merge", "gain_over_uniform")):
-        gain = summary.get(key)
-        if gain and conclusion_of(summary) != "parent":  # the champion is the best parent itself
-            low, high = gain["ci95"]
-            name = f" ({gain['parent']})" if "parent" in gain else ""
-            print(f"gain over {label}{name}: {gain['holdout']:+z.4f}, 95 % interval {low:+z.4f} to {high:+z.4f}")
+    for label, name, gain in gains_of(summary):
+        over, (low, high) = f"the {label}" + (f" ({name})" if name else ""), gain["ci95"]
+        print(f"gain over {over}: {gain['holdout']:+z.4f}, 95 % interval {low:+z.4f} to {high:+z.4f}")
     print(summary["outcome"])
     if (run_dir / "best.yaml").exists():
         print(f"recipe: {run_dir / 'best.yaml'}")

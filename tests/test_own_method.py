@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from heterosis.evolve import session
-from heterosis.evolve.record.files import read_summary
+from heterosis.evolve.record.summary_file import read_summary
 from heterosis.merge.methods import Within, base, get_method, methods
 
 from .inline_pool import InlinePool

@@ -7,5 +7,5 @@ storage.py  the same as an Optuna study, also where its storage is away for a wh
 state.py    what a run keeps for its later sessions
 folder.py   the run folder, and its lock
 lease.py    a claim on it that other machines see
-files.py    what is in it
+files.py    what is in it; summary_file.py: what its summary says
 """

@@ -14,9 +14,6 @@ SPLITS = "splits.json"
 STUDY = "study.db"
 BEST = "best.yaml"
 
-# What every summary has.
-SECTIONS = {"status", "trials", "champion", "parents", "baselines", "documents", "seconds"}
-
 RESTORE = "restore it, or choose another --run-dir"  # what is to be done about a file that was removed or damaged
 AGAIN = "the same evolve command writes it again"
 REMOVE = f"remove it and {SUMMARY}, and {AGAIN}"  # what is to be done about one that is made from the others
@@ -63,19 +60,3 @@ def read_mapping(path: Path, remedy: str) -> dict[str, Any]:
     if not isinstance(read, dict):
         raise InputError(f"{path}: is damaged; {remedy}")
     return read
-
-
-def read_summary(path: Path) -> dict[str, Any]:
-    """The summary of a run folder.
-
-    Raises:
-        InputError: If the folder is not one, or its summary was removed or damaged.
-    """
-    if (path / SUMMARY).exists():
-        summary = read_mapping(path / SUMMARY, remedy := f"remove it, and {AGAIN}")
-        if not summary.keys() >= SECTIONS:
-            raise InputError(f"{path / SUMMARY}: is damaged; {remedy}")
-        return summary
-    if (path / ASKS).exists():
-        raise InputError(f"{path / SUMMARY}: is missing; {AGAIN}")
-    raise InputError(f"{path}: not a run folder (no {SUMMARY}); give the --run-dir of a search")

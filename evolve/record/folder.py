@@ -3,18 +3,17 @@
 import fcntl
 import os
 import shutil
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from heterosis.errors import InputError
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.faults import RunStopped
 from heterosis.evolve.machine import shared_file_system
-from heterosis.evolve.record.files import ASKS, CONFIG, RESTORE, STATE, STUDY, SUMMARY, read_summary
+from heterosis.evolve.record.files import ASKS, CONFIG, RESTORE, STATE, STUDY, SUMMARY
 from heterosis.evolve.record.lease import Lease
 from heterosis.evolve.record.state import RunState
+from heterosis.evolve.record.summary_file import Summary, read_summary
 from heterosis.merge.files import remove_torn, write_text
 
 LOCK = ".lock"
@@ -160,7 +159,7 @@ def check_same_config(folder: Path, config: EvolveConfig) -> None:
         raise InputError(f"{folder}: was made by another config ({differences}); choose another --run-dir")
 
 
-def with_champion(run_dir: Path, trials: int, documents: int) -> dict[str, Any] | None:
+def with_champion(run_dir: Path, trials: int, documents: int) -> Summary | None:
     """The summary of a run that has picked its champion, and has no more results and scores than it tells of."""
     if not (run_dir / SUMMARY).exists():
         return None
@@ -169,7 +168,7 @@ def with_champion(run_dir: Path, trials: int, documents: int) -> dict[str, Any] 
     return summary if summary.get("finalists") and told == (trials, documents) else None
 
 
-def finished_summary(run_dir: Path, config: EvolveConfig) -> dict[str, Any] | None:
+def finished_summary(run_dir: Path, config: EvolveConfig) -> Summary | None:
     """The summary of a finished run in which a config's budgets leave nothing to do."""
     if not (run_dir / SUMMARY).exists():
         return None
@@ -177,11 +176,11 @@ def finished_summary(run_dir: Path, config: EvolveConfig) -> dict[str, Any] | No
     return summary if summary["status"] == "finished" and _is_spent(summary, config) else None
 
 
-def _results(summary: Mapping[str, Any]) -> int:
+def _results(summary: Summary) -> int:
     return sum(summary["trials"][state] for state in ("complete", "pruned", "failed"))
 
 
-def _is_spent(summary: Mapping[str, Any], config: EvolveConfig) -> bool:
+def _is_spent(summary: Summary, config: EvolveConfig) -> bool:
     """Whether a config's budgets leave nothing to do in a finished run."""
     ends = {
         "hours": (config.hours and config.hours * 3600, summary["seconds"].get("budget")),

@@ -19,6 +19,7 @@ from heterosis.evolve.judging.statistics import Interval, paired_difference
 from heterosis.evolve.record.files import BEST
 from heterosis.evolve.record.record import read_scores, read_trials
 from heterosis.evolve.record.state import RunState
+from heterosis.evolve.record.summary_file import Summary
 from heterosis.evolve.record.trial import Ask, Trial
 from heterosis.evolve.report.documents import Known
 from heterosis.evolve.report.importance import Importance, importance
@@ -180,7 +181,7 @@ class Report:
     """
 
     folder: Path
-    summary: Mapping[str, Any]
+    summary: Summary
     lost: bool
     conclusion: Conclusion
     config: EvolveConfig
@@ -284,19 +285,19 @@ def _gather(folder: Path, standing: Standing, known: Known, storage: str | None)
     )
 
 
-def _champion_trial(summary: Mapping[str, Any], trials: Sequence[Trial]) -> Trial | None:
+def _champion_trial(summary: Summary, trials: Sequence[Trial]) -> Trial | None:
     champion = summary["champion"]
     return None if champion is None else next((t for t in trials if t.number == champion["trial"]), None)
 
 
 def _contenders(
-    summary: Mapping[str, Any], trials: Sequence[Trial], scores: Mapping[tuple[int, str], Scores]
+    summary: Summary, trials: Sequence[Trial], scores: Mapping[tuple[int, str], Scores]
 ) -> tuple[Contender, ...]:
     """Baselines that met all search documents, parents first, and the champion, each once."""
     champion = _champion_trial(summary, trials)
 
     def contender(ask: Ask) -> Contender:
-        parts = {part: found for part in PARTS if (found := scores.get((ask.number, part)))}
+        parts: dict[str, Scores] = {part: found for part in PARTS if (found := scores.get((ask.number, part)))}
         return Contender(ask.name, ask.role, champion is not None and ask == champion.ask, parts)
 
     found = {t.ask.name: t.ask for t in trials if t.complete and not t.ask.is_candidate}
@@ -306,7 +307,7 @@ def _contenders(
     return tuple(map(contender, ordered))
 
 
-def _best_parent(summary: Mapping[str, Any], contenders: Sequence[Contender]) -> Contender | None:
+def _best_parent(summary: Summary, contenders: Sequence[Contender]) -> Contender | None:
     """The parent that the run reports on; before it does, the best on the search documents."""
     gain = summary.get("gain_over_best_parent")
     on_search = {name: r["search"] for name, r in summary["parents"].items() if r["search"] is not None}
@@ -375,7 +376,7 @@ def _duel(
 
 
 def _front(
-    summary: Mapping[str, Any],
+    summary: Summary,
     trials: Sequence[Trial],
     scores: Mapping[tuple[int, str], Scores],
     objective: Objective,

@@ -16,7 +16,7 @@ from heterosis.evolve.report.charts import Whisker, axis
 from heterosis.evolve.report.data import Report
 from heterosis.evolve.report.over_depth import depth_view
 from heterosis.evolve.report.words import PART_NAMES, edges, number, plural, signed
-from heterosis.evolve.results.summary import closing_table
+from heterosis.evolve.results.summary import closing_table, gains_of
 from heterosis.words import duration
 
 _MOST_BARS = 24
@@ -98,12 +98,10 @@ def _badge(report: Report) -> str:
 
 def _gains(report: Report) -> dict[str, Any] | None:
     """The gains held out over the best parent and the uniform merge, on one axis with zero."""
-    summary, found = report.summary, []
-    for label, key in (("best parent", "gain_over_best_parent"), ("uniform merge", "gain_over_uniform")):
-        gain = summary.get(key)
-        if gain and report.conclusion not in ("parent", "empty", "unfinished"):
-            name = f"{label}, {gain['parent']}" if "parent" in gain else label
-            found.append((name, gain["holdout"], *gain["ci95"]))
+    found = [
+        (f"{label}, {name}" if name else label, gain["holdout"], gain["ci95"][0], gain["ci95"][1])
+        for label, name, gain in gains_of(report.summary)
+    ]
     if not found:
         return None
     scale = axis([0.0, *(v for _, *values in found for v in values)])

@@ -7,9 +7,10 @@ from typing import Any
 from heterosis.errors import InputError
 from heterosis.evaluate.splits import PARTS
 from heterosis.evolve.config import EvolveConfig
-from heterosis.evolve.record.files import BEST, REMOVE, front_recipe, read_summary, read_text
+from heterosis.evolve.record.files import BEST, REMOVE, front_recipe, read_text
 from heterosis.evolve.record.record import read_trials
 from heterosis.evolve.record.state import RunState
+from heterosis.evolve.record.summary_file import Summary, read_summary
 from heterosis.evolve.record.trial import Trial
 from heterosis.merge import Recipe
 from heterosis.merge.files import write_text
@@ -29,12 +30,12 @@ def export_recipe(trial: Trial, provenance: Mapping[str, Any], found: Discovery,
     return "".join(f"# {line}\n" for line in lines) + recipe.to_yaml()
 
 
-def discovery(summary: Mapping[str, Any], trial: Trial, config: EvolveConfig) -> Discovery:
+def discovery(summary: Summary, trial: Trial, config: EvolveConfig) -> Discovery:
     """How a trial's recipe was found; of the champion of a finished run also how it was validated."""
     trials, champion = summary["trials"], summary["champion"]
     baselines = {**summary["parents"], **summary["baselines"]}
-    validated = summary["status"] == "finished" and champion["trial"] == trial.number
-    mine = champion["holdout"] if validated else None
+    validated = summary["status"] == "finished" and champion is not None and champion["trial"] == trial.number
+    mine = champion["holdout"] if validated and champion else None
     held_out = {name: r["holdout"] for name, r in baselines.items() if r["holdout"] is not None}
     held_out.pop(trial.ask.name, None)
     reused = summary["documents"]["holdout_reused"]
@@ -95,7 +96,7 @@ def export_trial(folder: Path, number: int | None) -> str:
 
 def write_front(
     folder: Path,
-    summary: Mapping[str, Any],
+    summary: Summary,
     trials: Sequence[Trial],
     config: EvolveConfig,
     provenance: Mapping[str, Any],

@@ -2,13 +2,14 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from heterosis.evolve.record.files import SUMMARY, read_summary
+from heterosis.evolve.record.files import SUMMARY
+from heterosis.evolve.record.summary_file import DocumentCounts, Summary, read_summary
 from heterosis.evolve.record.tally import best_of
 from heterosis.evolve.record.trial import Trial
 from heterosis.evolve.results.table import TABLE, read_outlines
@@ -30,7 +31,7 @@ class Standing:
         silence: Seconds since the driver was last seen.
     """
 
-    summary: Mapping[str, Any]
+    summary: Summary
     trials: Sequence[Trial] = ()
     pulse: Pulse | None = None
     seconds: float = 0.0
@@ -44,7 +45,8 @@ class Standing:
             documents: That were scored.
             seconds: Time in all.
         """
-        summary = {**self.summary, "documents": {**self.summary["documents"], "scored": documents}}
+        counts: DocumentCounts = {**self.summary["documents"], "scored": documents}
+        summary: Summary = {**self.summary, "documents": counts}
         return replace(self, summary=summary, trials=trials, seconds=seconds)
 
     @property

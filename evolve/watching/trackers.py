@@ -18,7 +18,9 @@ from typing import Any, Protocol, TypeAlias
 
 import yaml
 
+from heterosis.evaluate.splits import PARTS
 from heterosis.evolve.record.files import SUMMARY
+from heterosis.evolve.record.summary_file import Gain, Summary
 from heterosis.evolve.record.trial import TIMES
 from heterosis.evolve.results.table import read_table
 from heterosis.merge.files import write_text
@@ -162,12 +164,15 @@ def numbers_of(rows: Sequence[Mapping[str, str]]) -> Iterator[dict[str, float]]:
         yield numbers | {f"parameters/{name}": n for name in parameters if (n := _number(row[name])) is not None}
 
 
-def outcome_numbers(summary: Mapping[str, Any]) -> dict[str, float]:
+def outcome_numbers(summary: Summary) -> dict[str, float]:
     """What is told at the end: the champion's scores, and its gains with their intervals."""
-    champion = summary["champion"] or {}
-    numbers = {f"champion/{part}": champion.get(part) for part in ("search", "selection", "holdout")}
-    for key in ("gain_over_best_parent", "gain_over_uniform"):
-        gain = summary.get(key)
+    champion = summary["champion"]
+    numbers = {f"champion/{part}": champion[part] if champion else None for part in PARTS}
+    gains: dict[str, Gain | None] = {
+        "gain_over_best_parent": summary.get("gain_over_best_parent"),
+        "gain_over_uniform": summary.get("gain_over_uniform"),
+    }
+    for key, gain in gains.items():
         if gain:
             numbers |= {key: gain["holdout"], f"{key}/low": gain["ci95"][0], f"{key}/high": gain["ci95"][1]}
     return {f"outcome/{name}": float(value) for name, value in numbers.items() if value is not None}

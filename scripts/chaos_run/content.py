@@ -11,10 +11,11 @@ import optuna
 import yaml
 from optuna.trial import FrozenTrial
 
-from heterosis.evolve.record.files import ASKS, read_summary
+from heterosis.evolve.record.files import ASKS
 from heterosis.evolve.record.record import ATTEMPTS, RESULTS, SCORES, read_asks
 from heterosis.evolve.record.state import RunState
 from heterosis.evolve.record.storage import study_url
+from heterosis.evolve.record.summary_file import read_summary
 from heterosis.evolve.record.trial import Attempt
 
 NOT_COMPARED = ("seconds", "environment", "outcome")  # of the summary; the last has the number of a trial

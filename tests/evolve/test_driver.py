@@ -13,7 +13,8 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from types import UnionType
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints, is_typeddict
 
 import optuna
 import pytest
@@ -34,6 +35,7 @@ from heterosis.evolve.preflight.preflight import preflight
 from heterosis.evolve.record.folder import RunFolder
 from heterosis.evolve.record.record import Record, read_asks, read_trials
 from heterosis.evolve.record.storage import study_url
+from heterosis.evolve.record.summary_file import Summary
 from heterosis.evolve.record.trial import Ask
 from heterosis.evolve.results.export import export_trial
 from heterosis.evolve.results.summary import closing_table
@@ -112,6 +114,27 @@ def test_a_budget_of_documents_decides_like_that_of_trials(config_of: Any) -> No
         preflight(config_of(max_documents=139))
 
 
+def keys_that_its_type_lacks(value: Any, kind: Any, place: str = "") -> list[str]:
+    """Places where a JSON value has other keys than its TypedDict says, or another kind of value."""
+    of, inner = get_origin(kind), get_args(kind)
+    if is_typeddict(kind):
+        known = get_type_hints(kind)
+        wrong = [f"{place}.{key}" for key in value.keys() ^ known.keys()]
+        both = value.keys() & known.keys()
+        return wrong + [x for key in both for x in keys_that_its_type_lacks(value[key], known[key], key)]
+    if of in (list, dict):
+        entries = value.values() if of is dict else value
+        return [x for entry in entries for x in keys_that_its_type_lacks(entry, inner[-1], place)]
+    if of is Literal:
+        return [] if value in inner else [place]
+    if of is UnionType:
+        fits = [keys_that_its_type_lacks(value, k, place) for k in inner if (value is None) == (k is type(None))]
+        return fits[0] if fits else [place]
+    return (
+        [] if kind in (Any, type(None)) or isinstance(value, (int, float) if kind is float else kind) else [place]
+    )
+
+
 def test_a_run_leaves_what_the_design_says(run: Any, pools: Any, tmp_path: Path) -> None:
     from mergekit.config import MergeConfiguration
 
@@ -129,14 +152,12 @@ def test_a_run_leaves_what_the_design_says(run: Any, pools: Any, tmp_path: Path)
     assert summary == json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "finished"
     assert summary["trials"] == {"complete": 24, "pruned": 0, "failed": 0, "budget": 24}
-    assert {"trial", "search", "holdout"} <= summary["champion"].keys()
+    assert keys_that_its_type_lacks(summary, Summary) == []
     assert summary["parents"].keys() == {"ann", "bob"}
     assert summary["baselines"].keys() == {"uniform"}
     for result in (*summary["parents"].values(), *summary["baselines"].values()):
         assert result["search"] is not None
         assert result["holdout"] is not None
-    assert {"parent", "holdout", "ci95"} <= summary["gain_over_best_parent"].keys()
-    assert {"holdout", "ci95"} <= summary["gain_over_uniform"].keys()
     # Searched: 24 candidates; selection: the finalists; held out: champion and 3 baselines.
     finalists = len(summary["finalists"])
     assert 1 <= finalists <= 5 + 3
@@ -144,7 +165,6 @@ def test_a_run_leaves_what_the_design_says(run: Any, pools: Any, tmp_path: Path)
         "scored": 24 * 20 + finalists * 20 + 4 * 30,
         "holdout_reused": False,
     } | {"budget": None}
-    assert summary["seconds"].keys() == {"total", "merge", "forward", "other", "budget"}
     assert summary["seconds"]["forward"] == pytest.approx(24 * 0.0008, abs=1e-3)
     assert {"heterosis", "torch", "transformers", "lm_eval", "seed"} <= summary["environment"].keys()
 

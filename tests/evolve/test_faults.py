@@ -19,9 +19,9 @@ from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.driver import SearchFailed, search
 from heterosis.evolve.faults import RunStopped, disk_faults
 from heterosis.evolve.record import storage
-from heterosis.evolve.record.files import read_summary
 from heterosis.evolve.record.record import Record, read_asks
 from heterosis.evolve.record.storage import study_url
+from heterosis.evolve.record.summary_file import read_summary
 from heterosis.evolve.record.trial import Ask
 from heterosis.evolve.workers.pool import Failure
 

@@ -22,8 +22,8 @@ from heterosis.errors import InputError
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.faults import RunStopped
 from heterosis.evolve.preflight.preflight import preflight
-from heterosis.evolve.record.files import read_summary
 from heterosis.evolve.record.record import read_asks
+from heterosis.evolve.record.summary_file import read_summary
 from heterosis.evolve.workers import cluster
 from heterosis.evolve.workers.cluster import RayPool, _check_address
 from heterosis.evolve.workers.pool import DocumentIds, Evaluation, Failure, Setup

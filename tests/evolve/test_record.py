@@ -15,8 +15,8 @@ from heterosis.evaluate.answers import Answer
 from heterosis.evaluate.scores import Scores
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.driver import search
-from heterosis.evolve.record.files import read_summary
 from heterosis.evolve.record.record import Record, read_asks
+from heterosis.evolve.record.summary_file import read_summary
 from heterosis.evolve.report import write_report
 from heterosis.evolve.results.export import export_trial
 from heterosis.evolve.results.table import read_outlines
