@@ -67,13 +67,13 @@ __all__ = [
 
 
 def _hide_shadowing_folders() -> None:
-    """Drop import paths on which ``evaluate`` would be this folder and not Hugging Face's package.
+    """Put import paths last on which ``evaluate`` would be this folder and not Hugging Face's package.
 
     Python and Ray put the current folder on the path; in a checkout of this project that one has such a folder,
-    and lm-eval imports the package when a metric asks for it.
+    and lm-eval imports the package when a metric asks for it. Modules of one's own may lie there as well.
     """
     mine = Path(__file__).resolve().parent
-    sys.path[:] = [path for path in sys.path if (Path(path) / "evaluate").resolve() != mine]
+    sys.path.sort(key=lambda path: (Path(path) / "evaluate").resolve() == mine)
 
 
 _hide_shadowing_folders()

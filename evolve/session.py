@@ -79,7 +79,9 @@ class Session:
         self._record, self._state = self.run.record, self.run.state
         self.budget = Budget(self.run)
         self.workers = workers_and_threads(checked.config)[0]
-        self._setup = worker_setup(checked, self.run.split, device, folder.path, self._state.batch_size)
+        self._setup = worker_setup(
+            checked, self.run.baselines, self.run.split, device, folder.path, self._state.batch_size
+        )
         self._begun = time.monotonic()
         self._spent_before = self._state.seconds
         self._table = TableWriter(folder.path)

@@ -64,7 +64,7 @@ def _main(
     if modules:
         from heterosis.merge.methods import import_own
 
-        sys.path.insert(0, str(Path.cwd()))
+        sys.path.append(str(Path.cwd()))  # behind all libraries, of which folders here may have names
         for module in modules:
             import_own(module)
 
@@ -446,13 +446,14 @@ def _imports_apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Each ``--import=MODULE``, and the other arguments."""
     imports: list[str] = []
     others: list[str] = []
-    left = iter(arguments)
-    for argument in left:
+    left = list(arguments)
+    while left and left[0] != "--":
+        argument = left.pop(0)
         if argument == "--import":
-            imports.append(f"--import={next(left, '')}")
+            imports.append(f"--import={left.pop(0) if left and left[0][:1] != '-' else ''}")
         else:
             (imports if argument.startswith("--import=") else others).append(argument)
-    return imports, others
+    return imports, others + left
 
 
 def _usage(error: typer.TyperException, command: str | None) -> str:

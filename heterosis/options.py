@@ -1,4 +1,4 @@
-"""Options of several commands, and what they may be."""
+"""Options of several commands: what they may be, and files that they name."""
 
 import math
 import os

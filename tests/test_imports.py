@@ -74,6 +74,8 @@ SLOW = "lm_eval optuna ray scipy torch transformers"
         ("init one two --tasks sums -o missing/search.yaml", "missing is not a folder", SLOW),
         ("init one two --tasks sums -o new.yaml", "two: no such model folder", "lm_eval ray"),
         ("evaluate one --tasks sums --output missing/scores.json", "missing is not a folder", SLOW),
+        ("status missing", "missing: not a run folder", "lm_eval datasets ray torch transformers"),
+        ("report missing", "missing: not a run folder", "lm_eval datasets ray transformers"),
     ],
 )
 def test_a_simple_mistake_is_told_before_much_is_loaded(
@@ -158,3 +160,14 @@ def test_evaluate_is_hugging_faces() -> None:
     assert spec.origin is not None
     assert not Path(spec.origin).is_relative_to(ROOT / "evaluate")
     assert "site-packages" in spec.origin
+
+
+def test_a_folder_that_would_hide_it_is_looked_into_last(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """But still: in a checkout, a module of one's own lies beside this project's folder."""
+    import heterosis.evaluate
+
+    Path(tmp_path, "evaluate").symlink_to(ROOT / "evaluate")
+    others = [str(tmp_path / name) for name in ("one", "other")]
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *others])
+    heterosis.evaluate._hide_shadowing_folders()
+    assert sys.path == [*others, str(tmp_path)]

@@ -97,7 +97,10 @@ def test_commands_know_it_as_the_page_calls_them(recipe: str) -> None:
             ["--import", "equalised.py"],
             "--import: must be a module's name, but got 'equalised.py'; write equalised",
         ),
+        (["--import", "mine/equalised.py"], "--import: must be .* got 'mine/equalised.py'; write mine.equalised"),
         (["--import"], "--import: must be a module's name, but got ''; write one after it"),
+        (["--import", "--full"], "--import: must be a module's name, but got ''; write one after it"),
+        (["--import", "ends"], "--import: ends: must be importable, but got SystemExit: .*; mend it"),
         (
             ["--import", "broken"],
             "--import: broken: must be importable, but got NameError: name 'x' is not defined",
@@ -106,13 +109,29 @@ def test_commands_know_it_as_the_page_calls_them(recipe: str) -> None:
 )
 def test_mistakes_with_it_are_a_line(recipe: str, arguments: list[str], says: str) -> None:
     Path("broken.py").write_text("x", encoding="utf-8")
+    Path("ends.py").write_text("import sys; sys.exit()", encoding="utf-8")
     run = command("inspect", "recipe.yaml", *arguments)
     assert run.returncode == 2
     (line,) = run.stderr.splitlines()
     assert re.match(f"heterosis: {says}", line)
 
 
+def test_a_module_without_a_method_is_warned_of(recipe: str) -> None:
+    """One that was imported before it, such as a library's of that name, or the wrong file."""
+    Path("statistics.py").write_text(MODULE.text, encoding="utf-8")
+    run = command("--import", "statistics", "inspect", "recipe.yaml", "--import", "equalised")
+    assert run.returncode == 0
+    (line,) = run.stderr.splitlines()
+    assert re.match(r"warning: --import: statistics registers no merge method \(.*statistics.py\)", line)
+
+
+def test_libraries_come_before_folders_of_their_names(recipe: str) -> None:
+    Path("tokenizers.py").write_text("", encoding="utf-8")
+    run = command("merge", "recipe.yaml", "merged", "--verify", "--import", "equalised")
+    assert run.returncode == 0, run.stderr
+
+
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     """As the installed script calls it, where the folder that one is in is not searched for modules."""
-    whole = [sys.executable, "-P", "-m", "heterosis.cli", *arguments]
+    whole = [sys.executable, "-P", "-c", "from heterosis.cli import main; main()", *arguments]
     return subprocess.run(whole, capture_output=True, text=True, check=False)

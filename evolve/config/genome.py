@@ -229,7 +229,9 @@ class Genome(Section):
             )
             return
         if unknown := [name for name in self.methods if name not in methods]:
-            yield from (unknown_method(name, methods) for name in unknown)
+            from heterosis.merge.methods import unknown_method  # loads torch
+
+            yield from (f"genome.merge_method: {unknown_method(name)}" for name in unknown)
             return
         chosen = [methods[name] for name in self.methods]
         for method in chosen:
@@ -313,11 +315,6 @@ class Genome(Section):
                                 raise ValueError(f"must be between whole numbers, evenly, but got {got}")
                 except ValueError as fault:
                     yield f"{where}: {fault}"
-
-
-def unknown_method(name: str, methods: Iterable[str]) -> str:
-    """The fault of a method that is not there."""
-    return f"genome.merge_method: unknown method {name!r}{did_you_mean(name, methods)}"
 
 
 def _short_names(models: Iterable[str]) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from heterosis.errors import InputError, did_you_mean
-from heterosis.evolve.config.genome import Genome, unknown_method
+from heterosis.evolve.config.genome import Genome
 from heterosis.evolve.config.layer_paths import LayerPaths
 from heterosis.evolve.config.values import (
     BatchSize,
@@ -319,6 +319,7 @@ class EvolveConfig(Section):
     @classmethod
     def _from_plain(cls, data: dict[str, Any], origin: str) -> "EvolveConfig":
         from heterosis.merge.methods import methods as registry  # loads torch
+        from heterosis.merge.methods import unknown_method
 
         methods = registry()
         if "task_search_path" in data:
@@ -344,7 +345,7 @@ class EvolveConfig(Section):
             except ValidationError:
                 name = raw.get("merge_method") if isinstance(raw, dict) else None
                 if isinstance(name, str) and name not in methods:
-                    faults.append(unknown_method(name, methods))
+                    faults.append(f"genome.merge_method: {unknown_method(name)}")
         if genome is not None:
             faults += genome.faults(methods)
         if faults:

@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from heterosis.errors import InputError
 from heterosis.evaluate.room import memory as memory_of_machine
 from heterosis.evaluate.room import place_for
 from heterosis.evaluate.splits import Split
+from heterosis.evolve.baselines import Baseline
 from heterosis.evolve.config import RESIDENT, EvolveConfig
 from heterosis.evolve.judging.finals import finals_documents
 from heterosis.evolve.machine import this_machine
@@ -118,12 +120,17 @@ def workers_and_threads(config: EvolveConfig) -> tuple[int, int]:
 
 
 def worker_setup(
-    checked: Preflight, split: Split, device: str, run_dir: Path, batch_size: int | None = None
+    checked: Preflight,
+    baselines: Iterable[Baseline],
+    split: Split,
+    device: str,
+    run_dir: Path,
+    batch_size: int | None = None,
 ) -> Setup:
     """What the workers of a run need to know, the batch size being one that was probed, or None."""
     config = checked.config
     threads = workers_and_threads(config)[1]
-    given = [recipe for first in checked.baselines() for recipe in (first.recipe, *first.recipe.stages)]
+    given = [recipe for first in baselines for recipe in (first.recipe, *first.recipe.stages)]
     return Setup(
         config,
         split,

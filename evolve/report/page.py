@@ -102,7 +102,7 @@ def _gains(report: Report) -> dict[str, Any] | None:
         (f"{label}, {name}" if name else label, gain["holdout"], gain["ci95"][0], gain["ci95"][1])
         for label, name, gain in gains_of(report.summary)
     ]
-    if not found:
+    if not found or report.conclusion in ("empty", "unfinished"):
         return None
     scale = axis([0.0, *(v for _, *values in found for v in values)])
     rows = [

@@ -35,7 +35,7 @@ def discovery(summary: Summary, trial: Trial, config: EvolveConfig) -> Discovery
     trials, champion = summary["trials"], summary["champion"]
     baselines = {**summary["parents"], **summary["baselines"]}
     validated = summary["status"] == "finished" and champion is not None and champion["trial"] == trial.number
-    mine = champion["holdout"] if validated and champion else None
+    mine = champion["holdout"] if champion is not None and validated else None
     held_out = {name: r["holdout"] for name, r in baselines.items() if r["holdout"] is not None}
     held_out.pop(trial.ask.name, None)
     reused = summary["documents"]["holdout_reused"]

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from heterosis.evolve.judging.finals import Finals
 from heterosis.evolve.record.files import BEST, SUMMARY
@@ -9,12 +10,14 @@ from heterosis.evolve.record.summary_file import Status, Summary, TrialCounts
 from heterosis.evolve.results.export import discovery, export_recipe, write_front
 from heterosis.evolve.results.summary import Results
 from heterosis.evolve.results.table import TableWriter
-from heterosis.evolve.run import Run
 from heterosis.merge.files import write_text
+
+if TYPE_CHECKING:
+    from heterosis.evolve.run import Run
 
 
 def write_outcome(
-    run: Run, table: TableWriter, *, status: Status, stopped: str | None, finals: Finals | None
+    run: "Run", table: TableWriter, *, status: Status, stopped: str | None, finals: Finals | None
 ) -> Summary:
     """Write the run's summary and table of trials, ``best.yaml``, and the recipes of a front.
 
@@ -44,7 +47,7 @@ def write_outcome(
     return summary
 
 
-def leave_outcome(run: Run, earlier: Summary, *, status: Status, stopped: str | None) -> Summary:
+def leave_outcome(run: "Run", earlier: Summary, *, status: Status, stopped: str | None) -> Summary:
     """Leave what an earlier session has found as it is, while a session has scored nothing.
 
     Args:

@@ -1,7 +1,7 @@
 """What came of a run and of its trials: the numbers of summary.json, and words for people."""
 
 from collections.abc import Iterator
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from heterosis.evaluate.scores import Scores
 from heterosis.evaluate.splits import PARTS
@@ -19,7 +19,9 @@ from heterosis.evolve.record.summary_file import (
     Summary,
 )
 from heterosis.evolve.record.trial import TIMES, Ask, Trial
-from heterosis.evolve.run import Run
+
+if TYPE_CHECKING:  # it opens models and tasks, which whoever reads a summary does not need
+    from heterosis.evolve.run import Run
 
 # What a run can come to.
 Conclusion: TypeAlias = Literal["empty", "unfinished", "parent", "baseline", "better", "unclear", "worse"]
@@ -34,7 +36,7 @@ class Results:
         finals: None before they are over.
     """
 
-    def __init__(self, run: Run, champion: Trial | None, finals: Finals | None) -> None:
+    def __init__(self, run: "Run", champion: Trial | None, finals: Finals | None) -> None:
         self._run, self._champion, self._finals = run, champion, finals
         self._record, self._referee = run.record, run.referee
         self._sizes = {part: run.split.size(part) for part in PARTS}
@@ -221,7 +223,7 @@ def conclusion_of(summary: Summary) -> Conclusion:
 
 def gains_of(summary: Summary) -> Iterator[tuple[str, str, Gain]]:
     """The champion's gains held out: over the best parent, whose name follows, and the uniform merge."""
-    if conclusion_of(summary) in ("parent", "empty", "unfinished"):
+    if conclusion_of(summary) == "parent":  # the champion is the best parent itself
         return
     if parent := summary.get("gain_over_best_parent"):
         yield "best parent", parent["parent"], parent

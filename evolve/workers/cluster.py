@@ -20,6 +20,7 @@ from heterosis.evolve.signals import keeping_handlers
 from heterosis.evolve.workers.pool import DocumentIds, Evaluation, Failure, Outcome, Setup
 from heterosis.evolve.workers.timeouts import TimeLimit
 from heterosis.evolve.workers.worker import Worker
+from heterosis.merge.methods import check_importable
 from heterosis.merge.statistics.reductions import Reductions, node_folder
 from heterosis.words import first_line
 
@@ -66,6 +67,7 @@ class RayPool:
         timeout: float | None = None,
         worker: type[Worker] = Worker,
     ) -> None:
+        check_importable(setup.methods)
         self._limit = TimeLimit(setup.split.size("search"), timeout)
         self._started = not ray.is_initialized()
         if self._started:
@@ -211,6 +213,7 @@ def probed_batch_size(setup: Setup, recipe: str, *, address: str | None = None) 
     Raises:
         InputError: If not even one request fits, or the recipe cannot be scored.
     """
+    check_importable(setup.methods)
     started = not ray.is_initialized()
     if started:
         _start(address, 1, setup)

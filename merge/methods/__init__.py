@@ -30,12 +30,14 @@ from heterosis.merge.methods.base import (
     Program,
     Uniform,
     Within,
+    check_importable,
     get_method,
     import_own,
     load_methods,
     merge_method,
     methods,
     own_modules,
+    unknown_method,
 )
 
 __all__ = [
@@ -52,6 +54,7 @@ __all__ = [
     "Program",
     "Uniform",
     "Within",
+    "check_importable",
     "formula",
     "get_method",
     "import_own",
@@ -63,5 +66,6 @@ __all__ = [
     "random_formula",
     "random_row_formula",
     "row_quantity",
+    "unknown_method",
     "wide_formula",
 ]

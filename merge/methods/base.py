@@ -22,7 +22,9 @@ Every module of this package is imported on first use of the registry, so a new 
 import importlib
 import inspect
 import pkgutil
+import sys
 import typing
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -33,6 +35,9 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args
 from heterosis.errors import InputError, collecting, did_you_mean, within
 from heterosis.merge.formulas import Bound
 from heterosis.words import first_line
+
+MEND = "mend it, or move it elsewhere"
+OWN = "or one of your own, with --import MODULE"
 
 PerInput: TypeAlias = tuple[float, ...]
 BaseRole: TypeAlias = Literal["required", "optional", "input", "ignored"]
@@ -308,31 +313,43 @@ def _parameter(p: inspect.Parameter, hint: Any, limits: list[Any]) -> Parameter:
 
 
 def import_own(module: str) -> None:
-    """Import a module of the user's, which registers its methods.
+    """Import a module of the user's, which registers its methods; warn of one that has none.
 
     Raises:
         InputError: If it cannot be imported.
     """
-    if not module or module.endswith(".py"):
-        remedy = f"write {Path(module).stem}" if module else "write one after it"
+    if module.endswith(".py") or not all(part.isidentifier() for part in module.split(".")):
+        meant = ".".join(Path(module.removesuffix(".py")).parts)
+        remedy = f"write {meant}" if all(map(str.isidentifier, meant.split("."))) else "write one after it"
         raise InputError(f"--import: must be a module's name, but got {module!r}; {remedy}")
+    before = set(methods())
     _import(module, f"--import: {module}", "start in its folder, or name that in PYTHONPATH")
+    places = (method.function.__module__ for method in methods().values())
+    if before == set(methods()) and not any(f"{place}.".startswith(f"{module}.") for place in places):
+        file = getattr(sys.modules[module], "__file__", None) or "it has no file"
+        warnings.warn(f"--import: {module} registers no merge method ({file})", stacklevel=2)
 
 
 def own_modules(names: Iterable[str]) -> dict[str, str]:
-    """The modules of those methods that are not this package's, which other processes have to import.
+    """The modules of those methods that are not this package's, which other processes have to import."""
+    modules = {name: get_method(name).function.__module__ for name in names}
+    return {name: module for name, module in modules.items() if not module.startswith(f"{__package__}.")}
+
+
+def check_importable(modules: Mapping[str, str]) -> None:
+    """Refuse methods that other processes could not import.
+
+    Args:
+        modules: As of `own_modules`.
 
     Raises:
-        InputError: If one is in a script or a notebook, which nobody can import.
+        InputError: If one is in a script or a notebook.
     """
-    modules = {name: get_method(name).function.__module__ for name in names}
-    own = {name: module for name, module in modules.items() if not module.startswith(f"{__package__}.")}
-    if lost := [name for name, module in own.items() if module == "__main__"]:
+    if lost := [name for name, module in modules.items() if module == "__main__"]:
         raise InputError(
             f"merge_method: {lost[0]!r} must be in a module that workers can import, but is in a script or a "
             "notebook; move it into a file of its own beside that, and import it"
         )
-    return own
 
 
 def load_methods(modules: Mapping[str, str]) -> None:
@@ -347,14 +364,15 @@ def load_methods(modules: Mapping[str, str]) -> None:
         get_method(name)
 
 
-def _import(module: str, place: str, remedy: str) -> None:
+def _import(module: str, place: str, remedy: str = "") -> None:
     try:
         importlib.import_module(module)
     except InputError:  # of a method, which says where
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         cause = f"{type(error).__name__}: {first_line(error)}"
-        raise InputError(f"{place}: must be importable, but got {cause}; {remedy}") from error
+        missing = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
+        raise InputError(f"{place}: must be importable, but got {cause}; {remedy if missing else MEND}") from error
 
 
 @cache
@@ -363,13 +381,19 @@ def _discover() -> None:
     for folder in map(Path, package.__path__):
         for module in pkgutil.iter_modules([str(folder)]):
             place = str(folder / f"{module.name}.py")
-            _import(f"{__package__}.{module.name}", place, "mend it, or move it elsewhere")
+            _import(f"{__package__}.{module.name}", place)
 
 
 def methods() -> Mapping[str, Method]:
     """All methods by name."""
     _discover()
     return MappingProxyType(dict(sorted(_METHODS.items())))
+
+
+def unknown_method(name: str) -> str:
+    """What is wrong with a name that no method has."""
+    nearest = did_you_mean(name, methods())
+    return f"unknown method {name!r}{nearest}" + ("" if "did you mean" in nearest else f"; {OWN}")
 
 
 def get_method(name: str) -> Method:
@@ -380,5 +404,5 @@ def get_method(name: str) -> Method:
     """
     registry = methods()
     if name not in registry:
-        raise InputError(f"merge_method: unknown method {name!r}{did_you_mean(name, registry)}")
+        raise InputError(f"merge_method: {unknown_method(name)}")
     return registry[name]

@@ -10,14 +10,14 @@ from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
 from heterosis.errors import InputError, collecting
+from heterosis.merge.files import expanded, read_json, refuse_links_out
 from heterosis.merge.models import lora
 from heterosis.merge.models.fetching import HUB_ID, fetch
-from heterosis.merge.files import expanded, read_json, refuse_links_out
 from heterosis.merge.models.quantised import refuse_config, refuse_gguf, refuse_tensors
-from heterosis.merge.recipe.reference import ModelRef
 from heterosis.merge.models.sources import TensorSource
 from heterosis.merge.models.tokenizer import ModelTokenizer, tokenizer_files
 from heterosis.merge.models.weights import Weights, open_weights
+from heterosis.merge.recipe.reference import ModelRef
 
 # What a file of weights without a model folder may be called.
 WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from heterosis.merge.recipe.reference import ModelRef
 from heterosis.merge.models.sources import Model, TensorSource
 from heterosis.merge.models.tokenizer import ModelTokenizer
+from heterosis.merge.recipe.reference import ModelRef
 
 # Modules that do nothing but hold the model: a headless class saves its tensors without them.
 _WRAPPERS = (

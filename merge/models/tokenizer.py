@@ -1,22 +1,19 @@
-"""A model's tokenizer: the files of its folder, to which tokens can be appended, and another chat template given."""
+"""A model's tokenizer: the files of its folder, perhaps with more tokens or another chat template."""
 
 import json
 import os
 import shutil
 import tempfile
-import warnings
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
-from filecmp import cmp
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from heterosis.errors import InputError, within
-from heterosis.merge.models.chat_template import CHAT_TEMPLATE_FILE, folder_template
+from heterosis.errors import InputError
 from heterosis.merge.files import read_json
-from heterosis.merge.models.layout import embedding_rows
+from heterosis.merge.models.chat_template import CHAT_TEMPLATE_FILE, folder_template
 from heterosis.words import first_line
 
 _PREFIXES = ("tokenizer", "special_tokens", "added_tokens", "chat_template", "vocab.", "merges.", "sentencepiece.")

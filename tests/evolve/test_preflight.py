@@ -320,7 +320,7 @@ class TestSizesOfWorkers:
         self, config: Any, asked: dict[str, Any], found: tuple[int, int, float]
     ) -> None:
         checked = preflight(config(**asked))
-        setup = resources.worker_setup(checked, checked.split, "cpu", Path("run"))
+        setup = resources.worker_setup(checked, [], checked.split, "cpu", Path("run"))
         assert (*resources.workers_and_threads(checked.config), setup.cpus) == found
         assert setup.gpus == 0
         assert len(setup.models) == 3
@@ -328,7 +328,7 @@ class TestSizesOfWorkers:
     @pytest.mark.parametrize(("asked", "gpus"), [({}, 1.0), ({"gpus_per_worker": 0.25}, 0.25)])
     def test_of_gpus(self, config: Any, asked: dict[str, Any], gpus: float) -> None:
         checked = preflight(config(**asked))
-        assert resources.worker_setup(checked, checked.split, "cuda", Path("run")).gpus == gpus
+        assert resources.worker_setup(checked, [], checked.split, "cuda", Path("run")).gpus == gpus
 
     def test_have_modules_of_methods_of_the_config_and_of_what_a_search_starts_from(
         self, config: Any, toy_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -345,7 +345,7 @@ class TestSizesOfWorkers:
         recipe = {"merge_method": "yours", "models": models, "dtype": "bfloat16"}
         Path(tmp_path, "warm.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
         checked = preflight(config(genome={"merge_method": "mine"}, warm_start=str(tmp_path / "warm.yaml")))
-        setup = resources.worker_setup(checked, checked.split, "cpu", Path("run"))
+        setup = resources.worker_setup(checked, checked.baselines(), checked.split, "cpu", Path("run"))
         assert setup.methods == {"mine": "mine_module", "yours": "yours_module"}
 
     @pytest.mark.parametrize(

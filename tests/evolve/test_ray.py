@@ -190,11 +190,12 @@ def mymix(*, weight: PerInput) -> Program:
 def test_a_method_of_ones_own_is_there_in_workers(
     toy_config: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A module in the folder where the search is started, as Python finds it when it is called there."""
+    """A module in the folder where the search is started, as Python finds it when called there: a checkout, here."""
     monkeypatch.setattr(base, "_METHODS", {**methods()})
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     Path("mymix.py").write_text(METHOD)
+    Path("evaluate").symlink_to(Path(__file__).parents[2] / "evaluate")
     importlib.import_module("mymix")
     config = toy_config({"merge_method": "mymix"}, trials=6, workers=1)
     summary = search(EvolveConfig.parse(yaml.safe_dump(config)), "run")
