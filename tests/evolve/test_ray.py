@@ -190,7 +190,7 @@ def mymix(*, weight: PerInput) -> Program:
 def test_a_method_of_ones_own_is_there_in_workers(
     toy_config: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A module in the folder where the search is started, as Python finds it when called there: a checkout, here."""
+    """A module in the folder where the search is started, a checkout, as Python finds it when called there."""
     monkeypatch.setattr(base, "_METHODS", {**methods()})
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
