@@ -57,7 +57,7 @@ def _main(
     ] = False,
     modules: Annotated[
         list[str] | None,
-        typer.Option("--import", metavar="MODULE", help="Has a merge method of yours. May stand anywhere."),
+        typer.Option("--import", metavar="MODULE", help="A module with your method. May stand anywhere."),
     ] = None,
 ) -> None:
     """Search for merge recipes whose models outperform both parents, and run them."""
