@@ -73,7 +73,8 @@ def _hide_shadowing_folders() -> None:
     and lm-eval imports the package when a metric asks for it. Modules of one's own may lie there as well.
     """
     mine = Path(__file__).resolve().parent
-    sys.path.sort(key=lambda path: (Path(path) / "evaluate").resolve() == mine)
+    # Not sorted in place, while other threads that import would find it empty.
+    sys.path[:] = sorted(sys.path, key=lambda path: (Path(path) / "evaluate").resolve() == mine)
 
 
 _hide_shadowing_folders()

@@ -34,8 +34,9 @@ def discovery(summary: Summary, trial: Trial, config: EvolveConfig) -> Discovery
     """How a trial's recipe was found; of the champion of a finished run also how it was validated."""
     trials, champion = summary["trials"], summary["champion"]
     baselines = {**summary["parents"], **summary["baselines"]}
-    validated = summary["status"] == "finished" and champion is not None and champion["trial"] == trial.number
-    mine = champion["holdout"] if champion is not None and validated else None
+    own = champion if champion is not None and champion["trial"] == trial.number else None
+    validated = own if summary["status"] == "finished" else None
+    mine = validated["holdout"] if validated else None
     held_out = {name: r["holdout"] for name, r in baselines.items() if r["holdout"] is not None}
     held_out.pop(trial.ask.name, None)
     reused = summary["documents"]["holdout_reused"]

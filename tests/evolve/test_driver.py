@@ -114,25 +114,24 @@ def test_a_budget_of_documents_decides_like_that_of_trials(config_of: Any) -> No
         preflight(config_of(max_documents=139))
 
 
-def keys_that_its_type_lacks(value: Any, kind: Any, place: str = "") -> list[str]:
+def places_unlike(value: Any, kind: Any, place: str = "") -> list[str]:
     """Places where a JSON value has other keys than its TypedDict says, or another kind of value."""
     of, inner = get_origin(kind), get_args(kind)
     if is_typeddict(kind):
         known = get_type_hints(kind)
         wrong = [f"{place}.{key}" for key in value.keys() ^ known.keys()]
         both = value.keys() & known.keys()
-        return wrong + [x for key in both for x in keys_that_its_type_lacks(value[key], known[key], key)]
+        return wrong + [x for key in both for x in places_unlike(value[key], known[key], key)]
     if of in (list, dict):
         entries = value.values() if of is dict else value
-        return [x for entry in entries for x in keys_that_its_type_lacks(entry, inner[-1], place)]
+        return [x for entry in entries for x in places_unlike(entry, inner[-1], place)]
     if of is Literal:
         return [] if value in inner else [place]
     if of is UnionType:
-        fits = [keys_that_its_type_lacks(value, k, place) for k in inner if (value is None) == (k is type(None))]
+        fits = [places_unlike(value, k, place) for k in inner if (value is None) == (k is type(None))]
         return fits[0] if fits else [place]
-    return (
-        [] if kind in (Any, type(None)) or isinstance(value, (int, float) if kind is float else kind) else [place]
-    )
+    fitting = kind in (Any, type(None)) or isinstance(value, (int, float) if kind is float else kind)
+    return [] if fitting else [place]
 
 
 def test_a_run_leaves_what_the_design_says(run: Any, pools: Any, tmp_path: Path) -> None:
@@ -152,7 +151,7 @@ def test_a_run_leaves_what_the_design_says(run: Any, pools: Any, tmp_path: Path)
     assert summary == json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "finished"
     assert summary["trials"] == {"complete": 24, "pruned": 0, "failed": 0, "budget": 24}
-    assert keys_that_its_type_lacks(summary, Summary) == []
+    assert places_unlike(summary, Summary) == []
     assert summary["parents"].keys() == {"ann", "bob"}
     assert summary["baselines"].keys() == {"uniform"}
     for result in (*summary["parents"].values(), *summary["baselines"].values()):
