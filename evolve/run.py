@@ -77,7 +77,7 @@ class Run:
             split = checked.split
         state = RunState.begin(path)
         baselines = _baselines(checked, state)
-        state.provenance = checked.provenance()
+        state.provenance = checked.provenance(baselines)
         state.control_points, state.layers = checked.control_points, checked.space.depth.n_layers
         state.holdout_reused |= checked.held_out_seen
         _check_environment(folder, state, environment(checked, state, device))

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from heterosis.evolve import session
 from heterosis.evolve.record.summary_file import read_summary
+from heterosis.merge import Recipe
 from heterosis.merge.methods import Within, base, get_method, methods
 
 from .inline_pool import InlinePool
@@ -73,6 +74,13 @@ def test_it_merges_and_searches(
         torch.testing.assert_close(merged.double(), expected, rtol=1e-5, atol=1e-6)
     summary = read_summary(Path("runs/equalised"))
     assert (summary["status"], summary["failures"]) == ("finished", {})
+    best = Path("runs/equalised/best.yaml").read_text(encoding="utf-8")
+    assert "# Run it with: heterosis merge THIS_FILE OUT --import equalised\n" in best
+    assert Recipe.parse(best).heterosis["methods"] == {"equalised": "equalised"}
+    page = Path("runs/equalised/report.html").read_text(encoding="utf-8")
+    assert "heterosis merge runs/equalised/best.yaml merged-equalised --import equalised" in page
+    card = Path("merged-model/README.md").read_text(encoding="utf-8")
+    assert "\nheterosis merge recipe.yaml OUT --import equalised\n" in card
 
 
 def test_commands_know_it_as_the_page_calls_them(recipe: str) -> None:

@@ -10,6 +10,7 @@ import yaml
 from heterosis.errors import InputError
 from heterosis.evaluate.splits import Sizes, split_documents
 from heterosis.evolve.config import EvolveConfig
+from heterosis.merge.recipe.command import import_options
 from heterosis.merge.recipe.reference import ModelRef
 from heterosis.words import count
 
@@ -183,7 +184,8 @@ def _lines(data: Mapping[str, Any], checked: "Preflight", found: "Compatibility"
     layers = ", ".join(str(count) for count in facts.layers.values())
     yield f"# A search for the best merge of {' and '.join(config.genome.model_names)}. Begin with"
     yield "#"
-    commands = (f"heterosis inspect {name}", f"heterosis evolve {name} --run-dir runs/first")
+    more = "".join(f" {option}" for option in import_options(checked.own_methods([]).values()))
+    commands = (f"heterosis inspect {name}{more}", f"heterosis evolve {name} --run-dir runs/first{more}")
     tells = ("what it takes: memory, disk, time", "the search; the same command continues it")
     yield from (f"#   {command:{len(commands[1])}}  {text}" for command, text in zip(commands, tells, strict=True))
     yield "#"

@@ -3,7 +3,7 @@
 ``heterosis evolve`` begins with it, and ``heterosis inspect`` shows it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from heterosis.errors import InputError, collecting, did_you_mean
@@ -21,7 +21,7 @@ from heterosis.evolve.space.space import SearchSpace, control_points_of, stages_
 from heterosis.evolve.warm_start import seen_before, warm_starts
 from heterosis.evolve.workers.worker import task_set
 from heterosis.merge import Checkpoint, MergePlan, ModelRef, Recipe, build_plan, open_checkpoint
-from heterosis.merge.methods import methods
+from heterosis.merge.methods import methods, own_modules
 from heterosis.merge.models.checkpoint import OpenModels, open_all
 from heterosis.merge.models.layout import main_stack, stack_sizes
 
@@ -101,14 +101,23 @@ class Preflight:
         points = tuple(stage.depth.points for stage in self.stages)
         return None if None in points or self.config.genome.smooth else tuple(n for n in points if n is not None)
 
-    def provenance(self) -> dict[str, object]:
-        """What makes a recipe complete beside its own keys: content hashes and revisions of the models."""
+    def own_methods(self, baselines: Iterable[Baseline]) -> dict[str, str]:
+        """The modules of all methods that the search may merge by and that are not heterosis' own."""
+        given = [recipe for first in baselines for recipe in (first.recipe, *first.recipe.stages)]
+        return own_modules({*self.config.genome.methods, *(recipe.merge_method for recipe in given)})
+
+    def provenance(self, baselines: Iterable[Baseline]) -> dict[str, object]:
+        """What makes a recipe complete beside its own keys.
+
+        They are content hashes and revisions of the models, and the modules of `own_methods`.
+        """
         models = {}
         for ref, checkpoint in self.checkpoints.items():
             models[str(ref)] = {"sha256": checkpoint.contents.weights}
             if checkpoint.revision:
                 models[str(ref)]["revision"] = checkpoint.revision
-        return {"seed": self.config.seed, "models": models}
+        methods = self.own_methods(baselines)
+        return {"seed": self.config.seed, "models": models, **({"methods": methods} if methods else {})}
 
 
 def preflight(

@@ -20,7 +20,6 @@ from heterosis.evolve.workers.pool import Setup
 from heterosis.evolve.workers.worker import SILENCE, known_batch_size
 from heterosis.merge.files import nearest_existing
 from heterosis.merge.machine import available_cores
-from heterosis.merge.methods import own_modules
 from heterosis.words import size
 
 LIVE = 4  # bytes of a parameter in the live model, which computes in float32
@@ -130,7 +129,6 @@ def worker_setup(
     """What the workers of a run need to know, the batch size being one that was probed, or None."""
     config = checked.config
     threads = workers_and_threads(config)[1]
-    given = [recipe for first in baselines for recipe in (first.recipe, *first.recipe.stages)]
     return Setup(
         config,
         split,
@@ -144,7 +142,7 @@ def worker_setup(
         machine=this_machine(),
         silence=SILENCE,
         batch_size=batch_size or known_batch_size(config, device),
-        methods=own_modules({*config.genome.methods, *(recipe.merge_method for recipe in given)}),
+        methods=checked.own_methods(baselines),
     )
 
 

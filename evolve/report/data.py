@@ -174,6 +174,7 @@ class Report:
         duels: Against the best parent; None if there is nothing to compare yet, or the champion is that parent.
         shapes: The champion's recipe over depth, its stages first.
         recipe: The champion's recipe as YAML; empty before there is one.
+        modules: Of the merge methods that are not heterosis' own.
         importance: Which parameters mattered.
         stage: The stage of the search that this is about.
         front: Finalists of a run with several objectives.
@@ -192,6 +193,7 @@ class Report:
     duels: Duels | None
     shapes: tuple[Shape, ...]
     recipe: str
+    modules: tuple[str, ...]
     importance: Importance
     stage: int
     front: tuple[FrontPoint, ...]
@@ -278,6 +280,7 @@ def _gather(folder: Path, standing: Standing, known: Known, storage: str | None)
         duels=_duels(champion, best_parent, objective),
         shapes=shapes,
         recipe=recipe,
+        modules=tuple(state.provenance.get("methods", {}).values()),
         importance=importance(folder, state.study, ours, storage),
         stage=stage,
         front=_front(summary, trials, scores, objective, contenders),

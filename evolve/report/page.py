@@ -17,6 +17,7 @@ from heterosis.evolve.report.data import Report
 from heterosis.evolve.report.over_depth import depth_view
 from heterosis.evolve.report.words import PART_NAMES, edges, number, plural, signed
 from heterosis.evolve.results.summary import closing_table, gains_of
+from heterosis.merge.recipe.command import merge_command
 from heterosis.words import duration
 
 _MOST_BARS = 24
@@ -152,7 +153,7 @@ def _commands(report: Report) -> list[tuple[str, str]]:
     if isinstance(batch_size := report.summary["environment"]["batch_size"], int):
         evaluate += ["--batch-size", str(batch_size)]
     return [
-        ("Merge", shlex.join(["heterosis", "merge", str(report.folder / "best.yaml"), out])),
+        ("Merge", merge_command(str(report.folder / "best.yaml"), out, report.modules)),
         ("Evaluate", shlex.join(evaluate)),
         ("Publish", shlex.join(["heterosis", "push", out, f"YOUR-NAME/{report.name}"])),
     ]

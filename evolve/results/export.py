@@ -14,6 +14,7 @@ from heterosis.evolve.record.summary_file import Summary, read_summary
 from heterosis.evolve.record.trial import Trial
 from heterosis.merge import Recipe
 from heterosis.merge.files import write_text
+from heterosis.merge.recipe.command import merge_command
 from heterosis.merge.recipe.discovery import Discovery, HeldOut
 
 
@@ -26,7 +27,8 @@ def export_recipe(trial: Trial, provenance: Mapping[str, Any], found: Discovery,
     if trial.pruned:
         score = f"about {score}, of which it has met {trial.documents}"
     lines = [f"heterosis trial {trial.number}: {trial.ask.name}, {score}.", *note.splitlines()]
-    lines.append("Run it with: heterosis merge THIS_FILE OUT")
+    modules = recipe.heterosis.get("methods", {}).values()
+    lines.append(f"Run it with: {merge_command('THIS_FILE', 'OUT', modules)}")
     return "".join(f"# {line}\n" for line in lines) + recipe.to_yaml()
 
 

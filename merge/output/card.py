@@ -16,10 +16,11 @@ import yaml
 
 from heterosis.errors import InputError
 from heterosis.merge.files import open_ordinary
-from heterosis.merge.methods import get_method
+from heterosis.merge.methods import get_method, own_modules
 from heterosis.merge.models.checkpoint import Checkpoint
 from heterosis.merge.models.fetching import HUB_ID
 from heterosis.merge.plan import MergePlan
+from heterosis.merge.recipe.command import merge_command
 from heterosis.merge.recipe.discovery import found_by
 from heterosis.merge.recipe.recipe import Recipe
 from heterosis.merge.yaml_file import parse_mapping
@@ -384,7 +385,8 @@ def _again(recipe: Recipe, entries: list[_Entry]) -> Iterator[str]:
     versions = ", ".join(f"{name} {version(name)}" for name in ("heterosis", "torch", "transformers"))
     yield from ["## How to make it again", ""]
     yield f"Made with {versions}:"
-    yield from ["", "```sh", "heterosis merge recipe.yaml OUT", "```", ""]
+    own = own_modules(stage.merge_method for stage in (*recipe.stages, recipe))
+    yield from ["", "```sh", merge_command("recipe.yaml", "OUT", own.values()), "```", ""]
     local = [part.name for entry in entries for part in entry.parts if not part.on_hub]
     if local:
         names = ", ".join(dict.fromkeys(local))

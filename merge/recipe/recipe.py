@@ -46,9 +46,9 @@ __all__ = [
 DTYPE_NAMES = ("bfloat16", "float16", "float32", "float64")
 # Chat templates that a recipe may name; `heterosis.merge.models.chat_template` has them.
 CHAT_TEMPLATES = ("alpaca", "chatml", "exaone", "llama3", "mistral")
-# What stands under `heterosis`: the random seed, the hashes and commits of the models a search merged, and how it
-# found the recipe (`heterosis.merge.recipe.discovery`).
-_OWN_KEYS = ("seed", "models", "search")
+# What stands under `heterosis`: the random seed, the hashes and commits of the models a search merged, the modules
+# of merge methods of one's own, and how the search found the recipe (`heterosis.merge.recipe.discovery`).
+_OWN_KEYS = ("seed", "models", "methods", "search")
 
 
 # --- values -----------------------------------------------------------------------------------------------------
