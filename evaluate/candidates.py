@@ -24,13 +24,15 @@ class _Make(NamedTuple):
     """What a live model is made of. Recipes that are alike in this go into the same one."""
 
     config: dict[str, Any]
+    generation_config: dict[str, Any]
     folder: Path
     tokenizer: Hashable
     tensors: set[str]
 
     @classmethod
     def of(cls, plan: MergePlan) -> "_Make":
-        return cls(plan.config, plan.donor.folder, plan.tokenizer.identity, {op.name for op in plan.ops})
+        names = {op.name for op in plan.ops}
+        return cls(plan.config, plan.generation_config, plan.donor.folder, plan.tokenizer.identity, names)
 
     def shares_tokenizer(self, other: "_Make") -> bool:
         return (self.folder, self.tokenizer) == (other.folder, other.tokenizer)
@@ -79,6 +81,7 @@ class CandidateLoader:
             self._resident = self._sink = None
             self._resident = ResidentModel(
                 plan.config,
+                plan.generation_config,
                 plan.donor.folder,
                 tokenizer,
                 device=self._device,

@@ -39,6 +39,7 @@ class ResidentModel:
     def __init__(
         self,
         config: Mapping[str, Any],
+        generation_config: Mapping[str, Any],
         donor_folder: Path,
         tokenizer: Any,
         *,
@@ -49,7 +50,8 @@ class ResidentModel:
 
         Args:
             config: Of the merged model.
-            donor_folder: Where the generation config comes from.
+            generation_config: Likewise; empty for that of the architecture.
+            donor_folder: Which messages name.
             tokenizer: Of transformers.
             device: Where to compute, in float32.
             threads: For all of torch in this process; None leaves that as it is.
@@ -74,8 +76,8 @@ class ResidentModel:
         except ValueError as error:
             raise InputError(f"{donor_folder}/config.json: not a causal language model: {error}") from error
         model.tie_weights()
-        if (donor_folder / "generation_config.json").is_file():
-            model.generation_config = transformers.GenerationConfig.from_pretrained(donor_folder)
+        if generation_config:
+            model.generation_config = transformers.GenerationConfig.from_dict(dict(generation_config))
         self._adopt(model, tokenizer)
 
     @classmethod

@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 
+from heterosis.merge.files import read_json
 from heterosis.merge.methods import Method
 from heterosis.merge.models.sources import Model, TensorSource
 from heterosis.merge.models.tokenizer import ModelTokenizer
 from heterosis.merge.recipe.recipe import Recipe
 from heterosis.merge.recipe.reference import ModelRef
+
+GENERATION_CONFIG = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,15 @@ class MergePlan:
     def adapter_bytes(self) -> int:
         """Memory that adapters' factors take, beside the buffers, once they were read as float32."""
         return sum(checkpoint.resident_bytes for checkpoint in self.checkpoints.values())
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        """The output's generation_config.json, with its tokenizer's special tokens; empty where there is none."""
+        path = self.donor.folder / GENERATION_CONFIG
+        if not path.is_file():
+            return {}
+        of_tokenizer = self.tokenizer.folder != self.donor.folder
+        return read_json(path) | (self.tokenizer.ids_in(GENERATION_CONFIG) if of_tokenizer else {})
 
     @property
     def parameters(self) -> int:

@@ -5,14 +5,14 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from heterosis.merge.files import is_copied, read_json
+from heterosis.merge.files import is_copied
 from heterosis.merge.models.checkpoint import Checkpoint
 from heterosis.merge.models.tokenizer import is_tokenizer_file
 from heterosis.merge.output.card import model_card
-from heterosis.merge.plan import MergePlan
+from heterosis.merge.plan import GENERATION_CONFIG, MergePlan
 from heterosis.merge.recipe.recipe import Recipe
 
-_NOT_COPIED = {"config.json", "adapter_config.json", "README.md"}
+_NOT_COPIED = {"config.json", GENERATION_CONFIG, "adapter_config.json", "README.md"}
 
 
 def companion_files(folder: Path) -> list[Path]:
@@ -41,11 +41,8 @@ def write_companions(plan: MergePlan, recipe: Recipe, checkpoints: Collection[Ch
             if not is_tokenizer_file(path.name):
                 shutil.copyfile(path, folder / path.name)
         plan.tokenizer.write(folder)
-        generation = folder / "generation_config.json"
-        if generation.is_file() and plan.tokenizer.folder != plan.donor.folder:
-            ids = plan.tokenizer.ids_in(generation.name)
-            donated = read_json(generation)
-            generation.write_text(json.dumps(donated | ids, indent=2) + "\n", encoding="utf-8")
-        (folder / "config.json").write_text(json.dumps(plan.config, indent=2) + "\n", encoding="utf-8")
+        for name, settings in (("config.json", plan.config), (GENERATION_CONFIG, plan.generation_config)):
+            if settings:
+                (folder / name).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     (folder / "README.md").write_text(model_card(plan, recipe, checkpoints), encoding="utf-8")

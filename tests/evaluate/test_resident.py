@@ -29,7 +29,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 def resident_of(folder: Path) -> ResidentModel:
     tokenizer = ModelTokenizer.of_folder(folder).load()
-    return ResidentModel(json.loads((folder / "config.json").read_text()), folder, tokenizer)
+    config, generation = (
+        json.loads((folder / f"{name}.json").read_text()) for name in ("config", "generation_config")
+    )
+    return ResidentModel(config, generation, folder, tokenizer)
 
 
 def shapes_of(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
@@ -150,18 +153,18 @@ def test_the_donors_generation_config_is_used(save_model: Callable[..., Path]) -
 
 def test_compute_dtype_is_not_the_configs(save_model: Callable[..., Path]) -> None:
     config = json.loads((save_model() / "config.json").read_text()) | {"dtype": "bfloat16"}
-    resident = ResidentModel(config, save_model(), None)
+    resident = ResidentModel(config, {}, save_model(), None)
     assert {tensor.dtype for tensor in resident.parameters.values()} == {torch.float32}
 
 
 def test_unknown_architecture(llama: Path) -> None:
     with pytest.raises(InputError, match="model_type: 'lama' is unknown to transformers"):
-        ResidentModel({"model_type": "lama"}, llama, None)
+        ResidentModel({"model_type": "lama"}, {}, llama, None)
 
 
 def test_not_a_language_model(llama: Path) -> None:
     with pytest.raises(InputError, match="not a causal language model"):
-        ResidentModel({"model_type": "vit"}, llama, None)
+        ResidentModel({"model_type": "vit"}, {}, llama, None)
 
 
 def test_missing_tokenizer(llama: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from heterosis.evaluate import CandidateLoader
 from heterosis.evaluate.splits import Split
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.machine import this_machine
@@ -92,6 +94,19 @@ def test_scores_equal_those_of_the_merge_on_the_disk(
     assert result.scores.documents == plain_lm_eval(folder, toy_tasks)
     assert result.seconds.keys() == {"merge", "forward", "other"}
     assert all(seconds >= 0 for seconds in result.seconds.values())
+
+
+def test_it_stops_where_the_written_model_stops(recipe: Any, toy_models: dict[str, Path], tmp_path: Path) -> None:
+    """At the end token of the tokenizer's model, not of the base."""
+    import transformers
+
+    chat = shutil.copytree(toy_models["ann"], tmp_path / "chat")
+    path = chat / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": 21}))
+    made = Recipe.parse(yaml.safe_dump(yaml.safe_load(recipe()) | {"tokenizer_source": str(chat)}))
+    live = CandidateLoader().load(made).model.generation_config
+    written = transformers.GenerationConfig.from_pretrained(merge_models(made, tmp_path / "out"))
+    assert live.eos_token_id == written.eos_token_id == 21
 
 
 def test_answers_to_held_out_documents_are_kept(
