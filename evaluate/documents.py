@@ -134,6 +134,14 @@ def source_of(task: Any) -> Source:
     return Source(str(task.config.dataset_path or ""), kind, split, tuple(others))
 
 
+def examples_are_asked(task: Any) -> bool:
+    """Whether an lm-eval task takes few-shot examples from the documents that it asks."""
+    examples, source = task.fewshot_cfg, source_of(task)
+    if examples.split is not None:
+        return bool(examples.split == source.split)
+    return examples.samples is None and not source.others
+
+
 def definition_of(task: Any) -> dict[str, str]:
     """A hash of each key of a task's definition that decides how documents are asked and scored.
 

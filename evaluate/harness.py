@@ -286,6 +286,21 @@ class TaskSet:
             for name, loaded in self._tasks.items()
         }
 
+    def hold_back(self, split: Split) -> None:
+        """Take few-shot examples from search documents and unused ones, where a task takes them from all it asks.
+
+        With the answers of selection and held-out documents in its prompts, a search would learn these.
+
+        Raises:
+            InputError: If too few are left.
+        """
+        faults: list[str] = []
+        for name, loaded in self._tasks.items():
+            with collecting(faults):
+                loaded.hold_back([*split.selection[name], *split.holdout[name]])
+        if faults:
+            raise InputError(*faults)
+
     def build(
         self,
         documents: Split | Mapping[str, Iterable[int]],
@@ -298,7 +313,7 @@ class TaskSet:
         """Make the requests of these documents, in place of all made before.
 
         Args:
-            documents: A split (all its parts), or documents of each task.
+            documents: A split (all its parts, with examples as of `hold_back`), or documents of each task.
             lm: Whose chat template is applied; not needed without one.
             apply_chat_template: Ask in the form of a chat.
             fewshot_as_multiturn: In a chat, give few-shot examples as turns of their own.
@@ -306,6 +321,8 @@ class TaskSet:
         """
         assert lm is not None or not apply_chat_template, "a chat template needs its model"
         chat_template = lm.apply_chat_template if lm is not None and apply_chat_template else None
+        if isinstance(documents, Split):
+            self.hold_back(documents)
         chosen = documents.documents() if isinstance(documents, Split) else documents
         for loaded in self._tasks.values():
             loaded.requests = {}

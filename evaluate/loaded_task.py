@@ -3,7 +3,7 @@
 import copy
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 
 from heterosis.errors import InputError
 from heterosis.evaluate.answers import Answer, chosen
-from heterosis.evaluate.documents import Documents, describe, digest, fingerprint_of
+from heterosis.evaluate.documents import Documents, describe, digest, examples_are_asked, fingerprint_of, hash_of
 from heterosis.evaluate.scores import Metric, NonFiniteScore, TaskSpec
 
 
@@ -53,6 +53,21 @@ class LoadedTask:
         """The metric that was asked for."""
         assert self.spec.metric is not None
         return self.metrics[self.spec.metric]
+
+    def hold_back(self, indices: Iterable[int]) -> None:
+        """Leave documents out of the few-shot examples, if those are of the documents that are asked."""
+        wanted = self.task.config.num_fewshot or 0
+        if not wanted or not examples_are_asked(self.task):
+            return
+        held = {self.hashes[index] for index in indices}
+        left = [document for document in self.task.fewshot_docs() if hash_of(document) not in held]
+        most = max(0, len(left) - 1)  # without the document that is asked
+        if wanted > most:
+            raise InputError(
+                f"task '{self.spec.name}': num_fewshot: must be at most {most}, its documents not held back for "
+                f"selection and report, but got {wanted}; name others by fewshot_split"
+            )
+        self.task.sampler.replace_df(left)
 
     def build(
         self,

@@ -141,6 +141,7 @@ def preflight(
         objective = _objective(config, loaded)
         sizes = Sizes(config.documents.search, config.documents.selection, config.documents.holdout)
         split = split_documents(loaded.groups(), sizes, config.documents.seed, loaded.fingerprints())
+        loaded.hold_back(split)
         trials = _expected_trials(config, split)
     with collecting(faults):
         pinned, checkpoints = _opened(config)

@@ -205,6 +205,34 @@ def test_few_shot_examples_depend_on_the_document_and_the_seed_only(toys: Path) 
     assert prompts(other, list(range(12))) != together
 
 
+def test_no_prompt_of_a_search_answers_a_document_that_is_held_back(toys: Path) -> None:
+    """Where examples are of the documents that are asked."""
+    (toys / "toy_examples.yaml").write_text(
+        "task: toy_examples\ninclude: toy_generate.yaml\nfewshot_split: test\n"
+    )
+    task_set = TaskSet([TaskSpec("toy_examples", num_fewshot=3)], include_path=[toys])
+    split = split_documents(task_set.groups(), Sizes(search=8, selection=6, holdout=9), 0)
+    lm = FakeLM()
+    task_set.build(split, lm)
+
+    def asked(part: dict[str, list[int]]) -> list[list[str]]:
+        lm.asked.clear()
+        task_set.score(lm, part)
+        return [text.removesuffix("\nA:").split("Q: ")[1:] for text, _ in lm.asked]
+
+    held_back = {questions[-1] for part in (split.selection, split.holdout) for questions in asked(part)}
+    examples = {text.split("\nA:")[0] for *own, _ in asked(split.documents()) for text in own}
+    assert len(held_back) == 15
+    assert len(examples) > 8
+    assert not examples & held_back
+    count = task_set.documents("toy_examples").count
+    few = split_documents(task_set.groups(), Sizes(search=5, selection=20, holdout=count - 25), 0)
+    with pytest.raises(
+        InputError, match=r"^task 'toy_examples': num_fewshot: must be at most 4, its documents not"
+    ):
+        TaskSet([TaskSpec("toy_examples", num_fewshot=5)], include_path=[toys]).hold_back(few)
+
+
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_more_examples_than_there_are(toys: Path, split: str) -> None:
     """Of the documents that are asked, none is an example of itself."""
