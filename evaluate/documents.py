@@ -1,11 +1,14 @@
 """The documents of a task: what they are known by, and what they ask."""
 
+import ast
 import copy
+import inspect
 import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 from heterosis.errors import InputError, did_you_mean
@@ -145,11 +148,21 @@ def examples_are_asked(task: Any) -> bool:
 def definition_of(task: Any) -> dict[str, str]:
     """A hash of each key of a task's definition that decides how documents are asked and scored.
 
-    Functions are their sources; where they lie in memory does not count.
+    Functions are the files that they stand in, with the helpers and constants there; where they lie in memory does
+    not count.
     """
-    dumped = task.dump_config().items()
-    texts = {key: json.dumps(value, sort_keys=True, default=str) for key, value in dumped if key not in _WHERE}
-    return {key: digest(re.sub(r" at 0x[0-9a-f]+", "", text)).hex()[:12] for key, text in texts.items()}
+    dumped = {key: value for key, value in task.dump_config().items() if key not in _WHERE}
+    texts = {key: json.dumps(value, sort_keys=True, default=str) for key, value in dumped.items()}
+    files = {key: _file_of(getattr(task.config, key, None)) for key in dumped}
+    return {
+        key: digest(re.sub(r" at 0x[0-9a-f]+", "", text) + files[key]).hex()[:12] for key, text in texts.items()
+    }
+
+
+def _file_of(value: object) -> str:
+    """The code of the file that a function was written in, without comments; empty for others."""
+    path = Path(value.__code__.co_filename) if inspect.isfunction(value) else None
+    return ast.dump(ast.parse(path.read_bytes())) if path is not None and path.is_file() else ""
 
 
 def fingerprint_of(hashes: Iterable[str]) -> str:

@@ -46,7 +46,11 @@ def parameter_faults(method: Method, recipe: Recipe) -> Iterator[str]:
             if name in method.parameters:
                 parameter = method.parameters[name]
                 if owner is not None and not parameter.per_input:
-                    yield f"{where}.{name}: holds for the whole merge; write it under the slice or at top level"
+                    text = f"{where}.{name}: holds for the whole merge; write it under the slice or at top level"
+                    if parameter.required:
+                        yield text
+                    else:
+                        warnings.warn(f"{text}, as it has no effect here", stacklevel=2)
                 yield from (f"{where}.{fault}" for fault in _value_faults(parameter, setting))
                 for text in _idle_entries(name, setting):
                     warnings.warn(f"{where}.{text}", stacklevel=2)

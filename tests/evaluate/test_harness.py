@@ -495,6 +495,7 @@ def test_groups_and_fingerprints(tmp_path: Path, write_toys: Callable[..., Path]
         ("toy_generate.yaml", "generation_kwargs:", "description: Think.\ngeneration_kwargs:", "description"),
         ("_common", "{{question}}", "{{question}} ", "doc_to_text"),
         ("toy.py", "import", "# of another version\nimport", None),
+        ("toy.py", "import", "HELPS = 2\nimport", "process_results"),
     ],
 )
 def test_what_is_asked_is_in_the_fingerprint(

@@ -539,6 +539,15 @@ def test_a_parameter_of_another_method_warns(models: dict[str, str]) -> None:
     assert "density" not in ops[NORM].arguments
 
 
+def test_a_parameter_of_the_whole_merge_under_a_model_warns(models: dict[str, str]) -> None:
+    under = "{model: $b, parameters: {weight: 1, normalize: false}}"
+    with pytest.warns(
+        UserWarning, match=r"^models\[0\].parameters.normalize: holds for the whole merge; .* no effect"
+    ):
+        ops = ops_of(models, whole("ties", under, rest=", base_model: $a"))
+    assert ops[NORM].arguments["normalize"] is True
+
+
 # --- heads of slices --------------------------------------------------------------------------------------------
 
 
