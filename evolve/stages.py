@@ -53,7 +53,7 @@ class Stages:
         """Who proposes in a stage, as it was after the recorded asks and tells."""
         known = self._known(stage)
         if stage == len(self._spaces):
-            self._append_paths(known)
+            self._append_paths()
         optimizer = self._optimizer(stage, self._start(stage, known))
         for trial in self._told(stage, known):
             values = self._values(trial, stage)
@@ -69,10 +69,10 @@ class Stages:
             return []
         return [t for t in self._before(stage) if t.ask.kind == "search" or t.ask.name in self._points]
 
-    def _append_paths(self, known: Sequence[Trial]) -> None:
-        """Layer paths after parameters go through the best merge before."""
-        best = best_of(known)
-        assert best is not None, "the parents meet all documents"
+    def _append_paths(self) -> None:
+        """Layer paths after parameters go through the best merge before, be it a baseline."""
+        best = best_of(self._before(len(self._spaces)))
+        assert best is not None, "the uniform merge meets all documents"
         paths = self._checked.paths_after(Recipe.parse(best.ask.recipe, best.ask.name))
         assert paths is not None
         self._spaces.append(paths)
@@ -108,8 +108,8 @@ class Stages:
         return self._referee.judge("search").limits(scores) if self._referee.can_judge("search") else ()
 
     def _known(self, stage: int) -> list[Trial]:
-        """The results of points that a stage may start from: baselines that its space can express, then candidates
-        of the stage before.
+        """The results of points that a stage may start from: baselines that its space can express, and candidates
+        of the stages before.
 
         Only what was known when its first candidate was asked counts, so that a resumed run starts alike.
         """
@@ -118,7 +118,7 @@ class Stages:
             return [t for t in scored if t.ask.name in self._points]
         before = stage - 1
         candidates = [t for t in scored if t.complete and t.ask.kind == "search" and t.ask.stage == before]
-        return candidates or self._known(before)
+        return [*self._known(before), *candidates]
 
     def _before(self, stage: int) -> list[Trial]:
         """Candidates with a score when a stage's first candidate was asked, or now, in the order of asking."""
@@ -130,11 +130,14 @@ class Stages:
     def _start(self, stage: int, known: Sequence[Trial]) -> Vector:
         """The best point known, off the faces of the cube; a parent only if it is clearly better than uniform.
 
+        A search that is to begin at random does so.
+
         A baseline that is a sum drops nothing, which says nothing of how much a search had better drop.
         """
         space, best = self._spaces[stage], best_of(known)
         start = space.initial
-        if best is not None and (best.ask.kind != "parent" or self._is_clear(best, stage)):
+        at_random = stage == 0 and self._config.random_init
+        if best is not None and not at_random and (best.ask.kind != "parent" or self._is_clear(best, stage)):
             values = self._values(best, stage)
             if values is not None:
                 usual = best.ask.kind != "search" and self._drops_nothing(values, space)

@@ -1390,6 +1390,42 @@ class TestStages:
         assert summary["champion"]["trial"] >= 11
         assert len(list(yaml.safe_load_all((tmp_path / "run/best.yaml").read_text()))) == 2
 
+    @pytest.mark.parametrize("method", ["ties", "task_arithmetic"])
+    def test_layer_paths_go_through_a_baseline_that_no_candidate_beats(
+        self, run: Any, tmp_path: Path, method: str
+    ) -> None:
+        """Whether the space of parameters has it, or not."""
+
+        def judge(ask: Ask, part: str) -> float:
+            return {"parent": 0.3, "baseline": 0.45}.get(ask.kind, 0.42 if ask.stage == 0 else 0.6)
+
+        genome = {"layer_granularity": 0, "merge_method": method, "layer_paths": {"after": "parameters"}}
+        assert run(trials=16, genome=genome, judge=judge)["status"] == "finished"
+        asks = list(read_asks(tmp_path / "run"))
+        (uniform,) = (yaml.safe_load(a.recipe)["models"] for a in asks if a.name == "uniform")
+        later = [next(yaml.safe_load_all(a.recipe)) for a in asks if a.stage == 1]
+        assert len(later) > 2
+        weights = [[m["parameters"]["weight"] for m in models] for models in (uniform, later[0]["models"])]
+        assert weights == [[0.5, 0.5]] * 2
+
+    def test_a_later_stage_starts_from_a_baseline_that_no_candidate_beats(self, run: Any, tmp_path: Path) -> None:
+        def judge(ask: Ask, part: str) -> float:
+            return {"parent": 0.3, "baseline": 0.6}.get(ask.kind, 0.4)
+
+        genome = {"layer_granularity": None, "control_points": [1, 2]}
+        run(trials=18, genome=genome, judge=judge, optimizer={"name": "cma", "sigma0": 1e-3})
+        first = next(a for a in read_asks(tmp_path / "run") if a.stage == 1)
+        assert len(first.values) == 4
+        assert list(first.values.values()) == pytest.approx([0.5] * 4, abs=0.02)
+
+    def test_a_random_start_is_random(self, run: Any, tmp_path: Path) -> None:
+        firsts = []
+        for name, random in (("sensible", False), ("random", True)):
+            run(name, trials=5, random_init=random, optimizer={"name": "cma", "sigma0": 1e-3})
+            first = next(a for a in read_asks(tmp_path / name) if a.kind == "search")
+            firsts.append(list(first.values.values()))
+        assert max(abs(one - other) for one, other in zip(*firsts, strict=True)) > 0.1
+
 
 class TestWarmStart:
     def test_takes_the_best_of_a_run_and_a_recipe(self, run: Any, tmp_path: Path) -> None:
