@@ -16,7 +16,7 @@ import torch
 from heterosis.errors import InputError, did_you_mean, few, within
 from heterosis.merge.computing.stages import Stage
 from heterosis.merge.methods import Method, Parameter, get_method
-from heterosis.merge.methods.combine import COPY
+from heterosis.merge.methods.combine import is_copy
 from heterosis.merge.methods.random_mask import mask_key
 from heterosis.merge.models.checkpoint import open_all, open_checkpoint
 from heterosis.merge.models.layout import (
@@ -239,7 +239,7 @@ class _Planner:
             if not self.faults:  # the first tensor stands for all
                 self.faults.append(f"{name}: {error}")
             return None
-        if program == COPY and base is None and len(merged) == 1:
+        if base is None and len(merged) == 1 and is_copy(program):
             return TensorOp.copy_of(name, [merged[0].source], dtypes, [merged[0].ref])
         return TensorOp(
             name,

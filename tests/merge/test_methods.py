@@ -343,6 +343,21 @@ def test_what_is_no_program_is_told(registry: dict[str, Method], family: list[Pa
         build_plan(recipe_of_mine(family))
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_numbers_of_a_method_may_be_arrays(count: int, registry: dict[str, Method], family: list[Path]) -> None:
+    @merge_method("mine", paper="", base="ignored")
+    def fade(x: Statistics, *, weight: PerInput) -> Program:
+        length = x.shape[-1]
+        ramp = np.linspace(0.0, 1.0, length)
+        return Program(combine.bind(tuple(w * ramp for w in weight), row_length=length))
+
+    parents = [stored(folder) for folder in family[:count]]
+    for name, merged in run(recipe_of_mine(family[:count])).items():
+        total = sum(0.5 * parent[name].float() for parent in parents)
+        expected = total * torch.linspace(0.0, 1.0, merged.shape[-1])
+        torch.testing.assert_close(merged.float(), expected, rtol=1e-2, atol=1e-6)
+
+
 @formula
 def middle_of(i, x):  # type: ignore[no-untyped-def]
     return np.median(x)
