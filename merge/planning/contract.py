@@ -17,13 +17,12 @@ def input_faults(method: Method, slices: Sequence[Slice]) -> Iterator[str]:
     low, high = method.inputs
     for part in slices:
         refs = [x.ref for x in part.inputs]
-        if method.base in ("required", "input"):
-            if part.base is None:
-                yield f"base_model: {method.name} needs one; name the model that the others are compared to"
-                continue
-            if part.base not in refs:
-                yield f"{part.where}: {method.name} needs the base model {part.base} among the sources; list it"
-                continue
+        if part.base is None and method.base in ("required", "input"):
+            yield f"base_model: {method.name} needs one; name the model that the others are compared to"
+            continue
+        if part.base is not None and part.base not in refs and method.base != "ignored":
+            yield f"{part.where}: {method.name} needs the base model {part.base} among the sources; list it"
+            continue
         count = len(refs) - (method.takes_deltas and part.base in refs)
         only_base = method.base == "required" and count == 0 and low <= 1
         if not only_base and not low <= count <= (high if high is not None else count):

@@ -195,6 +195,22 @@ slices:
     assert bases == {name: "layers.2." in name or name == NORM for name in ops}
 
 
+def test_a_slice_takes_task_vectors_from_a_base_that_a_method_does_not_need(models: dict[str, str]) -> None:
+    text = """
+merge_method: nuslerp
+base_model: $base
+slices:
+  - sources:
+      - {model: $base, layer_range: [0, 3]}
+      - {model: $a, layer_range: [0, 3], parameters: {weight: 0.5}}
+      - {model: $b, layer_range: [0, 3], parameters: {weight: 0.5}}
+"""
+    ops = plan_of(models, text).ops
+    assert {(len(op.inputs), op.models[-1], op.base is None) for op in ops} == {
+        (2, ModelRef(models["base"]), False)
+    }
+
+
 def test_the_base_alone_is_copied(models: dict[str, str]) -> None:
     plan = plan_of(models, "{merge_method: ties, base_model: $base, models: [model: $base], dtype: float32}")
     assert all(op.method is None and op.base is None and len(op.inputs) == 1 for op in plan.ops)
@@ -395,6 +411,12 @@ RANGE = "{{merge_method: passthrough, slices: [sources: [{{model: $a, layer_rang
             + WEIGHT
             + "}",
             "slices[0]: ties needs the base model $b among the sources; list it",
+        ),
+        (
+            "{merge_method: multislerp, base_model: $b, slices: [sources: [{model: $a, layer_range: [0, 3]}]]"
+            + WEIGHT
+            + "}",
+            "slices[0]: multislerp needs the base model $b among the sources; list it",
         ),
         (
             whole("slerp", "model: $a", "model: $b", rest=", base_model: $base, parameters: {t: 1}"),
