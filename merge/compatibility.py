@@ -266,7 +266,7 @@ def _tensors(pair: str, first: Model, other: Model) -> Iterator[Difference]:
         if missing:
             text = f"{some(missing)} of {pair} only in {has.ref}"
             yield Difference("blocks", "tensors", text, "merge one architecture only")
-    rows = [embedding_rows(model.tensors) or 0 for model in (first, other)]
+    rows = [embedding_rows(model.tensors) for model in (first, other)]
     differing = []
     for name, source in first.tensors.items():
         twin = other.tensors.get(name)
@@ -280,7 +280,7 @@ def _tensors(pair: str, first: Model, other: Model) -> Iterator[Difference]:
 
 
 def _vocabulary(pair: str, first: Model, other: Model) -> Iterator[Difference]:
-    rows = [embedding_rows(model.tensors) or 0 for model in (first, other)]
+    rows = [embedding_rows(model.tensors) for model in (first, other)]
     if rows[0] and rows[1] and rows[0] != rows[1]:
         yield Difference(
             "asks",

@@ -187,8 +187,8 @@ def tied_to(name: str, names: Iterable[str]) -> str | None:
     return None
 
 
-def is_vocabulary(name: str, shape: Sequence[int], rows: int) -> bool:
-    """Whether a tensor has a row for each token: ``rows`` is the number of rows of the model's embedding."""
+def is_vocabulary(name: str, shape: Sequence[int], rows: int | None) -> bool:
+    """Whether a tensor has a row for each token: ``rows`` is what `embedding_rows` says of the model."""
     known = _EMBEDDING_NAMES + _HEAD_NAMES + _HEAD_BIAS_NAMES + _VOCABULARY_NAMES
     return _is_one_of(name, known) and len(shape) > 0 and shape[0] == rows
 

@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial, reduce
+from functools import cached_property, partial, reduce
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -173,7 +173,7 @@ class _Planner:
         for name, op in ops.items():
             if is_head(name) and op.shape[0] != embedding.shape[0]:
                 remedy = "their vocabularies differ: add tokenizer_source: union (or base, or a model)"
-                if any(self._differs(model, name) for model in self.checkpoints.values()):
+                if any(self._differs(ref, name) for ref in self.checkpoints):
                     if self.vocabulary is None:
                         continue
                     remedy = (
@@ -184,11 +184,10 @@ class _Planner:
                     f"{op.shape[0]}; {remedy}"
                 )
 
-    @staticmethod
-    def _differs(model: Model, head: str) -> bool:
+    def _differs(self, ref: ModelRef, head: str) -> bool:
         """Whether a model's own head has another number of rows than its embedding."""
-        source = model.tensors.get(head)
-        return source is not None and source.shape[0] != embedding_rows(model.tensors)
+        source = self.checkpoints[ref].tensors.get(head)
+        return source is not None and source.shape[0] != self._rows[ref]
 
     def _left_alone(self, donor: Model) -> Iterator[TensorOp]:
         """Copies of the donor's tensors that no module of the recipe holds."""
@@ -201,7 +200,7 @@ class _Planner:
             )
         for name in left:
             source = donor.tensors[name]
-            if self.vocabulary and is_vocabulary(name, source.shape, embedding_rows(donor.tensors) or 0):
+            if self.vocabulary and self._is_vocabulary(name, donor.ref, source):
                 source = self.vocabulary.align(donor.ref, name, {donor.ref: source})
             yield TensorOp.copy_of(name, [source], self._dtypes([source]), [donor.ref])
 
@@ -305,7 +304,7 @@ class _Planner:
         vocabulary = self.vocabulary
         if vocabulary is None:
             return held
-        if not all(self._is_vocabulary(x.name, x) for x in held):
+        if not all(self._is_vocabulary(x.name, x.ref, x.source) for x in held):
             if all(self._seems_vocabulary(x) for x in held):
                 warnings.warn(
                     f"{group.name}: has as many entries as the embedding rows; they keep their own order",
@@ -313,29 +312,33 @@ class _Planner:
                 )
             return held
         by_model = {x.ref: x.source for x in held}
-        others = dict(self._vocabularies(group.name, held))
+        others = dict(self._of_other_slices(group.name, held))
         align = partial(vocabulary.align, name=group.name, sources=by_model, base=group.part.base, others=others)
         return [replace(x, source=align(x.ref)) for x in held]
 
-    def _vocabularies(self, name: str, held: Sequence[_Held]) -> Iterator[tuple[ModelRef, TensorSource]]:
-        """The same tensor of the models that are not merged into this one: of other slices."""
+    def _of_other_slices(self, name: str, held: Sequence[_Held]) -> Iterator[tuple[ModelRef, TensorSource]]:
+        """The same tensor of the models that are not merged into this one."""
         refs, width = {x.ref for x in held}, held[0].source.shape[1:]
         for ref, model in self.checkpoints.items():
             source = model.tensors.get(name)
             if ref in refs or source is None or source.shape[1:] != width:
                 continue
-            if is_vocabulary(name, source.shape, embedding_rows(model.tensors) or 0):
+            if self._is_vocabulary(name, ref, source):
                 yield ref, source
 
-    def _is_vocabulary(self, name: str, x: _Held) -> bool:
-        """Whether a tensor of this name has a row for each of the model's tokens."""
-        return is_vocabulary(name, x.source.shape, embedding_rows(self.checkpoints[x.ref].tensors) or 0)
+    @cached_property
+    def _rows(self) -> dict[ModelRef, int | None]:
+        """How many rows every model's embedding has."""
+        return {ref: embedding_rows(model.tensors) for ref, model in self.checkpoints.items()}
+
+    def _is_vocabulary(self, name: str, ref: ModelRef, source: TensorSource) -> bool:
+        """Whether a model's tensor of this name has a row for each of its tokens."""
+        return is_vocabulary(name, source.shape, self._rows[ref])
 
     def _seems_vocabulary(self, x: _Held) -> bool:
         """Whether a tensor of another name may have an entry for each token: one vector, outside the layers."""
-        rows = embedding_rows(self.checkpoints[x.ref].tensors)
         outside = place_of(x.name) is None and not comes_first(x.name)
-        return outside and x.source.shape[-1:] == (rows,) and math.prod(x.source.shape[:-1]) == 1
+        return outside and x.source.shape[-1:] == (self._rows[x.ref],) and math.prod(x.source.shape[:-1]) == 1
 
     def _same_shape(self, name: str, held: Sequence[_Held]) -> bool:
         first = held[0]
@@ -344,7 +347,7 @@ class _Planner:
             return True
         remedy = "merge one architecture only"
         widths = {x.source.shape[1:] for x in held}
-        if len(widths) == 1 and self._is_vocabulary(name, first):
+        if len(widths) == 1 and self._is_vocabulary(name, first.ref, first.source):
             remedy = "their vocabularies differ: add tokenizer_source: union (or base, or a model)"
         elif all(self._seems_vocabulary(x) for x in held):
             remedy = "their vocabularies differ, and this cannot be put in another order; merge models of one"

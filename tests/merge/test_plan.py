@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from heterosis.errors import InputError
 from heterosis.merge.models.checkpoint import open_checkpoint
+from heterosis.merge.models.sources import TensorSource
 from heterosis.merge.plan import MergePlan, TensorOp
 from heterosis.merge.planning.planner import build_plan
 from heterosis.merge.recipe.recipe import Recipe
@@ -674,3 +675,24 @@ def test_a_filter_sees_the_names_of_its_own_model(models: dict[str, str]) -> Non
     # The deep model has a layer 4, the output has four layers.
     found = [str(w.message).split(":")[0] for w in caught if "no tensor" in str(w.message)]
     assert found == ["parameters.normalize[0].filter"]
+
+
+class Walked(dict[str, TensorSource]):
+    """Tensors that count how often somebody goes through their names."""
+
+    walks = 0
+
+    def __iter__(self) -> Iterator[str]:
+        self.walks += 1
+        return super().__iter__()
+
+
+def test_names_are_gone_through_as_often_however_many_there_are(models: dict[str, str]) -> None:
+    walks = []
+    for name in ("a", "deep"):
+        model = open_checkpoint(models[name])
+        model.tensors = walked = Walked(model.tensors)
+        text = f"{{merge_method: passthrough, models: [model: {models[name]}], tokenizer_source: union}}"
+        build_plan(Recipe.parse(text), {model.ref: model}.__getitem__)
+        walks.append(walked.walks)
+    assert walks[0] == walks[1]
