@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Hashable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from heterosis.merge import (
     merge_models,
 )
 from heterosis.merge.models.checkpoint import OpenModels
+from heterosis.merge.models.layout import OBSOLETE
 from heterosis.merge.models.names import aligned
 
 
@@ -88,17 +90,19 @@ class CandidateLoader:
                 threads=self._threads,
             )
             self._make = make
-        live = aligned((op.name for op in plan.ops), self._resident.parameters)
+        parameters = self._resident.parameters
+        live = aligned((op.name for op in plan.ops), parameters)
+        ops = [op for op in plan.ops if live[op.name] in parameters or not op.name.endswith(OBSOLETE)]
         try:
-            self._resident.check_names({live[op.name]: op.shape for op in plan.ops})
+            self._resident.check_names({live[op.name]: op.shape for op in ops})
         except ModelMismatch:
             self._resident = self._sink = None
             self._through_folders = make
             sweep()
             return self._load_from_folder(plan)
         if self._sink is None:
-            self._sink = ModelSink({own: self._resident.parameters[name] for own, name in live.items()})
-        execute(plan, self._sink, threads=self._threads, reductions=self._reductions)
+            self._sink = ModelSink({op.name: parameters[live[op.name]] for op in ops})
+        execute(replace(plan, ops=tuple(ops)), self._sink, threads=self._threads, reductions=self._reductions)
         return self._resident
 
     def _load_from_folder(self, plan: MergePlan) -> ResidentModel:

@@ -626,3 +626,18 @@ def test_a_live_model_takes_names_without_their_prefix(family: Family, tmp_path:
     live = loader.load(recipe)
     assert loader.load(recipe) is live
     assert_same_state(live.model, summed([load(folder, "gpt2").state_dict() for folder in (old, two)]))
+
+
+@pytest.mark.parametrize(
+    ("name", "buffer"),
+    [("llama", "model.layers.0.self_attn.rotary_emb.inv_freq"), ("gpt2", "transformer.h.0.attn.bias")],
+)
+def test_a_live_model_needs_no_buffers_that_it_does_not_read(
+    name: str, buffer: str, family: Family, tmp_path: Path
+) -> None:
+    plain = family(name)
+    old = [as_pickle(folder, tmp_path / folder.name, lambda s: s | {buffer: torch.ones(4)}) for folder in plain]
+    loader = CandidateLoader(threads=1)
+    live = loader.load(Recipe.model_validate(linear(*old[:2])))
+    assert loader.load(Recipe.model_validate(ties(*old))) is live
+    assert_same_state(live.model, CandidateLoader(threads=1).load(Recipe.model_validate(ties(*plain))).parameters)
