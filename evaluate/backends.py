@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from heterosis.evaluate.candidates import merged_folder
 from heterosis.evaluate.resident import PROMPT, checksum_of
-from heterosis.evaluate.room import held_folder, room_for, sweep
-from heterosis.merge import Recipe, Reductions, build_plan, merge_models
+from heterosis.evaluate.room import sweep
+from heterosis.merge import Recipe, Reductions, build_plan
 from heterosis.merge.models.checkpoint import OpenModels
 
 ANSWER = " 42"  # to the prompt
@@ -96,13 +97,10 @@ class BackendLoader:
         gc.collect()  # backends have cycles, and processes that end with their model
         torch.cuda.empty_cache()
         plan = build_plan(recipe, self.open, origin=origin)
-        with held_folder(room_for(plan.bytes_written)) as folder:
-            merged = merge_models(
-                recipe, folder / "merge", threads=self._threads, reductions=self._reductions, origin=origin
-            )
+        with merged_folder(plan, self.open, threads=self._threads, reductions=self._reductions) as folder:
             batch_size, max_length = self._asked
-            lm = load_lm(self._backend, self._args, merged, batch_size, max_length, self._device)
-            return BackendModel(lm, self._asked, checksum_of(_tensors(merged)))
+            lm = load_lm(self._backend, self._args, folder, batch_size, max_length, self._device)
+            return BackendModel(lm, self._asked, checksum_of(_tensors(folder)))
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,22 +1,16 @@
 """Put a merge plan into a live model: in place where possible, through a folder where not."""
 
 import json
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from heterosis.evaluate.resident import ModelMismatch, ResidentModel
 from heterosis.evaluate.room import held_folder, room_for, sweep
-from heterosis.merge import (
-    MergePlan,
-    ModelSink,
-    Recipe,
-    Reductions,
-    build_plan,
-    execute,
-    merge_models,
-)
+from heterosis.merge import MergePlan, ModelSink, Recipe, Reductions, build_plan, execute
+from heterosis.merge.api import write_merge
 from heterosis.merge.models.checkpoint import OpenModels
 from heterosis.merge.models.layout import OBSOLETE
 from heterosis.merge.models.names import aligned
@@ -107,11 +101,30 @@ class CandidateLoader:
 
     def _load_from_folder(self, plan: MergePlan) -> ResidentModel:
         """Through transformers' own loader, for models whose tensors it renames or fuses."""
-        with held_folder(room_for(plan.bytes_written)) as folder:
-            merged = merge_models(
-                plan.recipe, folder / "merge", threads=self._threads, reductions=self._reductions
-            )
-            return ResidentModel.from_folder(merged, device=self._device)
+        with merged_folder(plan, self.open, threads=self._threads, reductions=self._reductions) as folder:
+            return ResidentModel.from_folder(folder, device=self._device)
+
+
+@contextmanager
+def merged_folder(
+    plan: MergePlan, models: OpenModels, *, threads: int | None, reductions: Reductions | None
+) -> Iterator[Path]:
+    """The folder of a merge, which goes at the end.
+
+    Args:
+        plan: The merge.
+        models: Those that were opened for it, perhaps among others.
+        threads: Of the merge; None for one on each core.
+        reductions: What merges over the same models have in common.
+
+    Raises:
+        MergeError: If a merged tensor has NaN or infinity.
+        MemoryError: If there is no room for it.
+    """
+    with held_folder(room_for(plan.bytes_written)) as held:
+        folder = held / "merge"
+        write_merge(plan, plan.recipe, models.opened.values(), folder, threads=threads, reductions=reductions)
+        yield folder
 
 
 def copy_recipe(model: str) -> Recipe:

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -92,30 +92,65 @@ def merge_models(
         pinned = pin(plan.recipe, models.opened.values())
         if announce:
             announce(plan)
-        _check_disk(plan, target)
-        single = target.name if target.suffix == ".safetensors" else None
-        with published_folder(target, overwrite=overwrite, file=single) as partial:
-            limit = plan.bytes_written + 1 if single else shard_size
-            waiting = memory_limit // WAITING_SHARE
-            sink = SafetensorsSink(partial, plan.ops, limit, single or "model.safetensors", waiting)
-            with closing(sink):
-                execute(
-                    plan,
-                    sink,
-                    threads=threads,
-                    memory_limit=memory_limit,
-                    waiting=waiting,
-                    reductions=reductions,
-                )
-                sink.finish()
-            write_companions(plan, pinned, models.opened.values(), partial)
-            if verify:
-                from heterosis.merge.output.verification import (
-                    verify_folder,  # imports transformers, which is slow
-                )
-
-                verify_folder(partial, str(out))
+        write_merge(
+            plan,
+            pinned,
+            models.opened.values(),
+            target,
+            threads=threads,
+            memory_limit=memory_limit,
+            shard_size=shard_size,
+            overwrite=overwrite,
+            verify=str(out) if verify else None,
+            reductions=reductions,
+        )
     return out
+
+
+def write_merge(
+    plan: MergePlan,
+    recipe: Recipe,
+    checkpoints: Collection[Checkpoint],
+    out: Path,
+    *,
+    threads: int | None = None,
+    memory_limit: int = DEFAULT_MEMORY_LIMIT,
+    shard_size: int = DEFAULT_SHARD_SIZE,
+    overwrite: bool = False,
+    verify: str | None = None,
+    reductions: Reductions | None = None,
+) -> None:
+    """Execute a plan and write what `merge_models` writes.
+
+    Args:
+        plan: The plan.
+        recipe: Its recipe, as the output shall have it.
+        checkpoints: The models that were opened for it.
+        out: The folder or file to write.
+        threads: As of `merge_models`, as are all that are not described here.
+        verify: What messages call the result, if it is to be verified.
+    """
+    _check_disk(plan, out)
+    single = out.name if out.suffix == ".safetensors" else None
+    with published_folder(out, overwrite=overwrite, file=single) as partial:
+        limit = plan.bytes_written + 1 if single else shard_size
+        waiting = memory_limit // WAITING_SHARE
+        sink = SafetensorsSink(partial, plan.ops, limit, single or "model.safetensors", waiting)
+        with closing(sink):
+            execute(
+                plan,
+                sink,
+                threads=threads,
+                memory_limit=memory_limit,
+                waiting=waiting,
+                reductions=reductions,
+            )
+            sink.finish()
+        write_companions(plan, recipe, checkpoints, partial)
+        if verify is not None:
+            from heterosis.merge.output.verification import verify_folder  # imports transformers, which is slow
+
+            verify_folder(partial, verify)
 
 
 def _check_inputs(out: Path, models: Mapping[ModelRef, Checkpoint]) -> None:

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
 from heterosis.errors import InputError
-from heterosis.evaluate import BackendLoader, CandidateLoader, harness, room
-from heterosis.merge import MergeError, Recipe, Reductions
+from heterosis.evaluate import BackendLoader, CandidateLoader, ModelMismatch, ResidentModel, harness, room
+from heterosis.merge import Checkpoint, MergeError, ModelRef, Recipe, Reductions, open_checkpoint
+from heterosis.merge.models import checkpoint
 
 PROMPTS = ("the cat sat on", "two plus three is", "a dog")
 GIB = 2**30
@@ -111,6 +113,29 @@ def test_a_folder_is_there_while_it_is_loaded_and_the_model_before_is_gone(
         del model
     assert [len(folders) for folders in seen] == [1, 1]
     assert list(places[1].iterdir()) == []
+
+
+@pytest.mark.parametrize("make", [partial(BackendLoader, "hf", {}), CandidateLoader], ids=["backend", "live"])
+def test_models_are_opened_once_for_all_folders(
+    make: Callable[[], BackendLoader | CandidateLoader],
+    recipe: Callable[..., Recipe],
+    places: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def mismatch(*_: Any) -> None:
+        raise ModelMismatch("weight is not in the model")
+
+    def counted(ref: ModelRef, *arguments: Any) -> Checkpoint:
+        opened.append(ref)
+        return open_checkpoint(ref, *arguments)
+
+    opened: list[ModelRef] = []
+    monkeypatch.setattr(ResidentModel, "check_names", mismatch)
+    monkeypatch.setattr(checkpoint, "open_checkpoint", counted)
+    loader = make()
+    for weight in (0.2, 0.6):
+        loader.load(recipe(weight, 0.4))
+    assert opened == recipe().original_models()
 
 
 @pytest.mark.parametrize("fails", ["merge", "load"])
