@@ -30,10 +30,9 @@ def recipe_lines(report: "RecipeReport") -> Iterator[str]:
             yield f"everywhere: {_numbers(common)}"
         yield f"{plan.tensors} tensors, {count(plan.parameters)} parameters"
     last = report.plans[-1]
-    adapters = sum(plan.adapter_bytes for plan in report.plans)
     yield ""
-    yield f"reads {size(sum(plan.bytes_read for plan in report.plans))}, writes {size(last.bytes_written)}"
-    yield f"memory: {size(report.buffer_bytes)} for buffers at most, {size(adapters)} for adapters"
+    yield f"reads {size(last.bytes_read)}, writes {size(last.bytes_written)}"
+    yield f"memory: {size(report.buffer_bytes)} for buffers at most, {size(last.adapter_bytes)} for adapters"
     fits = "" if report.disk_bytes <= report.free_bytes else ": TOO LITTLE, choose another place"
     yield f"disk: {size(report.disk_bytes)} needed, {size(report.free_bytes)} free in {report.place}{fits}"
 

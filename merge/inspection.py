@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from heterosis.merge.computing.executor import DEFAULT_MEMORY_LIMIT
-from heterosis.merge.computing.stages import Stage
 from heterosis.merge.files import nearest_existing
 from heterosis.merge.models.checkpoint import OpenModels
 from heterosis.merge.models.layout import comes_first, place_of
-from heterosis.merge.models.names import RenamedModel
 from heterosis.merge.plan import MergePlan, TensorOp
 from heterosis.merge.planning.planner import build_plan
 from heterosis.merge.recipe.recipe import Recipe
@@ -55,9 +53,9 @@ class PlanSummary:
         rows: What happens to every tensor.
         tensors: How many there are.
         parameters: Their elements.
-        bytes_read: Of all inputs, stages' results among them, which are computed instead.
+        bytes_read: Of all inputs in files, those of the stages that it takes among them.
         bytes_written: Of the output.
-        adapter_bytes: Memory that adapters take beside the buffers.
+        adapter_bytes: Memory that adapters take beside the buffers, also those of stages.
     """
 
     name: str | None
@@ -117,7 +115,7 @@ def inspect_recipe(
         plan = build_plan(recipe, open_model, origin=origin)
         models = list(recipe.original_models())
         names = dict(zip(models, short_names(models), strict=True))
-        plans = tuple(_summary(each, names, full) for each in _with_stages(plan))
+        plans = tuple(_summary(each, names, full) for each in plan.with_stages())
     return RecipeReport(
         models={name: str(ref) for ref, name in names.items()},
         plans=plans,
@@ -140,21 +138,6 @@ def recorded_warnings() -> Iterator[list[str]]:
             yield noted
         finally:
             noted += dict.fromkeys(str(warning.message) for warning in caught)
-
-
-def _with_stages(plan: MergePlan) -> Iterator[MergePlan]:
-    """The plans of the stages that a plan uses, in the recipe's order, then itself."""
-    found: dict[str, MergePlan] = {}
-
-    def visit(one: MergePlan) -> None:
-        for model in one.checkpoints.values():
-            stage = model.model if isinstance(model, RenamedModel) else model
-            if isinstance(stage, Stage) and stage.ref.path not in found:
-                visit(stage.plan)
-                found[stage.ref.path] = stage.plan
-
-    visit(plan)
-    yield from (*found.values(), plan)
 
 
 def _summary(plan: MergePlan, names: Mapping[ModelRef, str], full: bool) -> PlanSummary:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -86,6 +86,7 @@ class MergePlan:
         donor: The model that gives config and companion files.
         checkpoints: Every model of the recipe, stages among them.
         tokenizer: The output's.
+        stages: How those of the models that are stages come about.
     """
 
     recipe: Recipe
@@ -94,6 +95,20 @@ class MergePlan:
     donor: Model
     checkpoints: Mapping[ModelRef, Model]
     tokenizer: ModelTokenizer
+    stages: Mapping[ModelRef, "MergePlan"] = field(default_factory=dict)
+
+    def with_stages(self) -> list["MergePlan"]:
+        """The plans of all stages that it takes, each after those that itself takes, and then this one."""
+        found: dict[int, MergePlan] = {}
+
+        def visit(plan: MergePlan) -> None:
+            for stage in plan.stages.values():
+                if id(stage) not in found:
+                    visit(stage)
+                    found[id(stage)] = stage
+
+        visit(self)
+        return [*found.values(), self]
 
     @property
     def bytes_written(self) -> int:
@@ -101,13 +116,25 @@ class MergePlan:
 
     @property
     def bytes_read(self) -> int:
-        """Bytes of all input tensors, each counted once for each operation that reads it."""
-        return sum(op.numel * source.dtype.itemsize for op in self.ops for source in op.sources)
+        """Bytes of all input tensors in files, stages' too, each counted once for each operation that reads it."""
+        return sum(
+            op.numel * source.dtype.itemsize
+            for plan in self.with_stages()
+            for op in plan.ops
+            for ref, source in zip(op.models, op.sources, strict=True)
+            if ref not in plan.stages
+        )
 
     @property
     def adapter_bytes(self) -> int:
         """Memory that adapters' factors take, beside the buffers, once they were read as float32."""
-        return sum(checkpoint.resident_bytes for checkpoint in self.checkpoints.values())
+        models = {
+            ref: model
+            for plan in self.with_stages()
+            for ref, model in plan.checkpoints.items()
+            if ref not in plan.stages
+        }
+        return sum(model.resident_bytes for model in models.values())
 
     @property
     def generation_config(self) -> dict[str, Any]:

@@ -86,9 +86,10 @@ def build_plan(
 def _build(recipe: Recipe, open_model: Callable[[ModelRef], Model], names: Names) -> MergePlan:
     method = get_method(recipe.merge_method)
     checkpoints = open_all(recipe.referenced_models(), open_model)
+    stages = {ref: model.plan for ref, model in checkpoints.items() if isinstance(model, Stage)}
     checkpoints = {ref: renamed(model, checkpoints[recipe.donor]) for ref, model in checkpoints.items()}
     tokenizer, vocabulary = output_tokenizer(recipe, checkpoints[recipe.donor], checkpoints, open_model)
-    return _Planner(recipe, checkpoints, method, names, tokenizer, vocabulary).plan()
+    return replace(_Planner(recipe, checkpoints, method, names, tokenizer, vocabulary).plan(), stages=stages)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from heterosis.merge.inspection import RecipeReport, inspect_recipe
 from heterosis.merge.models.checkpoint import Checkpoint
 from heterosis.merge.recipe.recipe import Recipe
 from heterosis.merge.recipe.reference import ModelRef, short_names
+from heterosis.words import size
 
 MakeLlama = Callable[..., Path]
 UP = "model.layers.{}.mlp.up_proj.weight"
@@ -110,8 +111,8 @@ def test_layers_of_other_models_are_told(family: dict[str, Path]) -> None:
     assert rows["model.norm.weight"].inputs == ("bob",)
 
 
-def test_stages_come_first(family: dict[str, Path]) -> None:
-    text = f"""
+def in_stages(family: dict[str, Path]) -> Recipe:
+    return Recipe.parse(f"""
 name: half
 merge_method: slerp
 base_model: {family["ann"]}
@@ -120,8 +121,11 @@ parameters: {{t: 0.5}}
 ---
 merge_method: linear
 models: [{{model: half, parameters: {{weight: 1}}}}, {{model: {family["base"]}, parameters: {{weight: 1}}}}]
-"""
-    report = inspect_recipe(Recipe.parse(text))
+""")
+
+
+def test_stages_come_first(family: dict[str, Path]) -> None:
+    report = inspect_recipe(in_stages(family))
     assert [(plan.name, plan.method) for plan in report.plans] == [("half", "slerp"), (None, "linear")]
     half, last = ({row.name: row for row in plan.rows} for plan in report.plans)
     assert half[UP.format("0-3")].inputs == ("ann", "bob")
@@ -129,6 +133,14 @@ models: [{{model: half, parameters: {{weight: 1}}}}, {{model: {family["base"]}, 
     assert set(report.models) == {"ann", "bob", "base"}
     lines = list(inspect_lines(report))
     assert "stage half, computed while it is read: slerp" in lines
+
+
+def test_what_a_stage_reads_is_read_and_what_it_gives_is_not(family: dict[str, Path]) -> None:
+    report = inspect_recipe(in_stages(family))
+    half, last = report.plans
+    assert (half.bytes_read, last.bytes_read) == (2 * report.disk_bytes, 3 * report.disk_bytes)
+    total = f"reads {size(last.bytes_read)}, writes {size(report.disk_bytes)}"
+    assert [line for line in inspect_lines(report) if line.startswith("reads")] == [total]
 
 
 def inspect_lines(report: RecipeReport) -> Any:

@@ -10,14 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from heterosis.errors import InputError
 from heterosis.merge.api import merge_models
-from heterosis.merge.models.checkpoint import open_checkpoint
-from heterosis.merge.recipe.recipe import Recipe
+from heterosis.merge.models.checkpoint import OpenModels, open_checkpoint
+from heterosis.merge.planning.planner import build_plan
+from heterosis.merge.recipe.recipe import ModelRef, Recipe
 
 MakeLlama = Callable[..., Path]
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
@@ -199,6 +201,17 @@ def test_bfloat16_and_pickled_adapters(llama: Path, tmp_path: Path) -> None:
         # Other dtypes are the float32 result, rounded once.
         assert torch.equal(read(source, torch.bfloat16), read(source).bfloat16())
         assert checkpoint.resident_bytes == 4 * sum(w.numel() for w in weights.values())
+
+
+def test_factors_take_memory_once_however_many_stages_read_them(llama: Path, tmp_path: Path) -> None:
+    make_adapter(llama, tmp_path / "adapter", target_modules=LINEAR)
+    adapted = f"{llama}+{tmp_path / 'adapter'}"
+    stages = [("one", [adapted, str(llama)]), ("two", ["one", str(llama)]), (None, ["one", "two", adapted])]
+    linear = {"merge_method": "linear", "parameters": {"weight": 1}}
+    documents = [{**linear, "name": name, "models": [{"model": m} for m in names]} for name, names in stages]
+    with OpenModels() as models:
+        plan = build_plan(Recipe.parse(yaml.safe_dump_all(documents)), models)
+        assert 0 < plan.adapter_bytes == models(ModelRef.parse(adapted)).resident_bytes
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
