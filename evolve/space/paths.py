@@ -24,7 +24,7 @@ from heterosis.evolve.space.dimensions import Dimension, Space, Value, check_val
 from heterosis.evolve.space.path_encodings import Encoding, Indicators, Path, Run, Segments, joined, limits, whole
 from heterosis.merge import Checkpoint, ModelRef, Recipe, build_plan
 from heterosis.merge.models.checkpoint import OpenModels
-from heterosis.merge.models.layout import OBSOLETE, embedding_name, main_stack, place_of
+from heterosis.merge.models.layout import OBSOLETE, embedding_name, layer_counts, main_stack, place_of
 from heterosis.merge.models.sources import Model
 
 # What the projections into the residual stream are called, attention's and the MLP's: together all that is added.
@@ -61,15 +61,14 @@ class Anatomy:
     def of(cls, shapes: Mapping[str, Sequence[int]], config: Mapping[str, Any]) -> "Anatomy":
         """That of a model with these tensors."""
         stack = main_stack(shapes, config)
-        layers, inside, outside = 0, {}, []
+        layers = layer_counts(shapes, config).get(stack or "", 0)
+        inside, outside = {}, []
         for name, shape in shapes.items():
             place = place_of(name)
-            if place is not None and place.stack == stack:
-                layers = max(layers, place.index + 1)
-                if not name.endswith(OBSOLETE):
-                    inside[place.rest] = tuple(shape)
-            else:
+            if place is None or place.stack != stack:
                 outside.append(name)
+            elif place.index < layers and not name.endswith(OBSOLETE):
+                inside[place.rest] = tuple(shape)
         embedding = tuple(shapes.get(embedding_name(shapes) or "", ()))
         settings = {key: config[key] for key in _OF_ALL_LAYERS if config.get(key) is not None}
         return cls(layers, inside, tuple(outside), embedding, settings)

@@ -1,7 +1,7 @@
 """Where a tensor sits in a model, read from its name: in which stack of layers, at which index, or outside."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,13 +120,31 @@ def layer_count_key(
 def main_stack(names: Iterable[str], config: Mapping[str, Any]) -> str | None:
     """The stack that slices speak of: the one as long as the config says, else the longest."""
     sizes = stack_sizes(names)
-    path = layer_count_key(config)
-    if path:
-        count = config[path[0]] if len(path) == 1 else config[path[0]][path[1]]
-        matching = [stack for stack, size in sizes.items() if size == count]
-        if len(matching) == 1:
-            return matching[0]
+    count = _layer_count(config, "")
+    matching = [stack for stack, size in sizes.items() if size == count]
+    if len(matching) == 1:
+        return matching[0]
     return max(sizes, key=lambda stack: sizes[stack], default=None)
+
+
+def layer_counts(names: Collection[str], config: Mapping[str, Any]) -> dict[str, int]:
+    """The number of layers of every stack, of the main one no more than the config counts.
+
+    What follows these predicts tokens after the next one.
+    """
+    sizes, main = stack_sizes(names), main_stack(names, config)
+    if main is not None and layer_count_key(config, main, sizes[main]) is None:
+        sizes[main] = min(sizes[main], _layer_count(config, main) or sizes[main])
+    return sizes
+
+
+def _layer_count(config: Mapping[str, Any], stack: str) -> int | None:
+    """How many layers the config counts in a stack; None if it does not."""
+    path = layer_count_key(config, stack)
+    if path is None:
+        return None
+    *outer, key = path
+    return int(config[outer[0]][key] if outer else config[key])
 
 
 def of_the_stack(names: Iterable[str]) -> set[str]:

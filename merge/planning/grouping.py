@@ -11,6 +11,7 @@ from heterosis.merge.models.layout import (
     comes_first,
     embedding_name,
     is_head,
+    layer_counts,
     main_stack,
     of_the_stack,
     place_of,
@@ -65,7 +66,8 @@ class Grouping:
         recipe: The recipe.
         checkpoints: Its models.
         faults: What was found wrong.
-        layers: Of every stack that slices build: the donor's number of layers, and what is taken from where.
+        layers: Of every stack that slices build: the donor's number of layers, and what is taken from where, as
+            far as configs count the layers.
     """
 
     recipe: Recipe
@@ -115,11 +117,21 @@ class Grouping:
             slices.append(Slice(tuple(inputs), base, (slice_.parameters, *levels), here))
         firsts = [part.inputs[0] for part in slices]
         if stack is not None:
-            taken = [(self.checkpoints[x.ref].config, x.start, x.stop) for x in firsts]
-            self.layers[stack] = (sizes[self.recipe.donor], taken)
+            counts = self.take(stack, [(x.ref, x.start, x.stop) for x in firsts])
             if all(x.start == x.stop for x in firsts):
                 self.faults.append(f"{where}slices: must take at least one layer, but all ranges are empty")
+            if not self.faults:
+                self.faults += _uncounted_faults(slices, counts)
         return slices, stack
+
+    def take(self, stack: str, ranges: Sequence[tuple[ModelRef, int, int]]) -> dict[ModelRef, int]:
+        """Note which layers are taken of which models, and return how many the config of each counts."""
+        refs = dict.fromkeys([self.recipe.donor, *(ref for ref, _, _ in ranges)])
+        models = {ref: self.checkpoints[ref] for ref in refs}
+        counts = {ref: layer_counts(model.tensors, model.config).get(stack, 0) for ref, model in models.items()}
+        taken = [(models[ref].config, min(i, counts[ref]), min(j, counts[ref])) for ref, i, j in ranges]
+        self.layers[stack] = (counts[self.recipe.donor], taken)
+        return counts
 
     def _tensors_of(self, ref: ModelRef, module: str | None) -> Mapping[str, TensorSource]:
         tensors = self.checkpoints[ref].tensors
@@ -163,6 +175,18 @@ class Grouping:
             for stack, size in stack_sizes(checkpoint.tensors).items():
                 sizes[stack] = max(size, sizes.get(stack, 0))
         return sizes
+
+
+def _uncounted_faults(slices: Sequence[Slice], counts: Mapping[ModelRef, int]) -> Iterator[str]:
+    """Layers that a config does not count but others follow: no config of the output tells them apart."""
+    taking = [part for part in slices if part.inputs[0].start < part.inputs[0].stop]
+    for part in taking[:-1]:
+        x = part.inputs[0]
+        if x.stop > counts[x.ref]:
+            yield (
+                f"{part.where}.sources[0].layer_range: must end at {counts[x.ref]}, the number of layers that the "
+                f"config of {x.ref} counts, where others follow, but got [{x.start}, {x.stop}]"
+            )
 
 
 def _warn_of_tied_heads(slices: Sequence[Slice]) -> None:

@@ -326,6 +326,15 @@ def test_models_whose_layers_run_under_other_settings_are_told() -> None:
         space(models=models)
 
 
+def test_layers_that_a_config_does_not_count_are_on_no_path() -> None:
+    model = shapes(4)
+    model.config["num_hidden_layers"] = 3
+    model.tensors["model.layers.3.eh_proj.weight"] = SimpleNamespace(shape=(8, 16))
+    for models in ({"m/a": model}, {"m/a": model, "m/b": shapes(3)}):
+        subject = space(models=models)
+        assert runs(subject.decode(subject.values(subject.initial))) == [("a", 0, 3, 1.0)]
+
+
 def test_the_section_is_written_out_and_read_again() -> None:
     config = config_of(["m/a", "m/b"], {"scale": {"low": 0.5, "high": 2, "log": True}, "embeddings": "m/b"})
     assert EvolveConfig.parse(config.to_yaml()) == config

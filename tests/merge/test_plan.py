@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -577,6 +578,34 @@ def test_a_parameter_of_the_whole_merge_under_a_model_warns(models: dict[str, st
 def stacked(*parts: tuple[str, int, int]) -> str:
     sources = [f"{{sources: [{{model: ${name}, layer_range: [{start}, {stop}]}}]}}" for name, start, stop in parts]
     return f"{{merge_method: passthrough, slices: [{', '.join(sources)}]}}"
+
+
+@pytest.mark.parametrize(
+    ("parts", "layers"),
+    [
+        ([("long", 0, 2), ("long", 1, 2)], 3),
+        ([("long", 0, 2), ("long", 1, 3)], 3),
+        ([("long", 0, 3)], 2),
+        ([("long", 1, 2), ("long", 2, 3), ("a", 3, 3)], 1),
+        ([("a", 0, 3), ("long", 0, 3)], 5),
+    ],
+)
+def test_layers_that_the_config_does_not_count_stay_uncounted(
+    models: dict[str, str], copy: Callable[..., str], parts: list[tuple[str, int, int]], layers: int
+) -> None:
+    """As those that predict tokens after the next one."""
+    long = copy("b", config={"num_hidden_layers": 2})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "slices: the head is tied")
+        assert plan_of({"long": long, **models}, stacked(*parts)).config["num_hidden_layers"] == layers
+
+
+def test_layers_that_the_config_does_not_count_come_last(models: dict[str, str], copy: Callable[..., str]) -> None:
+    long = {"long": copy("b", config={"num_hidden_layers": 2}), **models}
+    assert faults_of(long, stacked(("a", 0, 1), ("long", 0, 3), ("a", 1, 3))) == [
+        "slices[1].sources[0].layer_range: must end at 2, the number of layers that the config of $long counts, "
+        "where others follow, but got [0, 3]"
+    ]
 
 
 def test_a_tied_last_slice_gives_its_embedding_as_the_head_of_an_untied_output(models: dict[str, str]) -> None:
