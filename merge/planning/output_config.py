@@ -37,7 +37,7 @@ def output_config(
         donor: Its config.json.
         ops: The output's tensors by name.
         donor_has_head: Whether the donor has an output projection of its own.
-        layers: For every stack of layers that slices built: the donor's own number of layers, and what was taken.
+        layers: For every stack of layers that is not the donor's: its own number of layers, and what was taken.
         vocabulary_size: Rows of the embeddings, None where the vocabulary was left as it is.
         token_ids: Special tokens' ids, where the tokenizer is not the donor's.
     """
@@ -75,7 +75,7 @@ def _fix_layers(config: dict[str, Any], stack: str, count: int, taken: Taken) ->
     """Set the layer count, and let lists with an entry for each layer follow the layers that were taken."""
     path = layer_count_key(config, stack, count)
     if path is None:
-        warnings.warn(f"config.json has no layer count that could be set for the slices of {stack}", stacklevel=2)
+        warnings.warn(f"config.json has no layer count that could be set for {stack}", stacklevel=2)
         return
     *outer, key = path
     section = _section(config, outer)

@@ -6,7 +6,7 @@ shape, or when a parameter is missing or unknown, so that a plan that was built 
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial, reduce
 from typing import Any, Literal, TypeAlias, get_args
@@ -144,6 +144,8 @@ class _Planner:
         names = {ref: model.tensors for ref, model in self.checkpoints.items()}
         for text in unmatched_filters(self.recipe, self.method, names, ops):
             warnings.warn(text, stacklevel=2)
+        if self.names != "same":
+            self._note_depths(grouping, donor, ops)
         config = donor.config and output_config(
             donor.config,
             ops,
@@ -189,6 +191,17 @@ class _Planner:
         """Whether a model's own head has another number of rows than its embedding."""
         source = self.checkpoints[ref].tensors.get(head)
         return source is not None and source.shape[0] != self._rows[ref]
+
+    def _note_depths(self, grouping: Grouping, donor: Model, ops: Mapping[str, TensorOp]) -> None:
+        """Where a union is deeper than the donor, or an intersection less deep, have the config follow."""
+        sizes = {ref: stack_sizes(model.tensors) for ref, model in self.checkpoints.items()}
+        written = stack_sizes(ops)
+        for stack, own in sizes[donor.ref].items():
+            size = written.get(stack, 0)
+            if size != own and stack not in grouping.layers:
+                deep = next(ref for ref in sizes if sizes[ref].get(stack, 0) >= size)
+                shared = min(own, size)
+                grouping.take(stack, [(donor.ref, 0, shared), (deep, shared, size)])
 
     def _left_alone(self, donor: Model) -> Iterator[TensorOp]:
         """Copies of the donor's tensors that no module of the recipe holds."""

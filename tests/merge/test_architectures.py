@@ -579,7 +579,7 @@ def test_the_layer_count_that_is_set(config: dict[str, Any], stack: str, expecte
 
 
 def test_a_layer_count_that_is_nowhere_is_warned_of() -> None:
-    with pytest.warns(UserWarning, match="has no layer count that could be set for the slices of s"):
+    with pytest.warns(UserWarning, match="has no layer count that could be set for s"):
         output_config(
             {"hidden_size": 4},
             {},

@@ -5,7 +5,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -640,6 +640,39 @@ def test_a_union_of_strangers_is_refused(models: dict[str, str], tmp_path: Path)
     recipe = Recipe.parse(f"{{merge_method: linear, parameters: {{weight: 1}}, models: {listed}}}")
     with pytest.raises(InputError, match=r"w.safetensors: has no tensor in common with .*; nothing"):
         build_plan(recipe, names="union")
+
+
+@pytest.mark.parametrize(
+    ("names", "listed", "counted", "kinds"),
+    [
+        ("union", ("a", "deep"), 5, "aaadd"),
+        ("union", ("deep", "a"), 5, "ddddd"),
+        ("intersection", ("a", "deep"), 5, "aaa"),
+        ("intersection", ("deep", "a"), 5, "ddd"),
+        ("union", ("a", "deep"), 4, "aaad"),
+        ("union", ("a", "deep"), 3, "aaa"),
+        ("intersection", ("deep", "a"), 3, "ddd"),
+    ],
+)
+def test_the_config_counts_the_layers_of_a_union_or_an_intersection(
+    models: dict[str, str],
+    copy: Callable[..., str],
+    names: Literal["union", "intersection"],
+    listed: tuple[str, str],
+    counted: int,
+    kinds: str,
+) -> None:
+    """Also where the deeper model counts fewer than its five layers, since others predict further tokens."""
+    layers = {"a": 3, "deep": counted}
+    folders = {
+        name: copy(name, config={"num_hidden_layers": n, "layer_types": [name[0]] * n})
+        for name, n in layers.items()
+    }
+    entries = [{"model": folders[name]} for name in listed]
+    recipe = {"merge_method": "linear", "models": entries, "parameters": {"weight": 1}}
+    config = build_plan(Recipe.model_validate(recipe), names=names).config
+    assert config["num_hidden_layers"] == len(kinds)
+    assert config["layer_types"] == list(kinds)
 
 
 @pytest.mark.parametrize(("factor", "kept"), [(2, True), (1, False)])
