@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from heterosis.errors import InputError
+from heterosis.merge.computing.finite import is_finite
 from heterosis.merge.computing.input_blocks import STREAMING_BLOCK
 from heterosis.merge.kernels import Inputs
 from heterosis.merge.models.layout import place_of
@@ -69,7 +70,7 @@ def task_vector_distances(base: Model, models: Mapping[str, Model], *, threads: 
         threads: Tensors worked on at the same time; results do not depend on it.
 
     Raises:
-        InputError: If they have no tensor in common.
+        InputError: If they have no tensor in common, or NaN or infinity in one.
     """
     own = [renamed(model, base).tensors for model in models.values()]
     names, skipped = _common(base, own)
@@ -78,7 +79,11 @@ def task_vector_distances(base: Model, models: Mapping[str, Model], *, threads: 
     workspace = Workspace()
 
     def measure(name: str) -> Matrix:
-        return _gram([base.tensors[name], *(tensors[name] for tensors in own)], workspace)
+        sources = [base.tensors[name], *(tensors[name] for tensors in own)]
+        gram = _gram(sources, workspace)
+        if not np.isfinite(gram).all():
+            raise InputError(_fault(name, dict(zip((str(base.ref), *models), sources, strict=True))))
+        return gram
 
     with ThreadPoolExecutor(max(1, threads), thread_name_prefix="distances") as pool:
         grams = dict(zip(names, pool.map(measure, names), strict=True))
@@ -132,6 +137,14 @@ def _gram(sources: Sequence[TensorSource], workspace: Workspace) -> Matrix:
 
     dtype = torch.empty(0, dtype=work).numpy().dtype
     return np.array(Statistics(blocks, dtype, len(sources), sources[0].shape, (), workspace).gram())
+
+
+def _fault(name: str, sources: Mapping[str, TensorSource]) -> str:
+    """Why the task vectors of a tensor have no lengths."""
+    broken = [model for model, source in sources.items() if not is_finite(source)]
+    if not broken:
+        return f"{name}: differs by more than its dtype can hold; leave out the model that is far away"
+    return f"{' and '.join(broken)}: {name} has NaN or infinity; use another model"
 
 
 def _geometry(grams: Iterable[Matrix]) -> Geometry:

@@ -31,14 +31,15 @@ def check_finite(block: torch.Tensor) -> None:
 
 def cause_of(op: TensorOp) -> str:
     """What is at fault where a merged tensor is not finite; inputs are read again."""
-    broken = [str(ref) for ref, source in zip(op.models, op.sources, strict=False) if not _is_finite(source)]
+    broken = [str(ref) for ref, source in zip(op.models, op.sources, strict=False) if not is_finite(source)]
     if not broken:
         return "though no input has; check weights and dtype"
     names = list(dict.fromkeys(broken))
     return f"as {' and '.join(names)} {'has' if len(names) == 1 else 'have'}; use another model"
 
 
-def _is_finite(source: TensorSource) -> bool:
+def is_finite(source: TensorSource) -> bool:
+    """Whether all elements of an input are finite numbers; it is read for that."""
     numel = math.prod(source.shape)
     wide = torch.float64 if source.dtype == torch.float64 else torch.float32
     for start in range(0, numel, _BLOCK):

@@ -318,4 +318,6 @@ class Statistics:
 
 
 def _total(partials: Vector) -> float:
-    return math.fsum(partials[LANES:])
+    """The sum of all runs; NaN where that of one is not finite, as infinities of both signs have no sum."""
+    runs = partials[LANES:]
+    return math.fsum(runs) if np.isfinite(runs).all() else math.nan

@@ -17,6 +17,7 @@ from heterosis.merge.computing import computation, executor, input_blocks
 from heterosis.merge.computing.computation import Computation
 from heterosis.merge.computing.executor import THREAD_MINIMUM, MergeError, execute
 from heterosis.merge.computing.sinks import ModelSink
+from heterosis.merge.kernels import RUN
 from heterosis.merge.methods import Bound, methods
 from heterosis.merge.models.sources import TensorSource
 from heterosis.merge.plan import MergePlan, TensorOp
@@ -419,6 +420,19 @@ def test_so_many_nan_that_a_cut_is_one_are_found(
         save_file({"w": tensor}, file)
     with pytest.raises(MergeError, match=rf"^w: the merged tensor has NaN or infinity, as {files[1]} has; use"):
         run(recipe_of(method, files, parameters=parameters))
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_infinities_of_both_signs_in_one_tensor_are_found(method: str, tmp_path: Path) -> None:
+    """In runs of elements that are summed apart."""
+    base, *others = torch.randn(3, 2 * RUN, generator=torch.Generator().manual_seed(0))
+    ends = [0, -1]
+    base[ends], others[0][ends], others[1][ends] = 1.0, torch.tensor([torch.inf, -torch.inf]), 2.0
+    files = [tmp_path / f"{k}.safetensors" for k in range(3)]
+    for file, tensor in zip(files, (base, *others), strict=True):
+        save_file({"w": tensor}, file)
+    with pytest.raises(MergeError, match=rf"^w: the merged tensor has NaN or infinity, as {files[1]} has; use"):
+        run(recipe_of(method, files))
 
 
 def test_overflow_of_the_output_is_found(family: list[Path]) -> None:

@@ -391,6 +391,28 @@ def test_strangers_have_no_distance(family: dict[str, Path], odd: dict[str, Path
         measured(family["base"], tmp_path / "w.safetensors")
 
 
+@pytest.mark.parametrize("values", [[torch.nan], [torch.inf], [torch.inf, -torch.inf]], ids=str)
+def test_models_that_are_not_finite_have_no_distance(
+    values: list[float], family: dict[str, Path], tmp_path: Path
+) -> None:
+    def broken(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[UP.format(1)][0, : len(values)] = torch.tensor(values)
+
+    bad = change(family["ann"], tmp_path / "bad", tensors=broken)
+    says = f"{UP.format(1)} has NaN or infinity; use another model"
+    with pytest.raises(InputError, match=f"^bad: {says}$"):
+        measured(family["base"], family["bob"], bad)
+    with pytest.raises(InputError, match=f"^{bad}: {says}$"):
+        measured(bad, family["bob"], family["ann"])
+
+
+def test_models_too_far_apart_for_their_dtype_have_no_distance(tmp_path: Path) -> None:
+    for name, value in ("base", -3e38), ("far", 3e38):
+        save_file({"w": torch.full((2,), value)}, tmp_path / f"{name}.safetensors")
+    with pytest.raises(InputError, match="w: differs by more than its dtype can hold"):
+        measured(tmp_path / "base.safetensors", tmp_path / "far.safetensors")
+
+
 def test_memory_is_bounded(tmp_path: Path) -> None:
     """Tensors of many blocks are read with buffers of one."""
     torch.manual_seed(0)
