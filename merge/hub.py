@@ -2,17 +2,20 @@
 
 import glob
 import re
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
 from heterosis.errors import InputError, collecting
 from heterosis.merge.models.checkpoint import Checkpoint, open_checkpoint
 from heterosis.merge.models.fetching import ASK_SECONDS, HUB_ID, reason
-from heterosis.merge.output.card import front_matter
+from heterosis.merge.output.card import front_matter, shown_recipe
 from heterosis.merge.recipe.recipe import Recipe
 
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "model*.index.json", "pytorch_model*.index.json")
+_RECIPE = "recipe.yaml"
 _HALF_WRITTEN = ("*.tmp", "*.part", "*.partial", "*.incomplete", "*.lock")
 _PARTIAL_FOLDER = re.compile(r"\..+\.(partial|replaced)-\d+")  # as `published_folder` names them
 
@@ -49,7 +52,7 @@ def push(
 
     The repository is created if there is none. Its files are replaced by those of the folder; weights of an
     earlier push that the folder does not have are deleted, since they would be loaded instead, and other files
-    are kept. Hidden files are not published.
+    are kept. Hidden files are not published, nor paths of this machine: its recipe names folders as the card does.
 
     Args:
         folder: A complete model folder, such as ``heterosis merge`` writes.
@@ -84,14 +87,14 @@ def push(
             for name in api.list_repo_files(repo_id, revision=revision)
             if "/" not in name and name not in files and any(fnmatch(name, pattern) for pattern in _WEIGHTS)
         ]
-        api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            revision=revision,
-            commit_message=message or "Upload a model merged by heterosis",
-            allow_patterns=[glob.escape(name) for name in files],
-            delete_patterns=[glob.escape(name) for name in stale],
-        )
+        with _published(folder, files) as published:
+            api.upload_folder(
+                repo_id=repo_id,
+                folder_path=published,
+                revision=revision,
+                commit_message=message or "Upload a model merged by heterosis",
+                delete_patterns=[glob.escape(name) for name in stale],
+            )
     except InputError:
         raise
     except Exception as error:  # as in `fetch`
@@ -136,11 +139,31 @@ def _publishable(folder: Path) -> list[str]:
             ]
     else:
         faults.append(f"{folder}: has no model card; write README.md, or merge again with heterosis merge")
+    if _RECIPE in files:
+        with collecting(faults):
+            Recipe.load(folder / _RECIPE)
     with collecting(faults):
         open_checkpoint(str(folder)).close()
     if faults:
         raise InputError(*faults)
     return files
+
+
+@contextmanager
+def _published(folder: Path, files: Collection[str]) -> Iterator[Path]:
+    """A folder of links to the files to publish, with a recipe that tells no paths of this machine."""
+    with tempfile.TemporaryDirectory(prefix="heterosis-push-") as name:
+        published = Path(name)
+        for file in files:
+            link = published / file
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to((folder / file).absolute())
+        if _RECIPE in files:
+            recipe = Recipe.load(folder / _RECIPE)
+            if (shown := shown_recipe(recipe)) != recipe.to_yaml():
+                (published / _RECIPE).unlink()
+                (published / _RECIPE).write_text(shown, encoding="utf-8")
+        yield published
 
 
 def _base_models(card: Path) -> list[str]:

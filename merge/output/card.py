@@ -1,11 +1,13 @@
 """The model card: what was merged, under which licences, how it was found, how to use it and how to make it again.
 
 A model of the Hub is named by its id and commit. A folder of this machine is named by its last part alone: its
-path means nothing to others, and may tell what is not theirs to know. ``recipe.yaml`` beside the card has it.
+path means nothing to others, and may tell what is not theirs to know. ``recipe.yaml`` beside the card has it,
+until it is published.
 """
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from io import TextIOWrapper
@@ -15,7 +17,7 @@ from typing import Any
 import yaml
 
 from heterosis.errors import InputError
-from heterosis.merge.files import open_ordinary
+from heterosis.merge.files import expanded, open_ordinary
 from heterosis.merge.methods import get_method, own_modules
 from heterosis.merge.models.checkpoint import Checkpoint
 from heterosis.merge.models.fetching import HUB_ID
@@ -23,6 +25,7 @@ from heterosis.merge.plan import MergePlan
 from heterosis.merge.recipe.command import merge_command
 from heterosis.merge.recipe.discovery import found_by
 from heterosis.merge.recipe.recipe import Recipe
+from heterosis.merge.recipe.reference import ModelRef
 from heterosis.merge.yaml_file import parse_mapping
 
 _README_CHARACTERS = 1_000_000
@@ -96,14 +99,12 @@ class _Entry:
 
     Attributes:
         key: As the recipe names it.
-        shown: The same with the names of folders for their paths.
-        name: The same without commits.
+        name: The same without commits, and with the names of folders for their paths.
         parts: The model, and its adapter if it has one.
         sha256: Of the weights, if the recipe states it; it is not computed, which would read all of them again.
     """
 
     key: str
-    shown: str
     name: str
     parts: tuple[Parent, ...]
     sha256: str | None
@@ -135,14 +136,42 @@ def model_card(plan: MergePlan, recipe: Recipe, checkpoints: Iterable[Checkpoint
     )
 
 
+def shown_recipe(recipe: Recipe) -> str:
+    """The recipe as others may read it: folders are called by the last part of their paths.
+
+    Args:
+        recipe: With the commits of its models.
+    """
+    named = recipe.original_models()
+    for stage in (*recipe.stages, recipe):  # a model may be named for its tokenizer alone
+        named += stage.needed_models()
+    stated = recipe.heterosis.get("models")
+    for key in stated if isinstance(stated, dict) else ():  # a search states all of its models
+        with suppress(ValueError):
+            named.append(ModelRef.parse(key))
+    stages = {stage.name for stage in recipe.stages if stage.name}
+    taken, shown = set(stages), {}
+    for ref in dict.fromkeys(named):
+        if ref.path not in stages:
+            adapter = () if ref.adapter is None else (_shown(ref.adapter, ref.adapter_revision),)
+            shown[str(ref)] = _unused("+".join((_shown(ref.path, ref.revision), *adapter)), taken)
+    return recipe.to_yaml(shown)
+
+
+def _shown(path: str, revision: str | None) -> str:
+    """A Hub id with its revision, or a folder's name."""
+    if HUB_ID.fullmatch(path) and (revision is not None or not Path(path).exists()):
+        return path if revision is None else f"{path}@{revision}"
+    return expanded(path).absolute().name
+
+
 # --- facts ------------------------------------------------------------------------------------------------------
 
 
 def _entries(recipe: Recipe, checkpoints: Iterable[Checkpoint]) -> list[_Entry]:
     opened = {checkpoint.pinned: checkpoint for checkpoint in checkpoints}
     stated = recipe.heterosis.get("models")
-    shown = {stage.name for stage in recipe.stages if stage.name}  # names that are taken
-    names = set(shown)
+    names = {stage.name for stage in recipe.stages if stage.name}  # that are taken
     entries: list[_Entry] = []
     for ref in recipe.original_models():
         key, parts = str(ref), _parts(opened[ref])
@@ -152,7 +181,6 @@ def _entries(recipe: Recipe, checkpoints: Iterable[Checkpoint]) -> list[_Entry]:
         entries.append(
             _Entry(
                 key,
-                _unused("+".join(f"{p.name}@{p.commit}" if p.on_hub else p.name for p in parts), shown),
                 _unused("+".join(part.name for part in parts), names),
                 parts,
                 digest if known else None,
@@ -392,16 +420,6 @@ def _again(recipe: Recipe, entries: list[_Entry]) -> Iterator[str]:
         names = ", ".join(dict.fromkeys(local))
         yield f"Where the recipe names a local folder ({names}), put the path of your copy."
         yield ""
-    text = _shown_recipe(recipe, entries)
+    text = shown_recipe(recipe)
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     yield from [f"{fence}yaml", text.rstrip(), fence, ""]
-
-
-def _shown_recipe(recipe: Recipe, entries: list[_Entry]) -> str:
-    """The recipe, with folders called by their names."""
-    shown = {entry.key: entry.shown for entry in entries}
-    for stage in (*recipe.stages, recipe):  # a model may be named for its tokenizer alone
-        source = stage.vocabulary.source if stage.vocabulary else "base"
-        if source not in ("union", "base", *shown) and Path(source).expanduser().is_dir():
-            shown[source] = Path(source).expanduser().absolute().name
-    return recipe.to_yaml(shown)

@@ -3,14 +3,17 @@
 import json
 import shutil
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
-from heterosis.merge.files import is_copied
+from heterosis.merge.files import expanded, is_copied
 from heterosis.merge.models.checkpoint import Checkpoint
+from heterosis.merge.models.fetching import HUB_ID
 from heterosis.merge.models.tokenizer import is_tokenizer_file
 from heterosis.merge.output.card import model_card
 from heterosis.merge.plan import GENERATION_CONFIG, MergePlan
 from heterosis.merge.recipe.recipe import Recipe
+from heterosis.merge.recipe.reference import ModelRef
 
 _NOT_COPIED = {"config.json", GENERATION_CONFIG, "adapter_config.json", "README.md"}
 
@@ -44,5 +47,23 @@ def write_companions(plan: MergePlan, recipe: Recipe, checkpoints: Collection[Ch
         for name, settings in (("config.json", plan.config), (GENERATION_CONFIG, plan.generation_config)):
             if settings:
                 (folder / name).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    places = {str(checkpoint.pinned): str(_placed(checkpoint)) for checkpoint in checkpoints}
+    (folder / "recipe.yaml").write_text(recipe.to_yaml(places), encoding="utf-8")
     (folder / "README.md").write_text(model_card(plan, recipe, checkpoints), encoding="utf-8")
+
+
+def _placed(checkpoint: Checkpoint) -> ModelRef:
+    """A model as it is found from any folder, and never taken for one of the Hub: local ones by whole paths."""
+    ref = checkpoint.pinned
+    return replace(
+        ref,
+        path=ref.path if checkpoint.revision else _whole(ref.path),
+        adapter=ref.adapter if checkpoint.adapter_revision or ref.adapter is None else _whole(ref.adapter),
+    )
+
+
+def _whole(path: str) -> str:
+    whole = str(expanded(path).absolute())
+    if "+" in whole or "@" in whole:  # the current folder has what a reference may not have
+        return f"./{path}" if HUB_ID.fullmatch(path) else path
+    return whole

@@ -8,6 +8,8 @@ import pytest
 import yaml
 from fake_hub import READER, WRITER, FakeHub, Files
 
+from heterosis.merge import Recipe
+
 Run = Callable[..., tuple[int, str, list[str]]]
 MakeLlama = Callable[..., Path]
 
@@ -69,10 +71,17 @@ def test_a_folder_is_published(hub: FakeHub, run: Run, merged: Path, make_llama:
     assert held(hub, "me/secret") == files
 
 
+def test_a_recipe_without_folders_is_published_as_it_is(hub: FakeHub, run: Run, merged: Path) -> None:
+    text = "# By hand.\nmerge_method: linear\nmodels: [{model: org/a}, {model: org/b}]\n"
+    (merged / "recipe.yaml").write_text(text)
+    assert run("push", merged, "me/by-hand", HF_TOKEN=WRITER)[0] == 0
+    assert held(hub, "me/by-hand")["recipe.yaml"].decode() == text
+
+
 def test_what_a_search_found_is_published_with_its_recipe(
     hub: FakeHub, run: Run, make_llama: MakeLlama, tmp_path: Path
 ) -> None:
-    """The model, the recipe that gives it again, and a card that says how it was found."""
+    """The model, the recipe that gives it again from copies of its parents, and a card on how it was found."""
     base = make_llama("push-base", seed=0)
     children = [make_llama(f"push-{i}", seed=i, noise_from=base, noise=0.1) for i in (1, 2)]
     search = {
@@ -95,9 +104,11 @@ def test_what_a_search_found_is_published_with_its_recipe(
     assert "- Validated on 30 documents that played no part before:" in card
     assert "| **This merge** | 0.7500 |" in card
     assert "heterosis merge recipe.yaml OUT" in card
-    assert str(base.parent) not in card
+    assert not any(str(base.parent) in text for text in (card, published["recipe.yaml"].decode()))
+    assert str(base.parent) in (tmp_path / "found/recipe.yaml").read_text()
 
-    (tmp_path / "recipe.yaml").write_bytes(published["recipe.yaml"])
+    copies = {model.name: str(model) for model in (base, *children)}
+    (tmp_path / "recipe.yaml").write_text(Recipe.parse(published["recipe.yaml"].decode()).to_yaml(copies))
     assert run("merge", tmp_path / "recipe.yaml", tmp_path / "again")[0] == 0
     assert (tmp_path / "again/model.safetensors").read_bytes() == published["model.safetensors"]
 
@@ -139,6 +150,9 @@ def test_what_is_refused_is_one_line(hub: FakeHub, run: Run, merged: Path, tmp_p
     (merged / "README.md").unlink()
     assert fault(merged, "me/x").startswith(f"{merged}: has no model card; write README.md")
     (merged / "README.md").write_text(card)
+    (merged / "recipe.yaml").write_text("merge_method: linear\n")
+    assert fault(merged, "me/x").startswith(f"{merged}/recipe.yaml: must have 'models' or 'slices'")
+    (merged / "recipe.yaml").unlink()
     (merged / "model.safetensors.tmp").write_bytes(b"")
     assert fault(merged, "me/x").startswith(f"{merged}/model.safetensors.tmp: looks half-written")
     (merged / "model.safetensors.tmp").unlink()

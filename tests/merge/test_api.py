@@ -114,6 +114,33 @@ def test_the_same_recipe_gives_the_same_folder_and_another_seed_other_masks(
     assert digests(merge_models(other / "recipe.yaml", tmp_path / "4")) == digests(other)
 
 
+def test_what_is_written_names_local_models_for_every_folder(
+    family: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = [Path("org/base"), Path("org/ann"), Path("bob")]
+    for name, made in zip(named, family, strict=True):
+        shutil.copytree(made, tmp_path / "here" / name)
+    monkeypatch.chdir(tmp_path / "here")
+    out = merge_models(recipe_of(named, tokenizer_source="bob"), tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    again = Recipe.load(out / "recipe.yaml")
+    assert [ref.path for ref in again.needed_models()] == [f"{tmp_path}/here/{name}" for name in named]
+    assert again.tokenizer_source == f"{tmp_path}/here/bob"
+    assert digests(merge_models(again, tmp_path / "again")) == digests(out)
+
+
+def test_a_folder_that_cannot_be_named_whole_is_not_named_like_one_of_the_hub(
+    family: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = [Path("org/base"), Path("org/ann"), Path("bob")]
+    for name, made in zip(named, family, strict=True):
+        shutil.copytree(made, tmp_path / "me@work" / name)
+    monkeypatch.chdir(tmp_path / "me@work")
+    out = merge_models(recipe_of(named), tmp_path / "out")
+    again = Recipe.load(out / "recipe.yaml")
+    assert [ref.path for ref in again.needed_models()] == ["./org/base", "./org/ann", "bob"]
+
+
 def test_stacked_layers_and_mixed_heads_load(family: list[Path], untied: Path, tmp_path: Path) -> None:
     def stack(*parts: Path) -> Recipe:
         slices = [{"sources": [{"model": str(part), "layer_range": [0, 2]}]} for part in parts]

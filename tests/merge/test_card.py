@@ -132,6 +132,13 @@ def test_no_path_of_this_machine_is_told(parents: list[Path], tmp_path: Path) ->
     assert Recipe.parse(recipe_in(mixed)).referenced_models()[0].revision == COMMIT
 
 
+def test_hashes_of_models_that_are_not_merged_tell_no_path_either(parents: list[Path], tmp_path: Path) -> None:
+    models = {str(tmp_path / "private/eve"): {"sha256": "ab" * 32}, "": {}}
+    card = card_of(recipe_of(parents, heterosis={"models": models}))
+    assert str(tmp_path) not in card
+    assert Recipe.parse(recipe_in(card)).heterosis["models"].keys() == {"eve", ""}
+
+
 def test_folders_of_one_name_are_told_apart(parents: list[Path], tmp_path: Path) -> None:
     twin = Path(shutil.copytree(parents[2], tmp_path / "elsewhere" / "ann"))
     card = card_of(recipe_of([*parents[:2], twin]))
