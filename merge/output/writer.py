@@ -170,6 +170,8 @@ def refuse_occupied(out: Path, overwrite: bool) -> None:
         raise InputError(f"{out}: {what}, which cannot be replaced; choose a folder inside it")
     if out.is_mount():
         raise InputError(f"{out}: is where a disk is mounted, which cannot be replaced; choose a folder inside it")
+    if out.suffix == ".safetensors" and out.is_dir():
+        raise InputError(f"{out}: is a folder, but the merge would be a file of that name; choose another name")
     if out.is_dir() and not any(out.iterdir()):
         return
     if not overwrite:

@@ -134,6 +134,17 @@ def test_an_existing_file_is_replaced_only_on_request(tmp_path: Path) -> None:
     assert Path(files[0]).read_bytes() == before
 
 
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_folder_in_the_place_of_a_file_is_refused_before_anything_is_read(
+    overwrite: bool, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.safetensors"
+    out.mkdir()
+    with pytest.raises(InputError, match="is a folder, but the merge would be a file"):
+        merge_models(recipe_of(["no/model"]), out, overwrite=overwrite)
+    assert list(tmp_path.rglob("*")) == [out]
+
+
 def test_failures_leave_nothing(tmp_path: Path) -> None:
     bad = random_tensors(1)
     bad["b.w"][3, 3] = torch.nan
