@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Hashable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from stat import S_ISDIR
 from typing import Any, Protocol, TypeAlias
@@ -38,6 +38,7 @@ VERSION = 4
 HEADER = 4
 SMALL = 1 << 16  # bytes of an array that is not mapped: a mapping takes one of the files that a process may open
 KINDS = (np.dtype(np.float64), np.dtype(np.uint32))
+_ATTEMPTS = 10
 
 
 def node_folder(name: str) -> Path:
@@ -56,6 +57,22 @@ def _is_own(folder: Path) -> bool:
     return S_ISDIR(stat.st_mode) and stat.st_uid == os.getuid() and not stat.st_mode & 0o077
 
 
+def _locked(folder: Path) -> int | None:
+    """A lock on a folder, made if need be; None where it is not one's own, or others remove it again and again."""
+    for _ in range(_ATTEMPTS):
+        with suppress(FileNotFoundError), ExitStack() as opened:
+            if not _is_own(folder):
+                continue
+            lock = os.open(folder, os.O_RDONLY)
+            opened.callback(os.close, lock)
+            with suppress(OSError):  # not every file system has locks
+                fcntl.flock(lock, fcntl.LOCK_SH)
+            if os.path.samestat(os.fstat(lock), folder.stat()):  # else its last user has just removed it
+                opened.pop_all()
+                return lock
+    return None
+
+
 class Reductions:
     """Arrays by key, computed once.
 
@@ -66,17 +83,11 @@ class Reductions:
     """
 
     def __init__(self, folder: Path | None = None, budget: int = 512 * 1024**2) -> None:
-        self._folder = folder
+        self._lock = None if folder is None else _locked(folder)
+        self._folder = None if self._lock is None else folder
         self._budget = budget
         self._kept: dict[Hashable, Any] = {}
         self._nbytes = 0
-        self._lock: int | None = None
-        if folder is not None and not _is_own(folder):
-            self._folder = None
-        elif folder is not None:
-            self._lock = os.open(folder, os.O_RDONLY)
-            with suppress(OSError):  # not every file system has locks
-                fcntl.flock(self._lock, fcntl.LOCK_SH)
 
     def keep(self, key: Hashable, make: Callable[[], Cached], read: Callable[[Cached], Any] = np.asarray) -> Any:
         """What is read from the array of a key; threads and processes that meet here at first compute the same.

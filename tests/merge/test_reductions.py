@@ -1,6 +1,8 @@
 """What candidates of a search have in common: kept once, shared by processes, and without any influence."""
 
+import fcntl
 import json
+import os
 import stat
 import subprocess
 import sys
@@ -103,6 +105,28 @@ def test_what_does_not_fit_is_made_again() -> None:
     for k in range(2):
         assert reductions.keep("large", once(np.full(50, float(k))))[0] == k
     reductions.keep("small", refuse)
+
+
+@pytest.mark.parametrize(("module", "name"), [(os, "open"), (fcntl, "flock")])
+def test_a_folder_that_its_last_user_is_just_removing_is_made_anew(
+    module: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = Reductions(tmp_path / "kept")
+
+    def after_its_end(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        last.close()
+        assert not (tmp_path / "kept").exists()
+        return getattr(module, name)(*arguments)
+
+    monkeypatch.setattr(module, name, after_its_end)
+    first, second = Reductions(tmp_path / "kept"), Reductions(tmp_path / "kept")
+    first.keep("key", once(np.zeros(2)))
+    second.keep("key", refuse)
+    first.close()
+    assert (tmp_path / "kept").exists()
+    second.close()
+    assert not (tmp_path / "kept").exists()
 
 
 def test_a_folder_that_others_may_fill_is_not_used(tmp_path: Path) -> None:
