@@ -1,7 +1,7 @@
 """Score one model, or the merge that a recipe describes, with lm-eval tasks."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from heterosis.errors import InputError, check_count
@@ -26,6 +26,7 @@ def evaluate_model(
     fewshot_as_multiturn: bool = True,
     seed: int = 0,
     device: str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Scores, dict[str, Metric]]:
     """Score a model, or a recipe merged in memory, on lm-eval tasks.
 
@@ -41,6 +42,7 @@ def evaluate_model(
         fewshot_as_multiturn: In a chat, give few-shot examples as turns of their own.
         seed: Of the documents drawn and of few-shot examples.
         device: Where to compute.
+        progress: Called with the requests answered so far and all of them, at first with 0.
 
     Returns:
         The scores of every document, and the metric of each task that is reported first.
@@ -78,7 +80,7 @@ def evaluate_model(
     task_set.build(
         documents, lm, apply_chat_template=apply_chat_template, fewshot_as_multiturn=fewshot_as_multiturn
     )
-    return task_set.score(lm, documents), {task: task_set.metric(task) for task in groups}
+    return task_set.score(lm, documents, progress=progress), {task: task_set.metric(task) for task in groups}
 
 
 def _recipe(model: str | os.PathLike[str] | Recipe) -> tuple[Recipe, str]:

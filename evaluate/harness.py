@@ -15,7 +15,7 @@ import random
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import LM
+from lm_eval.api.model import LM, CacheHook
 from lm_eval.api.registry import get_metric, get_metric_aggregation, get_model, metric_registry, model_registry
 from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.filters import build_filter_ensemble
@@ -365,6 +365,7 @@ class TaskSet:
         lm: LM,
         documents: Mapping[str, Iterable[int]],
         keep_answers: Mapping[str, Collection[int]] = MappingProxyType({}),
+        progress: Callable[[int, int], None] | None = None,
     ) -> Scores:
         """Score a model on documents whose requests were built.
 
@@ -372,6 +373,7 @@ class TaskSet:
             lm: The model.
             documents: Of each task.
             keep_answers: Documents of each task of which the answers are kept, where the model writes or chooses.
+            progress: Called with the requests answered so far and all of them, at first with 0.
 
         Raises:
             NonFiniteScore: If the model gives a likelihood, or a document a metric, that is not finite.
@@ -381,7 +383,9 @@ class TaskSet:
             name: {index: [_fresh(request) for request in self._tasks[name].requests[index]] for index in indices}
             for name, indices in documents.items()
         }
-        seconds = _run(lm, [r for built in asked.values() for requests in built.values() for r in requests])
+        requests = [r for built in asked.values() for requests in built.values() for r in requests]
+        with _counting(lm, sum(request.repeats or 1 for request in requests), progress):
+            seconds = _run(lm, requests)
         with _quiet():
             scored = {name: self._tasks[name].score(built) for name, built in asked.items()}
             answers = {
@@ -390,6 +394,32 @@ class TaskSet:
                 if name in keep_answers
             }
         return Scores(scored, seconds, {name: own for name, own in answers.items() if own})
+
+
+class _Counter(CacheHook):  # type: ignore[misc]
+    """Told every answer as it comes, which lm-eval's cache would keep; it only counts them."""
+
+    def __init__(self, total: int, progress: Callable[[int, int], None]) -> None:
+        super().__init__(None)
+        self._done, self._total, self._progress = 0, total, progress
+        progress(0, total)
+
+    def add_partial(self, attr: str, req: Iterable[Any], res: Any) -> None:
+        self._done += 1
+        self._progress(self._done, self._total)
+
+
+@contextmanager
+def _counting(lm: LM, total: int, progress: Callable[[int, int], None] | None) -> Iterator[None]:
+    """Tell how many requests a model has answered."""
+    if progress is None:
+        yield
+        return
+    lm.set_cache_hook(_Counter(total, progress))
+    try:
+        yield
+    finally:
+        lm.set_cache_hook(CacheHook(None))
 
 
 def _run(lm: LM, requests: Iterable[Instance]) -> float:

@@ -1,6 +1,7 @@
 """heterosis: the evolutionary merge-recipe optimizer for language models.
 
-errors.py      InputError: what the user gave is wrong; words.py: values, sizes and times for people
+errors.py      InputError: what the user gave is wrong; words.py: values, sizes and times for people;
+               progress.py: how far something long is
 cli.py         the command line, thin over this API; options.py: what several commands take; foreign.py: other
                tools' options, and what they are here
 inspection.py  what ``heterosis inspect`` finds out; inspection_text.py: as lines of text

@@ -26,6 +26,7 @@ from heterosis.options import (
     size_of,
     write_output,
 )
+from heterosis.progress import Progress
 from heterosis.words import count, first_line, size, table
 
 if TYPE_CHECKING:
@@ -108,19 +109,21 @@ def merge(
         raise InputError("--tensor-union and --tensor-intersection exclude each other; give one")
     begun = time.monotonic()
     try:
-        merge_models(
-            Recipe.load(recipe, stage),
-            out,
-            threads=threads,
-            memory_limit=memory_limit,
-            shard_size=shard_size,
-            seed=seed,
-            names="union" if tensor_union else "intersection" if tensor_intersection else "same",
-            overwrite=overwrite,
-            verify=verify,
-            announce=announce,
-            origin=str(recipe),
-        )
+        with Progress("merging", size) as progress:
+            merge_models(
+                Recipe.load(recipe, stage),
+                out,
+                threads=threads,
+                memory_limit=memory_limit,
+                shard_size=shard_size,
+                seed=seed,
+                names="union" if tensor_union else "intersection" if tensor_intersection else "same",
+                overwrite=overwrite,
+                verify=verify,
+                announce=announce,
+                progress=progress,
+                origin=str(recipe),
+            )
     except MergeError as error:  # the numbers of the models or of the recipe are at fault
         raise InputError(f"{recipe}: {error}") from error
     done = "merged, loaded with transformers and made to generate" if verify else "merged"
@@ -314,19 +317,21 @@ def evaluate(
     from heterosis.merge import MergeError
 
     try:
-        scores, metrics = evaluate_model(
-            model_or_recipe,
-            names_in(tasks),
-            include_path=include_path or (),
-            limit=limit,
-            num_fewshot=num_fewshot,
-            batch_size=batch_size,
-            max_length=max_length,
-            apply_chat_template=apply_chat_template,
-            fewshot_as_multiturn=fewshot_as_multiturn,
-            seed=seed,
-            device=device,
-        )
+        with Progress("requests answered", "{:,}".format) as progress:
+            scores, metrics = evaluate_model(
+                model_or_recipe,
+                names_in(tasks),
+                include_path=include_path or (),
+                limit=limit,
+                num_fewshot=num_fewshot,
+                batch_size=batch_size,
+                max_length=max_length,
+                apply_chat_template=apply_chat_template,
+                fewshot_as_multiturn=fewshot_as_multiturn,
+                seed=seed,
+                device=device,
+                progress=progress,
+            )
     except MergeError as error:  # as in merge
         raise InputError(f"{model_or_recipe}: {error}") from error
     rows = []

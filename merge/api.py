@@ -36,6 +36,7 @@ def merge_models(
     overwrite: bool = False,
     verify: bool = False,
     announce: Callable[[MergePlan], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
     origin: str = "",
     reductions: Reductions | None = None,
 ) -> Path:
@@ -57,6 +58,8 @@ def merge_models(
         verify: Load the result with transformers, run it and let it generate before ``out`` appears; this takes
             memory for the whole model.
         announce: Called with the plan before anything is written.
+        progress: Called with the bytes written so far and those of all tensors, at first with 0; from any thread,
+            but one call after the other.
         origin: What messages call a recipe that is no path.
         reductions: Where to keep what further merges of the same models need again.
 
@@ -102,6 +105,7 @@ def merge_models(
             shard_size=shard_size,
             overwrite=overwrite,
             verify=str(out) if verify else None,
+            progress=progress,
             reductions=reductions,
         )
     return out
@@ -118,6 +122,7 @@ def write_merge(
     shard_size: int = DEFAULT_SHARD_SIZE,
     overwrite: bool = False,
     verify: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
     reductions: Reductions | None = None,
 ) -> None:
     """Execute a plan and write what `merge_models` writes.
@@ -135,7 +140,7 @@ def write_merge(
     with published_folder(out, overwrite=overwrite, file=single) as partial:
         limit = plan.bytes_written + 1 if single else shard_size
         waiting = memory_limit // WAITING_SHARE
-        sink = SafetensorsSink(partial, plan.ops, limit, single or "model.safetensors", waiting)
+        sink = SafetensorsSink(partial, plan.ops, limit, single or "model.safetensors", waiting, progress)
         with closing(sink):
             execute(
                 plan,

@@ -13,6 +13,7 @@ import pytest
 import torch
 import typer
 import yaml
+from safetensors.torch import load_file
 
 import heterosis
 from heterosis import cli
@@ -25,6 +26,7 @@ from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.record.record import read_asks
 from heterosis.evolve.workers.pool import Evaluation, Setup
 from heterosis.evolve.workers.worker import Worker
+from heterosis.words import size
 
 from .inline_pool import InlinePool
 
@@ -266,6 +268,25 @@ def test_merge_and_inspect(run: Run, toy_models: dict[str, Path]) -> None:
     assert run("merge", recipe, "out", "--overwrite")[0] == 0
 
 
+def test_progress_of_what_takes_long_goes_to_stderr(
+    run: Run, toy_models: dict[str, Path], toy_tasks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("heterosis.progress.EVERY", 0.0)
+    code, output, errors = run("merge", write_recipe(toy_models), "out")
+    assert (code, output) == (0, "out\n")
+    assert [line.partition(": ")[0] for line in errors[1:-1]] == ["merging"] * 21  # tensors, and the beginning
+    nbytes = sum(tensor.nbytes for tensor in load_file("out/model.safetensors").values())
+    assert errors[-2] == f"merging: {size(nbytes)} of {size(nbytes)}"
+
+    command = ("evaluate", "out", "--include-path", toy_tasks, "--tasks", "toy_choice", "--limit", 5)
+    code, output, errors = run(*command)
+    assert code == 0
+    assert "requests answered" not in output
+    told = [line for line in errors if line.startswith("requests answered: ")]
+    assert told[0] == "requests answered: 0 of 15"
+    assert told[-1] == "requests answered: 15 of 15"
+
+
 def test_debug_keeps_the_code_and_adds_the_traceback(
     run: Run, toy_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -448,10 +469,10 @@ def test_evaluate_asks_as_a_search_does(
     asked: list[tuple[int, list[Any]]] = []
     score = TaskSet.score
 
-    def watched(self: TaskSet, lm: Any, *rest: Any) -> Scores:
+    def watched(self: TaskSet, lm: Any, *rest: Any, **options: Any) -> Scores:
         built = self._tasks["toy_choice"].requests
         asked.append((lm.max_length, [request.args for index in sorted(built) for request in built[index]]))
-        return score(self, lm, *rest)
+        return score(self, lm, *rest, **options)
 
     monkeypatch.setattr(TaskSet, "score", watched)
     command = ("evaluate", toy_models["ann"], "--include-path", toy_tasks, "--tasks", "toy_choice", "--seed", 3)

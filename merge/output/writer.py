@@ -9,9 +9,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -50,6 +51,7 @@ class SafetensorsSink:
         shard_size: Bytes of tensors in a shard at most, unless one tensor alone is larger.
         file_name: What the file is called if there is only one.
         waiting: Bytes that may wait for the disk; at least one piece does.
+        progress: Called with the bytes taken so far and those of all tensors.
     """
 
     def __init__(
@@ -59,7 +61,10 @@ class SafetensorsSink:
         shard_size: int = DEFAULT_SHARD_SIZE,
         file_name: str = "model.safetensors",
         waiting: int = 0,
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
+        self._taken, self._total = 0, sum(map(_nbytes, ops))
+        self._progress, self._lock = progress, Lock()
         self._behind = WriteBehind(waiting)
         self._files: list[OutputFile] = []
         self._streams: dict[str, Stream] = {}  # of the tensors that are not done
@@ -68,6 +73,7 @@ class SafetensorsSink:
         except BaseException:
             self.close()
             raise
+        self._take(0)
 
     def _create_all(
         self, folder: Path, ops: Sequence[TensorOp], shards: Sequence[Sequence[TensorOp]], file_name: str
@@ -78,8 +84,7 @@ class SafetensorsSink:
             self._create(folder / name, shard)
             weight_map.update({op.name: name for op in shard})
         if len(shards) > 1:
-            total = sum(_nbytes(op) for op in ops)
-            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+            index = {"metadata": {"total_size": self._total}, "weight_map": dict(sorted(weight_map.items()))}
             (folder / "model.safetensors.index.json").write_text(
                 json.dumps(index, indent=2) + "\n", encoding="utf-8"
             )
@@ -112,6 +117,13 @@ class SafetensorsSink:
 
     def write(self, op: TensorOp, start: int, block: torch.Tensor) -> None:
         self._streams[op.name].write(start * op.dtype.itemsize, block.view(torch.uint8).numpy())
+        self._take(block.nbytes)
+
+    def _take(self, nbytes: int) -> None:
+        if self._progress is not None:
+            with self._lock:
+                self._taken += nbytes
+                self._progress(self._taken, self._total)
 
     def done(self, op: TensorOp) -> None:
         self._streams.pop(op.name).finish()

@@ -126,6 +126,19 @@ def test_other_parameters_other_scores(toys: Path, llama: Path) -> None:
     assert task_set.score(resident.lm(4), documents) == before
 
 
+@pytest.mark.parametrize(("task", "each"), [("toy_generate", 1), ("toy_choice", 3), ("toy_filters", 3)])
+def test_answers_are_counted_as_they_come(toys: Path, resident: ResidentModel, task: str, each: int) -> None:
+    task_set = TaskSet([TaskSpec(task)], include_path=[toys])
+    documents = {task: list(range(6))}
+    task_set.build(documents)
+    told: list[tuple[int, int]] = []
+    lm = resident.lm(batch_size=2)
+    scores = task_set.score(lm, documents, progress=lambda *how: told.append(how))
+    assert told == [(done, 6 * each) for done in range(6 * each + 1)]
+    assert task_set.score(lm, documents) == scores
+    assert len(told) == 6 * each + 1  # who did not ask is not told
+
+
 def test_repeats_and_filters(toys: Path) -> None:
     texts = iter(["0", "5", "5"] * 2)
     lm = FakeLM(lambda *_: next(texts))

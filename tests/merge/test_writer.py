@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -135,6 +135,18 @@ def test_a_forgotten_tensor_is_no_finished_file(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=r"not written: \['a'\]"):
         sink.finish()
     sink.close()
+
+
+def test_what_is_taken_is_told(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    a, b = torch.arange(10.0), torch.ones(3, dtype=torch.bfloat16)
+    with closing(
+        SafetensorsSink(tmp_path, [op_of("a", a), op_of("b", b)], progress=lambda *how: told.append(how))
+    ) as sink:
+        sink.write(op_of("a", a), 0, a[:4])
+        sink.write(op_of("b", b), 0, b)
+        sink.write(op_of("a", a), 4, a[4:])
+    assert told == [(0, 46), (16, 46), (22, 46), (46, 46)]
 
 
 # --- publishing -------------------------------------------------------------------------------------------------
