@@ -75,7 +75,7 @@ class RecipeReport:
     Attributes:
         models: The models' short names in the tables, and what they stand for.
         plans: The stages', and the recipe's at the end.
-        buffer_bytes: Memory for buffers.
+        buffer_bytes: Memory for buffers, where a merge is given no other limit.
         disk_bytes: What the output takes.
         free_bytes: What is free where it would be written.
         place: Where that is.
@@ -97,7 +97,6 @@ def inspect_recipe(
     origin: str = "",
     full: bool = False,
     place: Path = Path(),
-    memory_limit: int = DEFAULT_MEMORY_LIMIT,
 ) -> RecipeReport:
     """Plan a recipe and say what it would do.
 
@@ -106,7 +105,6 @@ def inspect_recipe(
         origin: Its file, for messages.
         full: Give every tensor a row of its own.
         place: Where the output would be written; it need not exist.
-        memory_limit: Bytes of buffers.
 
     Raises:
         InputError: If the recipe cannot be run.
@@ -119,7 +117,7 @@ def inspect_recipe(
     return RecipeReport(
         models={name: str(ref) for ref, name in names.items()},
         plans=plans,
-        buffer_bytes=memory_limit,
+        buffer_bytes=DEFAULT_MEMORY_LIMIT,
         disk_bytes=plan.bytes_written,
         free_bytes=shutil.disk_usage(nearest_existing(place)).free,
         place=str(place),
