@@ -24,6 +24,7 @@ def evaluate_model(
     max_length: int | None = None,
     apply_chat_template: bool = False,
     fewshot_as_multiturn: bool = True,
+    system_instruction: str | None = None,
     seed: int = 0,
     device: str = "cpu",
     progress: Callable[[int, int], None] | None = None,
@@ -40,6 +41,7 @@ def evaluate_model(
         max_length: Tokens of the longest prompt; None for the model's own.
         apply_chat_template: Ask in the form of a chat.
         fewshot_as_multiturn: In a chat, give few-shot examples as turns of their own.
+        system_instruction: Goes before every prompt; in a chat as its system message.
         seed: Of the documents drawn and of few-shot examples.
         device: Where to compute.
         progress: Called with the requests answered so far and all of them, at first with 0.
@@ -78,7 +80,11 @@ def evaluate_model(
         raise InputError(f"apply_chat_template: the tokenizer of {model} has no chat template; leave it out")
     lm = resident.lm(batch_size, max_length)
     task_set.build(
-        documents, lm, apply_chat_template=apply_chat_template, fewshot_as_multiturn=fewshot_as_multiturn
+        documents,
+        lm,
+        apply_chat_template=apply_chat_template,
+        fewshot_as_multiturn=fewshot_as_multiturn,
+        system_instruction=system_instruction,
     )
     return task_set.score(lm, documents, progress=progress), {task: task_set.metric(task) for task in groups}
 

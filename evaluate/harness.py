@@ -317,7 +317,7 @@ class TaskSet:
             lm: Whose chat template is applied; not needed without one.
             apply_chat_template: Ask in the form of a chat.
             fewshot_as_multiturn: In a chat, give few-shot examples as turns of their own.
-            system_instruction: Goes before everything else.
+            system_instruction: Goes before everything else; in a chat as its system message.
         """
         assert lm is not None or not apply_chat_template, "a chat template needs its model"
         chat_template = lm.apply_chat_template if lm is not None and apply_chat_template else None

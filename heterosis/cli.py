@@ -302,6 +302,7 @@ def evaluate(
     ] = None,
     apply_chat_template: Annotated[bool, typer.Option("--apply-chat-template")] = False,
     fewshot_as_multiturn: Annotated[bool, typer.Option(help="Whether examples are turns of the chat.")] = True,
+    system_instruction: Annotated[str | None, typer.Option(help="Goes before every prompt.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Device = "cpu",
     output: Annotated[
@@ -328,6 +329,7 @@ def evaluate(
                 max_length=max_length,
                 apply_chat_template=apply_chat_template,
                 fewshot_as_multiturn=fewshot_as_multiturn,
+                system_instruction=system_instruction,
                 seed=seed,
                 device=device,
                 progress=progress,

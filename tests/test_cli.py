@@ -482,6 +482,7 @@ def test_evaluate_asks_as_a_search_does(
         ({}, ()),
         ({"fewshot_as_multiturn": False}, ("--no-fewshot-as-multiturn",)),
         ({"max_length": 24}, ("--max-length", 24)),
+        ({"system_instruction": "the cat sat"}, ("--system-instruction", "the cat sat")),
     ]
     for keys, options in ways:
         data = toy_config(num_fewshot=2, apply_chat_template=True, **keys)
@@ -492,9 +493,10 @@ def test_evaluate_asks_as_a_search_does(
         assert code == 0, errors
     searched, evaluated = asked[::2], asked[1::2]
     assert evaluated == searched
-    default, single, short = searched
+    default, single, short, instructed = searched
     assert default[1] != single[1]
     assert short[0] == 24 != default[0]
+    assert all(text.startswith("the cat sat\n") for text, _ in instructed[1])
 
 
 @pytest.mark.usefixtures("inline")

@@ -194,6 +194,7 @@ class EvolveConfig(Section):
         random_init: Start at a random point instead of a sensible one.
         apply_chat_template: Whether prompts are put into the model's chat template.
         fewshot_as_multiturn: Whether examples are turns of the chat.
+        system_instruction: Goes before every prompt; in a chat as its system message.
         documents: How documents are split.
         include_path: Folders with lm-eval tasks; ``task_search_path`` is the same.
         backend: What scores the candidates; a name will do.
@@ -230,6 +231,7 @@ class EvolveConfig(Section):
     random_init: bool = False
     apply_chat_template: bool = True
     fewshot_as_multiturn: bool = True
+    system_instruction: str | None = None
     documents: Documents = Field(default=Documents(), validate_default=True)
     include_path: Texts = ()
     backend: Annotated[Backend, BeforeValidator(named)] = Backend()

@@ -146,6 +146,8 @@ def _commands(report: Report) -> list[tuple[str, str]]:
     if config.apply_chat_template:
         evaluate.append("--apply-chat-template")
         evaluate += [] if config.fewshot_as_multiturn else ["--no-fewshot-as-multiturn"]
+    if config.system_instruction is not None:
+        evaluate += ["--system-instruction", config.system_instruction]
     if config.max_length is not None:
         evaluate += ["--max-length", str(config.max_length)]
     if config.seed:

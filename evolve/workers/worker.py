@@ -205,6 +205,7 @@ class Worker:
                 lm,
                 apply_chat_template=config.apply_chat_template,
                 fewshot_as_multiturn=config.fewshot_as_multiturn,
+                system_instruction=config.system_instruction,
             )
         return lm, self._tasks
 

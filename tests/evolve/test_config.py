@@ -520,6 +520,7 @@ def test_budgets_do_not_change_the_fingerprint(change: dict[str, Any]) -> None:
         ({"warm_start": ["runs/first"]}, 'warm_start: ["runs/first"], was []'),
         ({"include_path": ["x"]}, 'include_path: ["x"], was []'),
         ({"max_length": 64}, "max_length: 64, was null"),
+        ({"system_instruction": "Be brief."}, 'system_instruction: "Be brief.", was null'),
     ],
 )
 def test_what_changes_a_score_changes_the_fingerprint(change: dict[str, Any], difference: str) -> None:

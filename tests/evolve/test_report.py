@@ -658,11 +658,13 @@ def test_the_command_of_the_recipe_asks_as_the_search_did() -> None:
     from heterosis.evolve.config import EvolveConfig
     from heterosis.evolve.report import page
 
-    asked = {"num_fewshot": 2, "fewshot_as_multiturn": False, "max_length": 64, "seed": 3}
-    config = EvolveConfig.from_dict({"models": ["a", "b"], "merge_method": "linear", "tasks": ["sums"], **asked})
+    asked: dict[str, Any] = {"num_fewshot": 2, "fewshot_as_multiturn": False, "max_length": 64, "seed": 3}
+    asked |= {"models": ["a", "b"], "merge_method": "linear", "tasks": ["sums"], "system_instruction": "Be brief."}
+    config = EvolveConfig.from_dict(asked)
     environment = {"environment": {"batch_size": 8}}
     report = SimpleNamespace(config=config, name="run", folder=Path("runs/run"), summary=environment, modules=())
     command = dict(page._commands(report))["Evaluate"]
     assert command.endswith(
-        "--num-fewshot 2 --apply-chat-template --no-fewshot-as-multiturn --max-length 64 --seed 3 --batch-size 8"
+        "--num-fewshot 2 --apply-chat-template --no-fewshot-as-multiturn --system-instruction 'Be brief.' "
+        "--max-length 64 --seed 3 --batch-size 8"
     )
