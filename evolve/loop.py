@@ -14,6 +14,7 @@ from heterosis.evolve.judging.races import Races
 from heterosis.evolve.judging.racing import missing
 from heterosis.evolve.optimizers import Vector
 from heterosis.evolve.proposals import Proposer
+from heterosis.evolve.record.state import Shortlist
 from heterosis.evolve.record.trial import Ask, Kind, Trial
 from heterosis.evolve.scoring import Scoring
 from heterosis.evolve.session import Session
@@ -48,17 +49,26 @@ class SearchLoop:
             beat=session.beat,
             show=self._take_in,
         )
-        self._races = Races(run.record, run.referee, self._score_on)
+        self._races = Races(run.record, run.referee, self._score_on, self._report_on)
         self._tried, self._lost = 0, 0  # candidates of this session that came to an end, and to no score
         self._spent: Spent | None = None  # the budget that has ended the search, if it was not that of trials
 
     def search(self) -> Finals | None:
         """Search until a budget is spent; None if it is to stop before the finals are over.
 
+        Finals that an earlier session has begun with the same budgets go on, whatever more is known since.
+
         Raises:
             SearchFailed: If candidates fail at a rate that shows that the set-up is wrong, or nothing can be said
                 without what cannot be scored.
         """
+        shortlist = self._run.state.shortlist
+        if shortlist is None or shortlist.budgets != self._config.budgets:
+            shortlist = self._find_shortlist()
+        return None if shortlist is None else self._finals(shortlist)
+
+    def _find_shortlist(self) -> Shortlist | None:
+        """Search until a budget is spent, and settle who comes to the finals; None if it is to stop before."""
         self._score_baselines()
         if self._session.stopping():  # where stages end is not decided before all baselines are asked
             return None
@@ -68,7 +78,11 @@ class SearchLoop:
             if self._session.stopping():
                 return None
         self._check_candidates()
-        return self._finals()
+        state, finalists = self._run.state, _numbers(self._session.budget.finalists())
+        state.spent = self._spent
+        state.shortlist = Shortlist(asks=finalists, budgets=self._config.budgets)
+        state.save()
+        return state.shortlist
 
     # ------------------------------------------------------------------ baselines
 
@@ -197,24 +211,22 @@ class SearchLoop:
 
     # --------------------------------------------------------------------- finals
 
-    def _finals(self) -> Finals | None:
+    def _finals(self, shortlist: Shortlist) -> Finals | None:
         """Compare a shortlist on selection documents; report the champion on held-out ones."""
-        self._run.state.spent = self._spent
-        finalists = self._session.budget.finalists()
-        self._session.phase(f"selection: {len(finalists)} finalists")
-        finals = self._races.finals(finalists)
-        if finals is not None:
-            self._run.state.held_out_before = True
-        return finals
+        trials = {trial.ask.number: trial for trial in self._record.trials}
+        self._session.phase(f"selection: {len(shortlist.asks)} finalists")
+        return self._races.finals([trials[number] for number in shortlist.asks])
+
+    def _report_on(self, champion: Ask) -> None:
+        """Begin with the held-out documents; they were used before if it was for another champion."""
+        self._session.phase("held-out documents: champion, parents and uniform")
+        state = self._run.state
+        state.holdout_reused |= state.reported not in (None, champion.number)
+        state.reported = champion.number
+        state.save()
 
     def _score_on(self, part: str, asks: Sequence[Ask], documents: DocumentIds | None = None) -> bool:
         """Score candidates on a part of the documents, or on some of it; False if the search is to stop."""
-        state = self._run.state
-        if part == "holdout":
-            self._session.phase("held-out documents: champion, parents and uniform")
-            if state.held_out_before and any(self._record.scores(ask, part) is None for ask in asks):
-                state.holdout_reused = True
-                state.save()  # later, all of them may be scored
         wanted = documents or getattr(self._run.split, part)
         left = [(ask, missing(wanted, self._record.scores(ask, part))) for ask in asks]
         self._scoring.work([Job(ask, part, own) for ask, own in left if own])

@@ -410,6 +410,12 @@ class EvolveConfig(Section):
         usual = MOST_FINALISTS if self.objective == "pareto" else expected_trials // 20
         return min(self.finalists or min(max(usual, 1), MOST_FINALISTS), self.trials)
 
+    @property
+    def budgets(self) -> dict[str, int | float | None]:
+        """What ends a search, and how many candidates come to its finals; a run may change these."""
+        names = ("trials", "hours", "max_documents", "finalists")
+        return {name: getattr(self, name) for name in names}
+
     def to_yaml(self) -> str:
         """The whole config with its defaults, as YAML that gives the same config again."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -35,11 +35,13 @@ class Races:
         record: The run's.
         referee: Compares them.
         score_on: Scores candidates on some documents of a part, or on all; False if the search is to stop.
+        report_on: Is told of the champion, before it meets held-out documents.
     """
 
     record: Record
     referee: Referee
     score_on: Callable[[str, Sequence[Ask], DocumentIds | None], bool]
+    report_on: Callable[[Ask], None]
 
     def parents(self) -> _Standings | None:
         """Find the best parent: by the search documents, which nobody has fitted to the parents.
@@ -92,6 +94,7 @@ class Races:
         champion = ranked[0].trial
         reported = [t for t in scored if t.ask.kind == "parent"] + [t for t in scored if t.ask.name == UNIFORM]
         held_out = {t.ask.number: t for t in (champion, *reported)}
+        self.report_on(champion.ask)
         if not self.score_on("holdout", [t.ask for t in held_out.values()], None):
             return None
         scores = [(t, record.scores(t.ask, "holdout")) for t in held_out.values()]

@@ -29,6 +29,18 @@ class ChosenOptimizer(BaseModel):
     limits: tuple[Limits | None, ...] = ()
 
 
+class Shortlist(BaseModel):
+    """Who comes to the finals, from when they begin until the search goes on.
+
+    Attributes:
+        asks: Of the finalists.
+        budgets: As of `EvolveConfig.budgets` then; with others the search goes on.
+    """
+
+    asks: list[int]
+    budgets: dict[str, int | float | None]
+
+
 class RunState(BaseModel):
     """What a run keeps. Nothing of it is there before the first session.
 
@@ -44,7 +56,8 @@ class RunState(BaseModel):
         stage_ends: How many asks are counted when each stage ends; None before the baselines are known.
         optimizers: Who proposes in each stage that has begun.
         spent: The budget that ended the search, ``hours`` or ``max_documents``; None for the number of trials.
-        held_out_before: Whether there were finals.
+        shortlist: Of the last finals that have begun.
+        reported: The last champion's ask, from when it is to meet held-out documents.
         holdout_reused: Whether held-out documents were used before what is reported on them was found.
     """
 
@@ -59,7 +72,8 @@ class RunState(BaseModel):
     stage_ends: list[int] | None = None
     optimizers: dict[int, ChosenOptimizer] = {}
     spent: str | None = None
-    held_out_before: bool = False
+    shortlist: Shortlist | None = None
+    reported: int | None = None
     holdout_reused: bool = False
 
     _folder: Path = PrivateAttr()

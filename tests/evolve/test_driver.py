@@ -387,6 +387,41 @@ class TestResume:
         run("whole", trials=10)
         assert proposals(tmp_path / "run") == proposals(tmp_path / "whole")
 
+    @pytest.mark.parametrize("after", ["selection", "holdout"])
+    def test_in_the_finals_goes_on_with_their_shortlist(self, run: Any, pools: Any, after: str) -> None:
+        """Later ones are better on selection documents. Of the budget the held-out documents take what is left."""
+
+        def judge(ask: Ask, part: str) -> float:
+            if not ask.is_candidate:
+                return 0.2
+            return 0.5 if part == "search" else 0.1 * ask.number
+
+        options = {"judge": judge, "racing": True, "max_documents": 380, "finalists": 3, "trials": 100}
+        options |= {"optimizer": "random", "genome": {"layer_granularity": 1}}
+        whole = run("whole", **options, pool={"luck": 1.0})
+        asked = pools.made.pop().asked
+        crash_after = 1 + next(i for i, (_, part, _) in enumerate(asked) if part == after)
+        with pytest.raises(pools.crash):
+            run(**options, pool={"luck": 1.0, "crash_after": crash_after})
+        summary = run(**options, pool={"luck": 1.0})
+        assert pools.made[-1].asked == asked[crash_after:]
+        for key in ("status", "champion", "finalists", "documents", "ended_by"):
+            assert summary[key] == whole[key]
+
+    @pytest.mark.parametrize("better", [True, False])
+    def test_extended_after_held_out_documents_were_met_says_so(
+        self, run: Any, pools: Any, tmp_path: Path, better: bool
+    ) -> None:
+        def judge(ask: Ask, part: str) -> float:
+            return pools.hill(ask, part) + (better and ask.number >= 10)
+
+        with pytest.raises(pools.crash):
+            run(trials=10, pool={"crash_after": 10 + 1 + 1})  # who is alone meets some selection documents
+        assert {line["ask"] for line in read_lines(tmp_path / "run/scores.jsonl") if line["part"] == "holdout"}
+        summary = run(judge=judge, trials=14)
+        assert (summary["champion"]["trial"] >= 10) == better
+        assert summary["documents"]["holdout_reused"] == better
+
     def test_with_several_workers_keeps_the_budget(self, run: Any, pools: Any, tmp_path: Path) -> None:
         for crash_after in (1, 4, 6, 5):
             with pytest.raises(pools.crash):

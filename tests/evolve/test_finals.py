@@ -80,7 +80,8 @@ def finals(table: Table, race: bool = True) -> Finals:
     chosen = shortlist(table, 3, judge())  # type: ignore[arg-type]
     finalists_race = Schedule.of(DOCUMENTS, enabled=race)
     referee = SimpleNamespace(judge=judge, parents_race=Schedule.of(DOCUMENTS), finalists_race=finalists_race)
-    found = Races(table, referee, table.score_on).finals(chosen)  # type: ignore[arg-type]
+    races = Races(table, referee, table.score_on, lambda champion: None)  # type: ignore[arg-type]
+    found = races.finals(chosen)
     assert found is not None
     return found
 
