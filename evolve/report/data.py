@@ -296,14 +296,15 @@ def _champion_trial(summary: Summary, trials: Sequence[Trial]) -> Trial | None:
 def _contenders(
     summary: Summary, trials: Sequence[Trial], scores: Mapping[tuple[int, str], Scores]
 ) -> tuple[Contender, ...]:
-    """Baselines that met all search documents, parents first, and the champion, each once."""
+    """Parents, other baselines that met all search documents, and the champion, each once."""
     champion = _champion_trial(summary, trials)
 
     def contender(ask: Ask) -> Contender:
         parts: dict[str, Scores] = {part: found for part in PARTS if (found := scores.get((ask.number, part)))}
         return Contender(ask.name, ask.role, champion is not None and ask == champion.ask, parts)
 
-    found = {t.ask.name: t.ask for t in trials if t.complete and not t.ask.is_candidate}
+    scored = [t for t in trials if t.complete or (t.pruned and t.ask.kind == "parent")]
+    found = {t.ask.name: t.ask for t in scored if not t.ask.is_candidate}
     ordered = sorted(found.values(), key=lambda ask: (ask.kind != "parent", ask.name != UNIFORM, ask.number))
     if champion is not None and champion.ask not in ordered:
         ordered.append(champion.ask)

@@ -312,6 +312,18 @@ def test_says_what_a_run_came_to(go: Go, judge: Any, conclusion: str, words: str
     assert "Too few candidates to say" in page.text
 
 
+def test_parents_that_lost_to_the_uniform_merge_are_in_it(go: Go) -> None:
+    """They stopped early on the search documents, and were scored on all held-out ones."""
+    report = gather(go(fixed(0.3, 0.45, 0.6), racing=True))
+    assert {t.ask.name for t in report.trials if t.pruned} >= {"ann", "bob"}
+    assert {"ann", "bob"} <= {row.contender.name for row in report.tasks[0].rows if "holdout" in row.parts}
+    gain = report.summary["gain_over_best_parent"]
+    assert report.duels is not None
+    assert gain is not None
+    assert (report.duels.parent, report.duels.part) == (gain["parent"], "holdout")
+    assert report.known.texts["toy_choice"]
+
+
 def test_where_all_are_equal_some_documents_are_shown(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
     """Most of all then somebody wants to see what was asked and answered."""
     monkeypatch.setattr("tests.evolve.conftest._noise", lambda *seed: 0.0)
