@@ -5,7 +5,7 @@ Notation: w_t weight of task t's mean in the sum.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -92,6 +92,10 @@ class Comparison:
                 for stratum, ids in members.items()
             }
         return cls(pairs, {task: len(own) for task, own in theirs.items()}, groups)
+
+    def covers(self, tasks: Iterable[str]) -> bool:
+        """Whether there are documents of each of these tasks."""
+        return all(self.pairs[task] for task in tasks)
 
     @property
     def alike(self) -> bool:

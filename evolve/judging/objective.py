@@ -50,6 +50,11 @@ class Objective:
         """Whether scores mean nothing before the parents' are known."""
         return self.kind != "weighted" or bool(self.constraints)
 
+    @property
+    def decisive(self) -> list[str]:
+        """The tasks by which models are told from each other: those with a weight, or a constraint."""
+        return [task for task, w in self.weights.items() if w or task in self.constraints]
+
     def judge(self, parents: Sequence[Scores], strata: Strata | None = None) -> "Judge":
         """What tells models from each other on the documents that these parents were scored on."""
         return Judge(self, tuple(parents), strata or {})
@@ -220,29 +225,32 @@ class Judge:
     def beaten(self, scores: Scores, incumbent: Scores, alpha: float) -> bool:
         """Whether a model is worse than the incumbent beyond doubt, by the documents that it met so far.
 
-        An incumbent that breaks a constraint beats nobody, but in a front: who breaks it less may be better.
+        An incumbent that breaks a constraint beats nobody, but in a front: who breaks it less may be better. Nor
+        does it while a decisive task has no document that both have a score of.
 
         Args:
-            scores: Of some of the incumbent's documents, some of every task.
+            scores: Of some of the incumbent's documents.
             incumbent: Of all documents.
             alpha: The probability of saying so of a model that is as good, at most.
         """
-        objective = self.objective
+        objective, comparison = self.objective, self._comparison(scores, incumbent)
+        if not comparison.covers(objective.decisive):
+            return False
         if objective.kind == "pareto":  # dominated: worse in everything
-            return all(self._upper(t, scores, incumbent, alpha) < 0 for t in objective.metrics)
+            return all(self._upper(t, comparison, alpha) < 0 for t in objective.metrics)
         if self.violated(incumbent):
             return False
         tests = len(objective.constraints) + 1
         for task, limit in objective.constraints.items():
             best = max(self.parents, key=lambda parent: self._means(parent)[task])
-            if self._upper(task, scores, best, alpha / tests) < -limit:
+            if self._upper(task, self._comparison(scores, best), alpha / tests) < -limit:
                 return True
         if objective.kind == "worst":
             gains = self.gains(incumbent)
             worst = min(gains.values())
             share = alpha / tests / len(gains)
-            return any(gains[t] + self._upper(t, scores, incumbent, share) < worst for t in gains)
-        return self._comparison(scores, incumbent).pooled(self._linear, 2 * alpha / tests).high < 0
+            return any(gains[t] + self._upper(t, comparison, share) < worst for t in gains)
+        return comparison.pooled(self._linear, 2 * alpha / tests).high < 0
 
     def behind(self, scores: Scores, incumbent: Scores, alpha: float) -> bool:
         """Whether a model would hardly be ahead of the incumbent after all of its documents.
@@ -251,25 +259,29 @@ class Judge:
         `beaten`.
 
         Args:
-            scores: Of some of the incumbent's documents, some of every task.
+            scores: Of some of the incumbent's documents.
             incumbent: Of all documents.
             alpha: The probability that the model would be ahead, at most.
         """
         if self.objective.kind in ("worst", "pareto") or self.objective.constraints:
             return self.beaten(scores, incumbent, alpha)
-        return self.forecast(scores, incumbent).is_behind(alpha)
+        comparison = self._comparison(scores, incumbent)
+        return comparison.covers(self.objective.decisive) and comparison.forecast(self._linear).is_behind(alpha)
 
     def forecast(self, scores: Scores, incumbent: Scores) -> Forecast:
         """What the difference of the weighted sum would be after all of the incumbent's documents."""
         return self._comparison(scores, incumbent).forecast(self._linear)
 
     def alike(self, scores: Scores, other: Scores) -> bool:
-        """Whether two models have the same score of every document that both have met."""
-        return self._comparison(scores, other).alike
+        """Whether two models have equal scores of all documents that both have met, some of each decisive task."""
+        comparison = self._comparison(scores, other)
+        return comparison.covers(self.objective.decisive) and comparison.alike
 
-    def _upper(self, task: str, scores: Scores, other: Scores, alpha: float) -> float:
-        """The upper limit of the difference in a task's gain, at a one-sided level."""
-        return self._comparison(scores, other).pooled({task: 1 / self._units[task]}, 2 * alpha).high
+    def _upper(self, task: str, comparison: Comparison, alpha: float) -> float:
+        """The upper limit of the difference in a task's gain, at a one-sided level; infinity without documents."""
+        if not comparison.covers([task]):
+            return math.inf
+        return comparison.pooled({task: 1 / self._units[task]}, 2 * alpha).high
 
     def _comparison(self, scores: Scores, other: Scores) -> Comparison:
         values, groups = self.objective.values, self.objective.groups

@@ -199,6 +199,29 @@ class TestBeaten:
         assert lost <= 400 * alpha + 3 * (400 * alpha * (1 - alpha)) ** 0.5
 
 
+class TestATaskThatBothModelsHaveNoDocumentOf:
+    """Its metric may be given for the last documents only."""
+
+    INCUMBENT = scores(a=[1.0] * 20, b=[0.0] * 10 + [1.0] * 10)
+    CANDIDATE = Scores({"a": {d: {KEY: 0.0} for d in range(10)}, "b": {d: {} for d in range(10)}})
+
+    @pytest.mark.parametrize("kind", ["weighted", "gain", "worst", "pareto"])
+    def test_leaves_open_who_is_better(self, kind: str) -> None:
+        judged = judge(kind, [self.INCUMBENT])
+        assert not judged.beaten(self.CANDIDATE, self.INCUMBENT, 0.05)
+        assert not judged.behind(self.CANDIDATE, self.INCUMBENT, 0.05)
+        assert not judged.alike(some(self.INCUMBENT, 0), self.INCUMBENT)
+
+    def test_does_so_with_a_constraint(self) -> None:
+        judged = judge(parents=[self.INCUMBENT], weights={"a": 1.0, "b": 0.0}, constraints={"b": 0.1})
+        assert not judged.beaten(self.CANDIDATE, self.INCUMBENT, 0.05)
+
+    def test_decides_nothing_without_a_weight(self) -> None:
+        judged = judge(parents=[self.INCUMBENT], weights={"a": 1.0, "b": 0.0})
+        assert judged.beaten(self.CANDIDATE, self.INCUMBENT, 0.05)
+        assert judged.behind(self.CANDIDATE, self.INCUMBENT, 0.05)
+
+
 class TestDifference:
     def test_equals_of_wide_scores_have_wide_intervals(self) -> None:
         """Log-likelihoods are in no [0, 1]; another document's might differ by as much as these are apart."""
