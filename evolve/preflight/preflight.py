@@ -148,6 +148,7 @@ def preflight(
         stages, paths = _spaces(pinned, checkpoints, control_points, trials)
         _check_filters(pinned.genome.filters, checkpoints)
         plan = _planned(pinned, checkpoints, stages, paths)
+        _check_paths_after(pinned, stages[-1], checkpoints)
         _check_trials(config.trials, len(_baselines(stages[0], paths, extra=False)))
         warm = warm_starts(config.warm_start, paths or stages[0], checkpoints)
         seen = list(seen_before(config.warm_start, split)) if not of_tasks else []
@@ -270,6 +271,15 @@ def _planned(
                 "apply_chat_template: false"
             )
     return plans[0]
+
+
+def _check_paths_after(
+    config: EvolveConfig, space: SearchSpace, checkpoints: Mapping[ModelRef, Checkpoint]
+) -> None:
+    """Refuse layer paths after parameters that no merge of the space has: that stage begins late in a search."""
+    section = config.genome.layer_paths
+    if section is not None and section.after is not None:
+        PathSpace.after(config, space.decode(space.values(space.initial)), checkpoints)
 
 
 def _expected_trials(config: EvolveConfig, split: Split) -> int:

@@ -61,6 +61,10 @@ def test_a_budget_that_does_not_reach_for_the_parents_is_refused(config: Callabl
             {"genome": {"filters": ["self_atn"]}},
             r"genome.filters\[0\]: no tensor's name has 'self_atn'; did",
         ),
+        (
+            {"genome": {"layer_granularity": 0, "layer_paths": {"after": "parameters", "max_layers": 1}}},
+            "genome.layer_paths.max_layers: must be at least 2",
+        ),
         ({"warm_start": "/no/run"}, "warm_start: /no/run: no such run folder or recipe file; check the path"),
     ],
 )
