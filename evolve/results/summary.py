@@ -127,8 +127,9 @@ class Results:
     def _score(self, ask: Ask, part: str) -> float | None:
         if part == "search":
             trial = self._record.result(ask)
-            # Of a parent that was stopped early, the estimate.
-            found = trial.score if trial and (trial.complete or ask.kind == "parent") else None
+            found = trial.score if trial and trial.complete else None
+            if trial and trial.pruned and ask.kind == "parent":  # it may have met more documents since
+                found = self._referee.result(ask).verdict.score
         elif part == "selection" and self._finals and len(self._finals.finalists) == 1:
             return None  # nobody was compared: who is alone meets a few documents, to see that it can
         else:

@@ -1819,3 +1819,17 @@ def test_parents_stop_beyond_doubt_only(run: Any, tmp_path: Path) -> None:
     bold, usual = met(0.9), met(0.05)
     assert bold["parent"] == usual["parent"]
     assert sum(bold["search"]) < sum(usual["search"])
+
+
+def test_parents_that_went_on_have_the_score_of_all_they_met(run: Any, tmp_path: Path) -> None:
+    """Both lose to the uniform merge soon; then they race each other to the end."""
+
+    def judge(ask: Ask, part: str) -> float:
+        return {"parent": 0.3, "baseline": 0.48}.get(ask.kind, 0.3)
+
+    sizes = {"search": 40, "selection": 10, "holdout": 20, "seed": 4}
+    summary = run(judge=judge, pool={"luck": 1.5}, racing=True, trials=5, documents=sizes)
+    assert [t.pruned for t in read_trials(tmp_path / "run") if t.ask.kind == "parent"] == [True, True]
+    for parent in summary["parents"].values():
+        assert parent["estimated"] == []
+        assert parent["search"] == parent["by_task"]["toy_choice"]["search"]
