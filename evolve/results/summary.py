@@ -223,10 +223,12 @@ def conclusion_of(summary: Summary) -> Conclusion:
 
 
 def gains_of(summary: Summary) -> Iterator[tuple[str, str, Gain]]:
-    """The champion's gains held out: over the best parent, whose name follows, and the uniform merge."""
-    if conclusion_of(summary) == "parent":  # the champion is the best parent itself
-        return
-    if parent := summary.get("gain_over_best_parent"):
+    """The champion's gains held out: over the best parent, whose name follows, and the uniform merge.
+
+    Over itself there is none.
+    """
+    parent, champion = summary.get("gain_over_best_parent"), summary.get("champion")
+    if parent and champion and parent["parent"] != champion["name"]:
         yield "best parent", parent["parent"], parent
     if uniform := summary.get("gain_over_uniform"):
         yield "uniform merge", "", uniform
@@ -249,7 +251,8 @@ def outcome_sentence(summary: Summary) -> str:
     more += f" It breaks the constraint on {', '.join(broken)} there." if broken else ""
     more += " Held-out documents were used before." if summary["documents"].get("holdout_reused") else ""
     if kind == "parent":
-        return f"No signal: the search found nothing better than the parent {champion['name']}.{more}"
+        other = "" if gain["parent"] == champion["name"] else f", which is not the best one in search: {against}"
+        return f"No signal: the search found nothing better than the parent {champion['name']}{other}.{more}"
     if kind == "baseline":
         return f"No signal: the search found nothing better than the {champion['name']} merge, {against}.{more}"
     conclusion = {

@@ -38,7 +38,7 @@ from heterosis.evolve.record.storage import study_url
 from heterosis.evolve.record.summary_file import Summary
 from heterosis.evolve.record.trial import Ask
 from heterosis.evolve.results.export import export_trial
-from heterosis.evolve.results.summary import closing_table
+from heterosis.evolve.results.summary import closing_table, gains_of
 from heterosis.evolve.results.table import TableWriter
 from heterosis.evolve.workers import cluster
 from heterosis.evolve.workers.pool import Failure, Setup
@@ -901,6 +901,24 @@ class TestFinals:
         assert summary["champion"]["name"] == name
         assert summary["outcome"].startswith("No signal")
         assert name in summary["outcome"]
+
+    def test_a_parent_that_is_not_the_best_one_in_search_may_be_the_champion(self, run: Any) -> None:
+        def judge(ask: Ask, part: str) -> float:
+            if ask.kind != "parent":
+                return 0.3
+            return 0.57 if (ask.name == "ann") == (part == "search") else 0.5
+
+        summary = run(judge=judge, trials=3, pool={"luck": 1.2})
+        gain = summary["gain_over_best_parent"]
+        assert (summary["champion"]["name"], gain["parent"]) == ("bob", "ann")
+        says = f"nothing better than the parent bob, which is not the best one in search: {gain['holdout']:+.4f}"
+        assert says in summary["outcome"]
+        assert [label for label, *_ in gains_of(summary)] == ["best parent", "uniform merge"]
+
+    def test_the_best_parent_as_the_champion_gains_over_the_uniform_merge(self, run: Any) -> None:
+        summary = run(judge=lambda ask, part: float(ask.name == "ann"), trials=3)
+        assert summary["champion"]["name"] == summary["gain_over_best_parent"]["parent"] == "ann"
+        assert [label for label, *_ in gains_of(summary)] == ["uniform merge"]
 
     @pytest.mark.parametrize(("gain", "says"), [(-1.0, "is worse than"), (0.0, "cannot be told from")])
     def test_a_champion_that_does_not_hold_is_said_to(self, run: Any, gain: float, says: str) -> None:
