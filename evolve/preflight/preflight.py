@@ -142,7 +142,8 @@ def preflight(
         sizes = Sizes(config.documents.search, config.documents.selection, config.documents.holdout)
         split = split_documents(loaded.groups(), sizes, config.documents.seed, loaded.fingerprints())
         loaded.hold_back(split)
-        trials = _expected_trials(config, split)
+        finals = _least_finals(config, objective, split)
+        trials = _expected_trials(config, split, finals)
     with collecting(faults):
         pinned, checkpoints = _opened(config)
         stages, paths = _spaces(pinned, checkpoints, control_points, trials)
@@ -159,7 +160,7 @@ def preflight(
         raise InputError(*faults, *of_tasks)
     warnings = [
         *task_warnings({name: loaded.source(name) for name in loaded.specs}),
-        *_budget_warnings(config, split),
+        *_budget_warnings(config, split, finals),
         *(
             f"{baseline.name}: is no point of this space; it is scored, but no search begins there"
             for baseline in warm
@@ -282,33 +283,41 @@ def _check_paths_after(
         PathSpace.after(config, space.decode(space.values(space.initial)), checkpoints)
 
 
-def _expected_trials(config: EvolveConfig, split: Split) -> int:
+def _least_finals(config: EvolveConfig, objective: Objective, split: Split) -> int:
+    """Documents that finals with a candidate take at least.
+
+    Where the objective compares with all the parents, they and their uniform merge are finalists too.
+    """
+    models = len(config.genome.models)
+    return finals_documents(split, models, models + 2 if objective.needs_parents else 0)
+
+
+def _expected_trials(config: EvolveConfig, split: Split, finals: int) -> int:
     """Trials that the budgets pay for, about.
 
     Raises:
-        InputError: If the documents would not reach for the parents and the report.
+        InputError: If the documents would not reach for the parents and the finals.
     """
-    most, models = config.max_documents, len(config.genome.models)
+    most = config.max_documents
     if most is None:
         return config.trials
-    search, report = split.size("search"), finals_documents(split, models, 0)
-    least = search + report  # at least one meets all search documents
+    search = split.size("search")
+    least = search + finals  # at least one meets all search documents
     if most < least:
         raise InputError(
-            f"max_documents: must be at least {least}, {search} for the search and {report} to report on "
+            f"max_documents: must be at least {least}, {search} for the search and {finals} for the finals of "
             f"champion, parents and uniform merge, but got {most}"
         )
-    return min(config.trials, max(1, round((most - report) / (SHARE_OF_TRIAL * search))))
+    return min(config.trials, max(1, round((most - finals) / (SHARE_OF_TRIAL * search))))
 
 
-def _budget_warnings(config: EvolveConfig, split: Split) -> Iterator[str]:
+def _budget_warnings(config: EvolveConfig, split: Split, finals: int) -> Iterator[str]:
     """What to say of a budget of documents that baselines may use up."""
-    most, models = config.max_documents, len(config.genome.models)
-    first, report = (models + 2) * split.size("search"), finals_documents(split, models, 0)
-    if most is not None and most < first + report:
+    most, first = config.max_documents, (len(config.genome.models) + 2) * split.size("search")
+    if most is not None and most < first + finals:
         yield (
             f"max_documents: {most} may leave nothing for candidates; parents, their uniform merge and a first "
-            f"candidate take up to {first}, the report {report}"
+            f"candidate take up to {first}, the finals {finals}"
         )
 
 

@@ -101,7 +101,7 @@ def test_a_budget_of_documents_is_kept_and_used(run: Any, optimizer: str, racing
 
 
 def test_a_budget_of_documents_decides_like_that_of_trials(config_of: Any) -> None:
-    # 20 documents for the search, 4 * 30 for the report: (360 - 120) / (0.6 * 20) = 20 trials.
+    # 20 documents for the search, 4 * 30 for the finals: (360 - 120) / (0.6 * 20) = 20 trials.
     few, many = (preflight(config_of(trials=100, max_documents=most)) for most in (360, 100_000))
     assert (few.expected_trials, many.expected_trials) == (20, 100)
     assert len(few.baselines()) == 3 < len(many.baselines())
@@ -110,8 +110,21 @@ def test_a_budget_of_documents_decides_like_that_of_trials(config_of: Any) -> No
     # Two parents, their uniform merge and a candidate take up to 80.
     (warning,) = preflight(config_of(max_documents=199)).warnings
     assert warning.startswith("max_documents: 199 may leave nothing for candidates")
-    with pytest.raises(InputError, match="max_documents: must be at least 140, 20 for the search and 120 to re"):
+    with pytest.raises(InputError, match="max_documents: must be at least 140, 20 for the search and 120 for"):
         preflight(config_of(max_documents=139))
+
+
+def test_a_budget_of_documents_pays_for_the_finals_of_those_that_are_compared_with(
+    run: Any, config_of: Any
+) -> None:
+    # Both parents, their uniform merge and a candidate meet 20 selection documents each, too.
+    assert preflight(config_of(trials=100, max_documents=440, objective="gain")).expected_trials == 20
+    with pytest.warns(UserWarning, match="max_documents: 279 may leave nothing .* up to 80, the finals 200"):
+        few = run("few", max_documents=279, objective="gain")
+    enough = run("enough", max_documents=280, objective="gain")
+    assert [few["trials"]["complete"], enough["trials"]["complete"]] == [3, 4]
+    with pytest.raises(InputError, match="max_documents: must be at least 220, 20 for the search and 200 for"):
+        preflight(config_of(max_documents=219, objective="gain"))
 
 
 def places_unlike(value: Any, kind: Any, place: str = "") -> list[str]:
