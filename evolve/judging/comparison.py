@@ -178,15 +178,16 @@ class Comparison:
         )
 
     def of_smallest(self, best: Mapping[str, float], units: Mapping[str, float], alpha: float) -> Interval:
-        """The difference of each model's smallest ``(mean_t - best_t) / units_t``.
+        """The difference of each model's smallest ``(mean_t - best_t) / units_t``, of the tasks that ``best`` has.
 
         Its interval is a paired bootstrap's (percentiles of 2,000 resamples of the documents' groups within
         tasks), as a minimum has no variance to be added up.
         """
         random = np.random.default_rng(0)
+        pairs = {task: self.pairs[task] for task in best}
         samples = [
             (np.sum([p.share * _resampled(p, self.groups.get(task), random) for p in own.values()], axis=0), task)
-            for task, own in self.pairs.items()
+            for task, own in pairs.items()
         ]
 
         def smallest(of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
@@ -196,9 +197,9 @@ class Comparison:
         differences = smallest(lambda means: means[:, 0]) - smallest(lambda means: means[:, 1])
         low, high = np.quantile(differences[1:], [alpha / 2, 1 - alpha / 2])
         if low == high:  # as if nothing else could happen: the tasks' own intervals know better
-            tasks = [self.difference({task: 1 / units[task]}, alpha) for task in self.pairs]
+            tasks = [self.difference({task: 1 / units[task]}, alpha) for task in pairs]
             low, high = min(i.low for i in tasks), max(i.high for i in tasks)
-        n = sum(len(pair.mine) for own in self.pairs.values() for pair in own.values())
+        n = sum(len(pair.mine) for own in pairs.values() for pair in own.values())
         return Interval(float(differences[0]), float(low), float(high), n)
 
     def _member(self, task: str, document: int) -> tuple[str, object]:

@@ -28,7 +28,7 @@ class Objective:
         metrics: Metric key of each task.
         groups: Group of each document of each task; documents of one group are not independent.
         kind: ``weighted``: ``sum_t w_t s_t`` as mergekit-evolve's. ``gain``: the mean of g_t, weighted by
-            w_t. ``worst``: the smallest g_t. ``pareto``: all g_t at once.
+            w_t. ``worst``: the smallest g_t. ``pareto``: all g_t at once. Both of tasks with a weight.
         constraints: The largest loss ``-g_t`` that is accepted of a task; each violation is subtracted ten times.
         lower: Tasks whose metric is better when lower, which turns their scores.
     """
@@ -43,7 +43,12 @@ class Objective:
     @property
     def names(self) -> tuple[str, ...]:
         """Of the numbers that an optimizer gets: the tasks' for a Pareto front, else one."""
-        return tuple(self.metrics) if self.kind == "pareto" else ("objective",)
+        return tuple(self.weighted) if self.kind == "pareto" else ("objective",)
+
+    @property
+    def weighted(self) -> list[str]:
+        """The tasks that are maximised: those with a weight."""
+        return [task for task, w in self.weights.items() if w]
 
     @property
     def needs_parents(self) -> bool:
@@ -52,8 +57,8 @@ class Objective:
 
     @property
     def decisive(self) -> list[str]:
-        """The tasks by which models are told from each other: those with a weight, or a constraint."""
-        return [task for task, w in self.weights.items() if w or task in self.constraints]
+        """The tasks by which models are told from each other: those with a weight or a constraint."""
+        return [*self.weighted, *self.constraints]
 
     def judge(self, parents: Sequence[Scores], strata: Strata | None = None) -> "Judge":
         """What tells models from each other on the documents that these parents were scored on."""
@@ -134,7 +139,7 @@ class Judge:
     def _verdict(self, means: Mapping[str, float]) -> Verdict:
         objective, penalty = self.objective, PENALTY * sum(self._violations(means).values())
         if objective.kind == "worst":
-            gains = [*self._gains(means).values()]
+            gains = self._weighted_gains(means)
             score = (math.nan if any(map(math.isnan, gains)) else min(gains)) - penalty
             return Verdict(score, (-score,))
         if objective.kind == "weighted":
@@ -146,7 +151,7 @@ class Judge:
         loss = sum(terms)
         score = 0.0 - loss  # not the -0.0 of a loss of 0
         if objective.kind == "pareto":
-            return Verdict(score, tuple(penalty - gain for gain in self._gains(means).values()))
+            return Verdict(score, tuple(penalty - gain for gain in self._weighted_gains(means)))
         return Verdict(score, (loss,), tuple(terms))
 
     def limits(self, known: Sequence[Scores]) -> tuple[Limits | None, ...]:
@@ -170,6 +175,10 @@ class Judge:
 
     def _gains(self, means: Mapping[str, float]) -> dict[str, float]:
         return {task: (means[task] - best) / self._units[task] for task, best in self._best.items()}
+
+    def _weighted_gains(self, means: Mapping[str, float]) -> list[float]:
+        gains = self._gains(means)
+        return [gains[task] for task in self.objective.weighted]
 
     def _violations(self, means: Mapping[str, float]) -> dict[str, float]:
         limits = self.objective.constraints
@@ -212,7 +221,8 @@ class Judge:
         """``score(a) - score(b)`` without constraints, on the same documents, with its paired interval."""
         comparison = self._comparison(a, b)
         if self.objective.kind == "worst":
-            return comparison.of_smallest(self._best, self._units, alpha)
+            best = {task: self._best[task] for task in self.objective.weighted}
+            return comparison.of_smallest(best, self._units, alpha)
         return comparison.difference(self._linear, alpha)
 
     @property
@@ -237,7 +247,7 @@ class Judge:
         if not comparison.covers(objective.decisive):
             return False
         if objective.kind == "pareto":  # dominated: worse in everything
-            return all(self._upper(t, comparison, alpha) < 0 for t in objective.metrics)
+            return all(self._upper(t, comparison, alpha) < 0 for t in objective.weighted)
         if self.violated(incumbent):
             return False
         tests = len(objective.constraints) + 1
@@ -246,10 +256,10 @@ class Judge:
             if self._upper(task, self._comparison(scores, best), alpha / tests) < -limit:
                 return True
         if objective.kind == "worst":
-            gains = self.gains(incumbent)
-            worst = min(gains.values())
-            share = alpha / tests / len(gains)
-            return any(gains[t] + self._upper(t, comparison, share) < worst for t in gains)
+            gains, tasks = self.gains(incumbent), objective.weighted
+            worst = min(gains[t] for t in tasks)
+            share = alpha / tests / len(tasks)
+            return any(gains[t] + self._upper(t, comparison, share) < worst for t in tasks)
         return comparison.pooled(self._linear, 2 * alpha / tests).high < 0
 
     def behind(self, scores: Scores, incumbent: Scores, alpha: float) -> bool:

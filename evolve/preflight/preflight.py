@@ -366,8 +366,8 @@ def _objective(config: EvolveConfig, tasks: TaskSet) -> Objective:
             lower.add(name)
         metrics[name] = metric.key
         groups[name] = dict(enumerate(tasks.documents(name).groups))
-    if config.objective == "pareto" and len(metrics) < 2:
-        raise InputError("objective: pareto needs at least two tasks; write weighted, or add a task")
+    if config.objective == "pareto" and sum(w > 0 for w in weights.values()) < 2:
+        raise InputError("objective: pareto needs at least two tasks with a weight; write weighted, or add a task")
     if unknown := [name for name in config.constraints if name not in tasks.members]:
         raise InputError(
             *(f"constraints.{n}: is not one of the tasks{did_you_mean(n, tasks.members)}" for n in unknown)

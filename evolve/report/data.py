@@ -221,7 +221,7 @@ class Report:
 
     def pairs(self) -> list[tuple[str, str]]:
         """The pairs of tasks that a front has."""
-        return list(combinations([task.name for task in self.tasks], 2))
+        return list(combinations([task.name for task in self.tasks if task.weight], 2))
 
 
 def gather(folder: Path, known: Known | None = None, storage: str | None = None) -> Report:

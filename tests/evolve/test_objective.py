@@ -85,6 +85,15 @@ class TestOneModel:
         assert judge("pareto").losses(CHILD) == (pytest.approx(0.25), pytest.approx(-0.25))
         assert judge("pareto").score(CHILD) == pytest.approx(0.0)
 
+    def test_a_task_without_weight_counts_nowhere(self) -> None:
+        better = scores(a=[1, 1, 1, 1], b=[0, 0, 0, 0])
+        for kind in ("worst", "pareto"):
+            judged = judge(kind, weights={"a": 1.0, "b": 0.0})
+            assert judged.losses(better) == (pytest.approx(-0.25),)
+            assert len(judged.objective.names) == 1
+            assert judged.score(better) == pytest.approx(0.25)
+        assert judge("worst", weights={"a": 1.0, "b": 0.0}).difference(better, PARENTS[0]).mean == 0.25
+
     def test_a_constraint_is_counted_by_how_far_it_is_broken(self) -> None:
         free, bound = judge(), judge(constraints={"a": 0.1, "b": 0.0})
         assert bound.score(CHILD) == pytest.approx(free.score(CHILD) - PENALTY * 0.15)
@@ -154,6 +163,13 @@ class TestBeaten:
         parents = [drawn(1, 0.5, 0.5), drawn(2, 0.5, 0.5)]
         assert not judge("pareto", parents).beaten(drawn(6, 0.9, 0.1), drawn(7, 0.6, 0.6), 0.05)
         assert judge("weighted", parents).beaten(drawn(6, 0.7, 0.1), drawn(7, 0.6, 0.6), 0.05)
+
+    @pytest.mark.parametrize("kind", ["worst", "pareto"])
+    def test_a_task_without_weight_saves_and_costs_nobody_the_race(self, kind: str) -> None:
+        parents = [drawn(1, 0.5, 0.5), drawn(2, 0.5, 0.5)]
+        judged, incumbent = judge(kind, parents, weights={"a": 1.0, "b": 0.0}), drawn(3, 0.6, 0.5)
+        assert judged.beaten(drawn(4, 0.2, 0.9), incumbent, 0.05)
+        assert not judged.beaten(drawn(5, 0.7, 0.1), incumbent, 0.05)
 
     def test_a_broken_constraint_ends_a_race(self) -> None:
         parents = [drawn(1, 0.9, 0.1), drawn(2, 0.1, 0.5)]
