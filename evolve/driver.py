@@ -98,7 +98,7 @@ def search(
             _report(Path(run_dir), None, storage)
         return finished
     with within(origin):
-        checked = preflight(loaded, RunState.load(Path(run_dir)).control_points)
+        checked = preflight(loaded, RunState.load(Path(run_dir)))
         takes = resources(checked, Path(run_dir), local=device == "cpu" and ray_address is None)
         takes.check()
         check_trackers(loaded.log_to)

@@ -12,7 +12,7 @@ from heterosis.evolve.record.summary_file import read_summary
 from heterosis.evolve.space.dimensions import Space
 from heterosis.merge import ModelRef, Recipe
 from heterosis.merge.files import expanded
-from heterosis.merge.recipe.reference import short_names
+from heterosis.merge.recipe.reference import short_paths
 
 # Of a run folder: the champion, and the best others.
 TAKEN = 3
@@ -36,7 +36,7 @@ def warm_starts(
     ours = list(models)
     others = {baseline.recipe.essence() for baseline in known}
     every = [Path(path) for path in paths]
-    short = short_names(ModelRef.parse(str(p if p.is_dir() else p.with_suffix(""))) for p in every)
+    short = short_paths(str(p if p.is_dir() else p.with_suffix("")) for p in every)
     for path, own in zip(every, short, strict=True):
         for name, recipe in _recipes(path, f"warm start {own}"):
             recipe = _with_our_models(recipe, ours, path)

@@ -14,6 +14,7 @@ from heterosis.evolve.config import RESIDENT, EvolveConfig
 from heterosis.evolve.judging.finals import finals_documents
 from heterosis.evolve.judging.objective import Objective
 from heterosis.evolve.preflight.contamination import task_warnings
+from heterosis.evolve.record.state import RunState
 from heterosis.evolve.space.dimensions import Space
 from heterosis.evolve.space.genes import METHOD
 from heterosis.evolve.space.paths import PathSpace
@@ -44,6 +45,7 @@ class Preflight:
         expected_trials: That the budgets pay for, about: what depends on the budget is chosen by them.
         plan: The first candidate's.
         checkpoints: Its models, the base included.
+        warm: What a search that has not begun starts from, with points in its first space.
         warnings: What is odd, but no fault.
         held_out_seen: Whether runs that the search starts from have searched on its held-out documents.
     """
@@ -57,6 +59,7 @@ class Preflight:
     expected_trials: int
     plan: MergePlan
     checkpoints: Mapping[ModelRef, Checkpoint]
+    warm: tuple[Baseline, ...] = ()
     warnings: tuple[str, ...] = ()
     held_out_seen: bool = False
 
@@ -75,8 +78,7 @@ class Preflight:
 
         Common fixed recipes are among the baselines if the budget is large.
         """
-        found = _baselines(self.space, self.paths, extra=self.expected_trials >= RECIPES_BUDGET)
-        return found + warm_starts(self.config.warm_start, self.spaces[0], self.checkpoints, found)
+        return [*_baselines(self.space, self.paths, _with_recipes(self.expected_trials)), *self.warm]
 
     @property
     def most_finalists(self) -> int:
@@ -120,14 +122,13 @@ class Preflight:
         return {"seed": self.config.seed, "models": models, **({"methods": methods} if methods else {})}
 
 
-def preflight(
-    config: EvolveConfig, control_points: Sequence[int] | None = None, tasks: TaskSet | None = None
-) -> Preflight:
+def preflight(config: EvolveConfig, state: RunState | None = None, tasks: TaskSet | None = None) -> Preflight:
     """Check all that a search of this config needs, reading headers and task data but no weights.
 
     Args:
         config: The config.
-        control_points: As an earlier session of the run had them; None to choose them now.
+        state: What an earlier session of the run has kept: its control points, and baselines, for which
+            `warm_start` is not read again.
         tasks: The config's, if they are loaded already.
 
     Raises:
@@ -135,7 +136,8 @@ def preflight(
     """
     faults: list[str] = []
     of_tasks: list[str] = []
-    trials = config.trials
+    trials, control_points = config.trials, state and state.control_points
+    starts = () if state is not None and state.baselines is not None else config.warm_start
     with collecting(of_tasks):
         loaded = tasks or task_set(config)
         objective = _objective(config, loaded)
@@ -151,8 +153,9 @@ def preflight(
         plan = _planned(pinned, checkpoints, stages, paths)
         _check_paths_after(pinned, stages[-1], checkpoints)
         _check_trials(config.trials, len(_baselines(stages[0], paths, extra=False)))
-        warm = warm_starts(config.warm_start, paths or stages[0], checkpoints)
-        seen = list(seen_before(config.warm_start, split)) if not of_tasks else []
+        known = _baselines(stages[0], paths, _with_recipes(trials))
+        warm = warm_starts(starts, paths or stages[0], checkpoints, known)
+        seen = list(seen_before(starts, split)) if not of_tasks else []
     with collecting(faults):
         if config.backend.name != RESIDENT:
             check_backend(config.backend.name, config.batch_size, config.max_length, config.backend.args)
@@ -178,6 +181,7 @@ def preflight(
         trials,
         plan,
         checkpoints,
+        tuple(warm),
         tuple(warnings),
         held_out_seen=bool(seen),
     )
@@ -235,6 +239,11 @@ def _baselines(space: SearchSpace, paths: PathSpace | None, extra: bool) -> list
         return found
     one_depth = len(set(paths.encoding.layers.values())) == 1
     return [replace(b, values=paths.values_of(b.recipe)) for b in found if one_depth or b.kind == "parent"]
+
+
+def _with_recipes(expected_trials: int) -> bool:
+    """Whether a budget pays for common fixed recipes among the baselines."""
+    return expected_trials >= RECIPES_BUDGET
 
 
 def _planned(

@@ -80,17 +80,22 @@ def _path_and_revision(value: object) -> tuple[str, str | None]:
 
 
 def short_names(models: Iterable[ModelRef], reserved: Iterable[str] = ()) -> tuple[str, ...]:
-    """A short, unique name for each model: the last part of its path, or of its adapter's.
+    """A short, unique name for each model: that of its path, or of its adapter's."""
+    return short_paths((model.adapter or model.path for model in models), reserved)
 
-    Models that would share a name get more parts of their paths, and at last a number.
+
+def short_paths(paths: Iterable[str], reserved: Iterable[str] = ()) -> tuple[str, ...]:
+    """A short, unique name for each path: its last part.
+
+    Those that would share a name get more parts of their paths, and at last a number.
     """
-    paths = [_path_parts(model.adapter or model.path) for model in models]
-    lengths = [1] * len(paths)
+    parts_of = [_path_parts(path) for path in paths]
+    lengths = [1] * len(parts_of)
 
     def names() -> list[str]:
-        return ["-".join(parts[-length:]) for parts, length in zip(paths, lengths, strict=True)]
+        return ["-".join(parts[-length:]) for parts, length in zip(parts_of, lengths, strict=True)]
 
-    for _ in range(max(map(len, paths), default=0)):
+    for _ in range(max(map(len, parts_of), default=0)):
         counts = Counter(names())
         lengths = [n + 1 if counts[name] > 1 else n for n, name in zip(lengths, names(), strict=True)]
     unique: list[str] = []

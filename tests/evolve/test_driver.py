@@ -1582,6 +1582,35 @@ class TestWarmStart:
         with pytest.raises(InputError, match=r"warm_start: .*other\.yaml: ~nosuchuser/other: no home folder of "):
             run(warm_start=str(recipe))
 
+    def test_is_not_read_again_when_a_run_goes_on(self, run: Any, pools: Any, tmp_path: Path) -> None:
+        run("first", trials=12)
+        options = {"warm_start": str(tmp_path / "first"), "seed": 9}
+        with pytest.raises(pools.crash):
+            run(trials=12, pool={"crash_after": 6}, **options)
+        shutil.rmtree(tmp_path / "first")
+        summary = run(trials=14, **options)
+        assert (summary["status"], summary["trials"]["complete"]) == ("finished", 14)
+
+    def test_of_a_recipe_that_is_a_baseline_warns_of_nothing(self, toy_config: Any, tmp_path: Path) -> None:
+        """The uniform merge is no point of the space, and is scored in any case."""
+        plain = toy_config(genome={"merge_method": "ties"})
+        (uniform,) = (b for b in preflight(EvolveConfig.from_dict(plain)).baselines() if b.name == "uniform")
+        (tmp_path / "mean.yaml").write_text(uniform.recipe.to_yaml())
+        checked = preflight(EvolveConfig.from_dict(plain | {"warm_start": str(tmp_path / "mean.yaml")}))
+        assert uniform.values is None
+        assert checked.warnings == ()
+        assert [baseline.name for baseline in checked.baselines()] == BASELINES
+
+    def test_may_have_any_path(self, toy_config: Any, tmp_path: Path, toy_models: dict[str, Path]) -> None:
+        recipe = tmp_path / "x+y+z.yaml"
+        config = EvolveConfig.from_dict(toy_config(warm_start=str(recipe)))
+        with pytest.raises(InputError, match=r"x\+y\+z.yaml: no such run folder or recipe file"):
+            preflight(config)
+        recipe.write_text(
+            f"merge_method: linear\nmodels: [{{model: {toy_models['ann']}, parameters: {{weight: 2}}}}]"
+        )
+        assert preflight(config).baselines()[-1].name == "warm start x+y+z"
+
     def test_of_no_point_of_the_space_is_told(
         self, toy_config: Any, tmp_path: Path, toy_models: dict[str, Path]
     ) -> None:
