@@ -27,6 +27,7 @@ class Budget:
         self._parents, self._shortlisted = len(config.genome.models), config.shortlisted(checked.expected_trials)
         self._split, self._record, self._referee = run.split, run.record, run.referee
         self._most_finalists = checked.most_finalists
+        self._all_compared = checked.objective.needs_parents  # with each other: no finalist can be left out
         self.finals = finals_documents(run.split, self._parents, self._most_finalists) / run.split.size("search")
 
     def spent(
@@ -51,7 +52,7 @@ class Budget:
     def finalists(self) -> list[Trial]:
         """The shortlist. Its last are left out where they might take more documents than the run may score."""
         found = shortlist(self._record, self._shortlisted, self._referee.judge("search"))
-        while self._documents is not None and len(found) > 1 and not self._referee.needs_parents:
+        while self._documents is not None and len(found) > 1 and not self._all_compared:
             if self._record.documents_scored() + self._left_of_finals(found, len(found)) <= self._documents:
                 break
             found.pop()
@@ -76,7 +77,7 @@ class Budget:
             return False
         found = shortlist(record, self._shortlisted, self._referee.judge("search"), unknown)
         # Where nobody can be left out of the finals, there has to be room for all who may come to them.
-        more = len(unknown) + candidates if self._referee.needs_parents else 0
+        more = len(unknown) + candidates if self._all_compared else 0
         return ahead + self._left_of_finals(found, min(len(found) + more, self._most_finalists)) > self._documents
 
     def _left_of_finals(self, finalists: Sequence[Trial], count: int) -> int:

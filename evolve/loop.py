@@ -122,7 +122,7 @@ class SearchLoop:
         others = [b for b in known if b not in uniform and b not in parents]
         if self._session.workers >= len(known) and not self._config.ordered:
             return [[*parents, *uniform, *others]]
-        if self._referee.needs_parents:
+        if self._referee.parents_meet_all:
             return [[*parents, *uniform], others]
         return [group for group in (uniform, parents, others) if group]
 

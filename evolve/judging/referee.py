@@ -89,8 +89,8 @@ class Referee:
         return not self._objective.needs_parents or self.parents_scored(part)
 
     @property
-    def needs_parents(self) -> bool:
-        """Whether every parent's scores of all documents are needed."""
+    def parents_meet_all(self) -> bool:
+        """Whether parents meet all search documents, as no race stops them."""
         return self._objective.needs_parents or not self._racing.enabled
 
     @property

@@ -100,6 +100,13 @@ def test_a_budget_of_documents_is_kept_and_used(run: Any, optimizer: str, racing
     assert summary["documents"]["scored"] + 50 < more["documents"]["scored"] <= 700
 
 
+def test_a_budget_of_documents_keeps_no_room_for_who_can_be_left_out_of_the_finals(run: Any) -> None:
+    """Without races too."""
+    summary = run(judge=lambda ask, part: 0.3, max_documents=240, trials=60, optimizer="random", racing=False)
+    assert summary["trials"]["complete"] > 3
+    assert summary["documents"]["scored"] <= 240
+
+
 def test_a_budget_of_documents_decides_like_that_of_trials(config_of: Any) -> None:
     # 20 documents for the search, 4 * 30 for the finals: (360 - 120) / (0.6 * 20) = 20 trials.
     few, many = (preflight(config_of(trials=100, max_documents=most)) for most in (360, 100_000))
