@@ -136,8 +136,8 @@ def preflight(config: EvolveConfig, state: RunState | None = None, tasks: TaskSe
     """
     faults: list[str] = []
     of_tasks: list[str] = []
-    trials, control_points = config.trials, state and state.control_points
-    starts = () if state is not None and state.baselines is not None else config.warm_start
+    trials, kept = config.trials, state or RunState()
+    starts = config.warm_start if kept.baselines is None else ()
     with collecting(of_tasks):
         loaded = tasks or task_set(config)
         objective = _objective(config, loaded)
@@ -148,7 +148,7 @@ def preflight(config: EvolveConfig, state: RunState | None = None, tasks: TaskSe
         trials = _expected_trials(config, split, finals)
     with collecting(faults):
         pinned, checkpoints = _opened(config)
-        stages, paths = _spaces(pinned, checkpoints, control_points, trials)
+        stages, paths = _spaces(pinned, checkpoints, kept.control_points, trials)
         _check_filters(pinned.genome.filters, checkpoints)
         plan = _planned(pinned, checkpoints, stages, paths)
         _check_paths_after(pinned, stages[-1], checkpoints)
