@@ -51,7 +51,6 @@ class SearchLoop:
         )
         self._races = Races(run.record, run.referee, self._score_on, self._report_on)
         self._tried, self._lost = 0, 0  # candidates of this session that came to an end, and to no score
-        self._spent: Spent | None = None  # the budget that has ended the search, if it was not that of trials
 
     def search(self) -> Finals | None:
         """Search until a budget is spent; None if it is to stop before the finals are over.
@@ -73,13 +72,14 @@ class SearchLoop:
         if self._session.stopping():  # where stages end is not decided before all baselines are asked
             return None
         ends = self._stages.ends(self._run.checked.expected_trials)
+        spent: Spent | None = None
         for stage, end in enumerate(ends):
-            self._search_stage(stage, end, last=stage == len(ends) - 1)
+            spent = self._search_stage(stage, end, last=stage == len(ends) - 1)
             if self._session.stopping():
                 return None
         self._check_candidates()
         state, finalists = self._run.state, _numbers(self._session.budget.finalists())
-        state.spent = self._spent
+        state.spent = spent
         state.shortlist = Shortlist(asks=finalists, budgets=self._config.budgets)
         state.save()
         return state.shortlist
@@ -134,8 +134,12 @@ class SearchLoop:
 
     # ----------------------------------------------------------------- candidates
 
-    def _search_stage(self, stage: int, end: int, *, last: bool) -> None:
-        """Score a stage's candidates until ``end`` asks count; in the last, then the optimizer's mean."""
+    def _search_stage(self, stage: int, end: int, *, last: bool) -> Spent | None:
+        """Score a stage's candidates until ``end`` asks count; in the last, then the optimizer's mean.
+
+        Returns:
+            The budget that has ended them before.
+        """
         record, budget = self._record, self._config.trials
         proposer = self._stages.proposer(stage)
         of_stage = [t for t in record.trials if t.ask.kind == "search" and t.ask.stage == stage]
@@ -144,19 +148,23 @@ class SearchLoop:
         limit = budget - with_mean if last else min(end, budget)
         left = [job for job in self._scoring.open_jobs("search") if job.ask.stage == stage]
         self._scoring.work(left, partial(self._next_job, proposer, limit, int(with_mean)), proposer.tell)
+        spent = self._spent(1 + with_mean) if record.counted < limit else None
         self._scoring.work(self._scoring.open_jobs("mean"))
-        if with_mean and record.counted < budget and self._has_room():
-            mean = proposer.mean()
+        if with_mean and record.counted < budget and not self._session.stopping():
+            # What has no room for a candidate may have it for the mean.
+            of_mean = self._spent()
+            mean = proposer.mean() if of_mean is None else None
             if mean is not None:
                 ask = self._ask("mean", "the optimizer's mean", proposer, mean, record.tally.leaders)
                 self._scoring.work([self._scoring.job(ask)])
+            spent = spent or of_mean
+        return spent
 
     def _next_job(self, proposer: Proposer, limit: int, more: int) -> Job | None:
         """The next candidate; None for now, or where the budget has no room for it and ``more`` after it."""
-        self._spent = None
         if self._record.counted >= limit or not proposer.catch_up():
             return None
-        if not self._has_room(1 + more, proposer.unknown):
+        if self._session.stopping() or self._spent(1 + more, proposer.unknown):
             return None
         point = proposer.propose()
         if point is None:
@@ -177,12 +185,10 @@ class SearchLoop:
             self._record.copy_scores(twin.ask, ask, "search")
         return ask
 
-    def _has_room(self, candidates: int = 1, unknown: Collection[Ask] = ()) -> bool:
-        """Whether the search goes on, and the budgets leave enough for the finals after more candidates."""
+    def _spent(self, candidates: int = 1, unknown: Collection[Ask] = ()) -> Spent | None:
+        """The budget of which more candidates would leave too little for the finals; see `Budget.spent`."""
         session = self._session
-        spent = session.budget.spent(session.seconds(), self._pool.size, candidates, unknown)
-        self._spent = self._spent or spent  # what has no room for a candidate may have it for the mean
-        return not session.stopping() and spent is None
+        return session.budget.spent(session.seconds(), self._pool.size, candidates, unknown)
 
     def _take_in(self, trial: Trial) -> None:
         """Show a result, and stop if most candidates of this session fail.
