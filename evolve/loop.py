@@ -12,7 +12,7 @@ from heterosis.evolve.faults import SearchFailed
 from heterosis.evolve.judging.finals import Finals
 from heterosis.evolve.judging.races import Races
 from heterosis.evolve.judging.racing import missing
-from heterosis.evolve.optimizers import Vector
+from heterosis.evolve.optimizers import Vector, recommends_a_point
 from heterosis.evolve.proposals import Proposer
 from heterosis.evolve.record.state import Shortlist
 from heterosis.evolve.record.trial import Ask, Kind, Trial
@@ -144,7 +144,7 @@ class SearchLoop:
         proposer = self._stages.proposer(stage)
         of_stage = [t for t in record.trials if t.ask.kind == "search" and t.ask.stage == stage]
         self._session.stage(proposer.space, of_stage)
-        with_mean = last and self._run.checked.expected_trials >= MEAN_BUDGET and proposer.has_mean
+        with_mean = last and self._run.checked.expected_trials >= MEAN_BUDGET and self._has_mean(stage)
         limit = budget - with_mean if last else min(end, budget)
         left = [job for job in self._scoring.open_jobs("search") if job.ask.stage == stage]
         self._scoring.work(left, partial(self._next_job, proposer, limit, int(with_mean)), proposer.tell)
@@ -159,6 +159,11 @@ class SearchLoop:
                 self._scoring.work([self._scoring.job(ask)])
             spent = spent or of_mean
         return spent
+
+    def _has_mean(self, stage: int) -> bool:
+        """Whether who proposes in a stage that has begun recommends a point in the end."""
+        chosen, objectives = self._run.state.optimizers[stage], self._run.checked.objective.names
+        return recommends_a_point(chosen.name, len(objectives))
 
     def _next_job(self, proposer: Proposer, limit: int, more: int) -> Job | None:
         """The next candidate; None for now, or where the budget has no room for it and ``more`` after it."""

@@ -52,12 +52,6 @@ class Proposer:
         self._replay(stage, record)
 
     @property
-    def has_mean(self) -> bool:
-        """Whether the optimizer recommends a point."""
-        with self._threads.limit(limits=1):
-            return self._optimizer.mean() is not None
-
-    @property
     def unknown(self) -> list[Ask]:
         """What was asked in this stage and the next proposal must not depend on; see `catch_up`."""
         return list(self._unknown.values())

@@ -44,6 +44,7 @@ __all__ = [
     "is_model_based",
     "optimizer",
     "optimizer_names",
+    "recommends_a_point",
 ]
 
 
@@ -64,6 +65,12 @@ def is_model_based(name: str) -> bool:
     """Whether an optimizer learns as much from any known point as from one that it has proposed."""
     _discover()
     return OPTIMIZERS[name].model_based
+
+
+def recommends_a_point(name: str, objectives: int) -> bool:
+    """Whether an optimizer of so many objectives has a mean."""
+    _discover()
+    return OPTIMIZERS[name].recommends and objectives == 1
 
 
 def get_optimizer(name: str) -> OptimizerFactory:

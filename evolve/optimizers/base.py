@@ -3,7 +3,7 @@
 An optimizer proposes points of the unit cube and is told what they lost. It knows nothing of recipes,
 models or workers. Adding one is adding one file to this package::
 
-    @optimizer("hill-climber")
+    @optimizer("hill-climber", recommends=True)
     class HillClimber:
         '''Gaussian steps from the best point so far.'''
 
@@ -187,6 +187,7 @@ class Registration:
     factory: OptimizerFactory
     multi_objective: bool
     model_based: bool
+    recommends: bool
 
 
 OPTIMIZERS: dict[str, Registration] = {}
@@ -195,7 +196,7 @@ _Factory = TypeVar("_Factory", bound=OptimizerFactory)
 
 
 def optimizer(
-    name: str, *, multi_objective: bool = False, model_based: bool = False
+    name: str, *, multi_objective: bool = False, model_based: bool = False, recommends: bool = False
 ) -> Callable[[_Factory], _Factory]:
     """Registers a factory under ``name``, the name that configs use.
 
@@ -203,13 +204,14 @@ def optimizer(
         name: Of the optimizer.
         multi_objective: Whether it takes several objectives; each takes one.
         model_based: Whether it learns as much from any known point as from one that it has proposed.
+        recommends: Whether its ``mean`` is a point where it has a single objective; it is not asked otherwise.
     """
 
     def register(factory: _Factory) -> _Factory:
         if name in OPTIMIZERS:
             one, other = OPTIMIZERS[name].factory.__module__, factory.__module__
             raise ValueError(f"two optimizers are called {name!r}: one in {one} and one in {other}")
-        OPTIMIZERS[name] = Registration(factory, multi_objective, model_based)
+        OPTIMIZERS[name] = Registration(factory, multi_objective, model_based, recommends)
         return factory
 
     return register

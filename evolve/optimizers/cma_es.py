@@ -18,7 +18,7 @@ from heterosis.evolve.optimizers.base import SIGMA0, Axis, Detail, Vector, optim
 from heterosis.evolve.optimizers.generations import Generations
 
 
-@optimizer("cma")
+@optimizer("cma", recommends=True)
 class CmaEs:
     """CMA-ES on the unit cube.
 

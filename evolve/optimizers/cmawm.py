@@ -18,7 +18,7 @@ from heterosis.evolve.optimizers.generations import Generations
 MAX_AGE = 5  # updates since a point was sampled
 
 
-@optimizer("cmawm")
+@optimizer("cmawm", recommends=True)
 class CmaEsWithMargin:
     """CMA-ES with margin on the unit cube.
 

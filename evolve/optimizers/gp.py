@@ -7,7 +7,7 @@ from heterosis.evolve.optimizers.sampling import SamplerOptimizer
 from heterosis.evolve.optimizers.startup import spread_around
 
 
-@optimizer("gp", multi_objective=True, model_based=True)
+@optimizer("gp", multi_objective=True, model_based=True, recommends=True)
 def gp(
     *,
     axes: Sequence[Axis],

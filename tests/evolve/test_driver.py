@@ -31,6 +31,7 @@ from heterosis.evolve.driver import SearchFailed, search
 from heterosis.evolve.faults import RunStopped
 from heterosis.evolve.judging.statistics import paired_difference
 from heterosis.evolve.logs import logging_to
+from heterosis.evolve.optimizers.surrogates.bayesian import BayesianOptimizer
 from heterosis.evolve.preflight.preflight import preflight
 from heterosis.evolve.record.folder import RunFolder
 from heterosis.evolve.record.record import Record, read_asks, read_trials
@@ -1841,6 +1842,19 @@ def test_what_ended_a_search_is_told(
     assert run(trials=12 if not limit else 100, **limit)["ended_by"] == ended_by
     said = CliRunner().invoke(cli.app, ["status", str(tmp_path / "run")]).stdout.splitlines()[0]
     assert (f", ended by {ended_by}, " in said) == bool(limit)
+
+
+def test_the_optimizer_is_asked_for_its_mean_once(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model is fitted for it."""
+    mean, asked = BayesianOptimizer.mean, []
+
+    def ask(self: BayesianOptimizer) -> Any:
+        asked.append(mean(self))
+        return asked[-1]
+
+    monkeypatch.setattr(BayesianOptimizer, "mean", ask)
+    run(trials=20, optimizer="gp")
+    assert len(asked) == 1
 
 
 def test_documents_of_the_finals_are_in_the_summary_at_once(

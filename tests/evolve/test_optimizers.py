@@ -26,6 +26,7 @@ from heterosis.evolve.optimizers import (
     get_optimizer,
     optimizer,
     optimizer_names,
+    recommends_a_point,
 )
 from heterosis.evolve.optimizers.base import at_levels
 from heterosis.evolve.optimizers.generations import Generations
@@ -238,10 +239,17 @@ class TestConformance:
         subject = make(name, SPACES[space])
         play(subject, rounds=STEPS.get(name, 30), workers=2)
         mean = subject.mean()
+        assert (mean is not None) == recommends_a_point(name, 1)
         if mean is not None:
             assert mean.shape == (len(SPACES[space]),)
             assert np.all((mean >= 0) & (mean <= 1))
             np.testing.assert_array_equal(mean, at_levels(mean, SPACES[space]))
+
+
+@pytest.mark.parametrize("name", optimizer_names(objectives=2))
+def test_of_several_objectives_there_is_no_mean(name: str) -> None:
+    assert make(name, objectives=2).mean() is None
+    assert not recommends_a_point(name, 2)
 
 
 HISTORIES = """
