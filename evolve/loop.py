@@ -55,7 +55,7 @@ class SearchLoop:
     def search(self) -> Finals | None:
         """Search until a budget is spent; None if it is to stop before the finals are over.
 
-        Finals that an earlier session has begun with the same budgets go on, whatever more is known since.
+        Finals that an earlier session has begun with the same budgets go on with their shortlist.
 
         Raises:
             SearchFailed: If candidates fail at a rate that shows that the set-up is wrong, or nothing can be said
@@ -68,6 +68,9 @@ class SearchLoop:
 
     def _find_shortlist(self) -> Shortlist | None:
         """Search until a budget is spent, and settle who comes to the finals; None if it is to stop before."""
+        state = self._run.state
+        state.shortlist = None
+        state.save()
         self._score_baselines()
         if self._session.stopping():  # where stages end is not decided before all baselines are asked
             return None
@@ -78,8 +81,8 @@ class SearchLoop:
             if self._session.stopping():
                 return None
         self._check_candidates()
-        state, finalists = self._run.state, _numbers(self._session.budget.finalists())
         state.spent = spent
+        finalists = _numbers(self._session.budget.finalists())
         state.shortlist = Shortlist(asks=finalists, budgets=self._config.budgets)
         state.save()
         return state.shortlist

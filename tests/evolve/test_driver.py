@@ -429,6 +429,15 @@ class TestResume:
         for key in ("status", "champion", "finalists", "documents", "ended_by"):
             assert summary[key] == whole[key]
 
+    def test_with_the_budget_of_earlier_finals_counts_what_was_scored_since(self, run: Any, pools: Any) -> None:
+        def judge(ask: Ask, part: str) -> float:
+            return pools.hill(ask, part) + (ask.number >= 10)
+
+        run(trials=10, judge=judge)
+        with pytest.raises(pools.crash):
+            run(trials=14, judge=judge, pool={"crash_after": 2})
+        assert run(trials=10, judge=judge)["champion"]["trial"] >= 10
+
     @pytest.mark.parametrize("better", [True, False])
     def test_extended_after_held_out_documents_were_met_says_so(
         self, run: Any, pools: Any, tmp_path: Path, better: bool
