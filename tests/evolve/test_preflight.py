@@ -136,7 +136,7 @@ def test_of_quick_candidates_one_meets_all_search_documents(checked: Preflight) 
             "max_length: 20 of 20 search documents take more than 3 tokens, with what is to be written",
         ),
         (
-            {"num_fewshot": 40},
+            {"num_fewshot": 25},
             "128 tokens, the model's own limit, with what is to be written, so that prompts lose their",
         ),
     ],
