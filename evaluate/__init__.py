@@ -1,6 +1,7 @@
 """Score models with lm-eval tasks, document by document.
 
     scores.py       what is asked and what was scored: TaskSpec, Metric, Scores (plain data)
+    probability.py  how probable a right answer is, where a task tells
     answers.py      what a model answered, for people to read
     splits.py       which documents are for searching, selecting and the final report
     documents.py    the documents of a task: what they are known by, and what they ask

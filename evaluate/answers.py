@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from heterosis.evaluate.probability import rated
+
 _BEGINNING, _END = 400, 200  # characters that are kept; reasoning ends with what counts
 
 
@@ -37,13 +39,8 @@ def chosen(choices: Sequence[str], likelihoods: Sequence[float], metric: str) ->
         likelihoods: Of each choice (logarithms); for ``acc_mutual_info`` those without the question after these.
         metric: The metric's name.
     """
-    if metric == "acc_mutual_info":
-        likelihoods = [a - b for a, b in zip(likelihoods, likelihoods[len(choices) :], strict=False)]
-    elif metric == "acc_norm":
-        likelihoods = [x / max(1, len(c)) for x, c in zip(likelihoods, choices, strict=True)]
-    elif metric == "acc_bytes":
-        likelihoods = [x / max(1, len(c.encode())) for x, c in zip(likelihoods, choices, strict=True)]
-    return choices[max(range(len(choices)), key=likelihoods.__getitem__)]
+    by = rated(choices, likelihoods, metric)
+    return choices[max(range(len(choices)), key=by.__getitem__)]
 
 
 def _shortened(text: str) -> str:

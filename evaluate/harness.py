@@ -275,6 +275,10 @@ class TaskSet:
         """Whether a task has the model write, rather than choose or rate a text."""
         return str(self._tasks[task].task.config.output_type) == "generate_until"
 
+    def gives_probability(self, task: str) -> bool:
+        """Whether scores have a `PROBABILITY` beside the metric, which asks for the likeliest answer."""
+        return self._tasks[task].gives_probability
+
     def groups(self) -> dict[str, list[str]]:
         """Every document's group, as `split_documents` takes it."""
         return {name: loaded.documents.groups for name, loaded in self._tasks.items()}

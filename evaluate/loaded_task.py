@@ -13,7 +13,8 @@ import numpy as np
 from heterosis.errors import InputError
 from heterosis.evaluate.answers import Answer, chosen
 from heterosis.evaluate.documents import Documents, describe, digest, examples_are_asked, fingerprint_of, hash_of
-from heterosis.evaluate.scores import Metric, NonFiniteScore, TaskSpec
+from heterosis.evaluate.probability import has_probability, probability_of
+from heterosis.evaluate.scores import PROBABILITY, Metric, NonFiniteScore, TaskSpec
 
 
 @dataclass
@@ -53,6 +54,11 @@ class LoadedTask:
         """The metric that was asked for."""
         assert self.spec.metric is not None
         return self.metrics[self.spec.metric]
+
+    @cached_property
+    def gives_probability(self) -> bool:
+        """Whether scores have a `PROBABILITY` beside the metric that was asked for."""
+        return PROBABILITY not in self.metrics and has_probability(self.task, self.metric.name)
 
     def hold_back(self, indices: Iterable[int]) -> None:
         """Leave documents out of the few-shot examples, if those are of the documents that are asked."""
@@ -106,7 +112,7 @@ class LoadedTask:
         self.requests[index] = requests if isinstance(requests, list) else [requests]
 
     def score(self, asked: Mapping[int, Sequence[Any]]) -> dict[int, dict[str, float]]:
-        """Filter the answers and compute every usable metric of each document.
+        """Filter the answers and compute every usable metric of each document, and its `PROBABILITY`.
 
         Args:
             asked: The answered requests of each document.
@@ -125,6 +131,11 @@ class LoadedTask:
                 found = self.task.process_results(copy.copy(self.data[index]), results)
                 keyed = {f"{metric},{pipeline.name}": value for metric, value in found.items()}
                 scored[index] |= self._numbers(index, {k: v for k, v in keyed.items() if k in self.metrics})
+        for index, requests in asked.items() if self.gives_probability else ():
+            likelihoods = [r.resps[0][0] for r in sorted(requests, key=lambda r: r.idx)]
+            probability = probability_of(self.task, self.data[index], likelihoods, self.metric.name)
+            if probability is not None:
+                scored[index][PROBABILITY] = probability
         # Some tasks give it for some of their documents only, so that a part of them may have none.
         whole = len(scored) == len(self.requests) > 0
         if whole and not any(self.metric.key in own for own in scored.values()):

@@ -13,6 +13,9 @@ from dataclasses import dataclass, field, replace
 from heterosis.errors import InputError, did_you_mean
 from heterosis.evaluate.answers import Answer
 
+# Beside the metrics: how probable a document's right answer is, in [0, 1], where its task tells.
+PROBABILITY = "probability,none"
+
 PerDocument = dict[str, dict[int, dict[str, float]]]
 
 

@@ -31,7 +31,7 @@ class Budget:
         self.finals = finals_documents(run.split, self._parents, self._most_finalists) / run.split.size("search")
 
     def spent(
-        self, seconds: float, workers: int, candidates: int = 1, unknown: Collection[Ask] = ()
+        self, seconds: float, workers: int, candidates: int, promoted: int = 0, unknown: Collection[Ask] = ()
     ) -> Spent | None:
         """The budget of which more candidates would leave too little for the finals; None if there is none.
 
@@ -39,13 +39,14 @@ class Budget:
             seconds: Spent so far.
             workers: That score the finals.
             candidates: That are to come.
+            promoted: Of those that have met a sample of the search documents, how many are to meet all of them.
             unknown: Candidates whose results the answer must not depend on before all are there, as far as
                 documents go.
         """
-        if self._is_late(seconds, workers, candidates):
+        if self._is_late(seconds, workers, candidates + promoted):
             return "hours"
-        scored_out = self._is_scored_out(candidates, unknown) and (
-            self._record.open_asks or self._is_scored_out(candidates, ())
+        scored_out = self._is_scored_out(candidates, promoted, unknown) and (
+            self._record.open_asks or self._is_scored_out(candidates, promoted, ())
         )
         return "max_documents" if scored_out else None
 
@@ -66,13 +67,13 @@ class Budget:
             return seconds > self._hours * 3600
         return seconds + whole * (candidates + 1.2 * self.finals / workers) > self._hours * 3600
 
-    def _is_scored_out(self, candidates: int, unknown: Collection[Ask]) -> bool:
+    def _is_scored_out(self, candidates: int, promoted: int, unknown: Collection[Ask]) -> bool:
         record = self._record
         if self._documents is None:
             return False
-        whole = self._split.size("search")
-        ahead = record.documents_scored() + candidates * whole
-        ahead += sum(whole - record.met_by(recipe, "search") for recipe in {ask.recipe for ask in unknown})
+        most = self._referee.most_of_candidate
+        ahead = record.documents_scored() + candidates * most + promoted * (self._split.size("search") - most)
+        ahead += sum(max(0, most - record.met_by(recipe, "search")) for recipe in {ask.recipe for ask in unknown})
         if ahead + finals_documents(self._split, self._parents, self._most_finalists) <= self._documents:
             return False
         found = shortlist(record, self._shortlisted, self._referee.judge("search"), unknown)

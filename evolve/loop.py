@@ -15,6 +15,7 @@ from heterosis.evolve.judging.racing import missing
 from heterosis.evolve.optimizers import Vector, recommends_a_point
 from heterosis.evolve.proposals import Proposer
 from heterosis.evolve.record.state import Shortlist
+from heterosis.evolve.record.tally import distinct, leading
 from heterosis.evolve.record.trial import Ask, Kind, Trial
 from heterosis.evolve.scoring import Scoring
 from heterosis.evolve.session import Session
@@ -145,23 +146,49 @@ class SearchLoop:
         """
         record, budget = self._record, self._config.trials
         proposer = self._stages.proposer(stage)
-        of_stage = [t for t in record.trials if t.ask.kind == "search" and t.ask.stage == stage]
+        of_stage = [
+            t for t in record.trials if t.ask.kind == "search" and t.ask.stage == stage and not t.ask.promoted
+        ]
         self._session.stage(proposer.space, of_stage)
         with_mean = last and self._run.checked.expected_trials >= MEAN_BUDGET and self._has_mean(stage)
         limit = budget - with_mean if last else min(end, budget)
         left = [job for job in self._scoring.open_jobs("search") if job.ask.stage == stage]
         self._scoring.work(left, partial(self._next_job, proposer, limit, int(with_mean)), proposer.tell)
-        spent = self._spent(1 + with_mean) if record.counted < limit else None
+        promoted = self._referee.promoted
+        spent = self._spent(1 + with_mean, promoted) if record.counted < limit else None
         self._scoring.work(self._scoring.open_jobs("mean"))
         if with_mean and record.counted < budget and not self._session.stopping():
             # What has no room for a candidate may have it for the mean.
-            of_mean = self._spent()
+            of_mean = self._spent(1, promoted)
             mean = proposer.mean() if of_mean is None else None
             if mean is not None:
                 ask = self._ask("mean", "the optimizer's mean", proposer, mean, record.tally.leaders)
                 self._scoring.work([self._scoring.job(ask)])
             spent = spent or of_mean
+        if self._referee.samples and not self._session.stopping():
+            self._session.phase("the best candidates meet all search documents")
+            self._scoring.work(self._scoring.open_promotions(), self._next_promoted)
         return spent
+
+    def _next_promoted(self) -> Job | None:
+        """The next of the best of those that have met a sample of the documents, which is to meet all."""
+        record, most = self._record, self._referee.promoted
+        sampled = [t for t in record.trials if t.pruned and self._referee.is_sampled(t.ask)]
+        ranked = distinct(sorted(sampled, key=lambda t: (t.losses, t.ask.number)))
+        asked = {ask.recipe for ask in record.asks.values() if ask.promoted}
+        rivals = record.tally.leaders
+        if self._config.ordered:  # nothing depends on which of them comes to its end first
+            rivals = leading(t for t in record.trials if not t.ask.promoted)
+        else:
+            most *= 2
+        of = next((t.ask for t in ranked[:most] if t.ask.recipe not in asked), None)
+        if of is None or self._session.stopping() or self._spent(0, promoted=1):
+            return None
+        ask = record.ask(
+            of.kind, of.name, of.recipe, of.values, stage=of.stage, rivals=_numbers(rivals), promoted=True
+        )
+        record.copy_scores(of, ask, "search")
+        return self._scoring.job(ask)
 
     def _has_mean(self, stage: int) -> bool:
         """Whether who proposes in a stage that has begun recommends a point in the end."""
@@ -172,7 +199,7 @@ class SearchLoop:
         """The next candidate; None for now, or where the budget has no room for it and ``more`` after it."""
         if self._record.counted >= limit or not proposer.catch_up():
             return None
-        if self._session.stopping() or self._spent(1 + more, proposer.unknown):
+        if self._session.stopping() or self._spent(1 + more, self._referee.promoted, proposer.unknown):
             return None
         point = proposer.propose()
         if point is None:
@@ -193,10 +220,10 @@ class SearchLoop:
             self._record.copy_scores(twin.ask, ask, "search")
         return ask
 
-    def _spent(self, candidates: int = 1, unknown: Collection[Ask] = ()) -> Spent | None:
+    def _spent(self, candidates: int, promoted: int, unknown: Collection[Ask] = ()) -> Spent | None:
         """The budget of which more candidates would leave too little for the finals; see `Budget.spent`."""
         session = self._session
-        return session.budget.spent(session.seconds(), self._pool.size, candidates, unknown)
+        return session.budget.spent(session.seconds(), self._pool.size, candidates, promoted, unknown)
 
     def _take_in(self, trial: Trial) -> None:
         """Show a result, and stop if most candidates of this session fail.

@@ -159,4 +159,4 @@ def _worth(trial: Trial) -> tuple[int, int]:
 
 
 def _is_of(ask: Ask, stage: int) -> bool:
-    return ask.kind == "search" and ask.stage == stage
+    return ask.kind == "search" and ask.stage == stage and not ask.promoted

@@ -10,6 +10,7 @@ from heterosis.evaluate.splits import Split
 from heterosis.evolve.baselines import Baseline
 from heterosis.evolve.config import RESIDENT, EvolveConfig
 from heterosis.evolve.judging.referee import Referee
+from heterosis.evolve.judging.sampling import sample_of
 from heterosis.evolve.preflight.preflight import Preflight
 from heterosis.evolve.record.files import SPLITS
 from heterosis.evolve.record.folder import RunFolder
@@ -91,7 +92,10 @@ class Run:
             guard=folder.check,
             wait_on=wait_on,
         )
-        referee = Referee(record, checked.objective, split, config.racing)
+        sample = sample_of(checked.objective, split, config.racing)
+        if state.sampled is None:
+            state.sampled = sample is not None and not record.asks
+        referee = Referee(record, checked.objective, split, config.racing, sample if state.sampled else None)
         folder.adopt(config)
         if not splits.exists():
             write_text(splits, split.to_json())

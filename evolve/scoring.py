@@ -43,8 +43,12 @@ class Scoring:
         self._held: list[Ask] = []  # scored, but meaningless before the parents are
 
     def open_jobs(self, *kinds: str) -> list[Job]:
-        """What was asked and is not finished, of some kinds."""
-        return [self.job(ask) for ask in self._record.open_asks if ask.kind in kinds]
+        """What was asked for the first time and is not finished, of some kinds."""
+        return [self.job(ask) for ask in self._record.open_asks if ask.kind in kinds and not ask.promoted]
+
+    def open_promotions(self) -> list[Job]:
+        """What was promoted and is not finished."""
+        return [self.job(ask) for ask in self._record.open_asks if ask.promoted]
 
     def job(self, ask: Ask) -> Job:
         """What a candidate is to be scored on next."""

@@ -105,7 +105,7 @@ class Stages:
         """Between what the loss's terms lie, by the baselines' scores."""
         found = (self._record.scores(ask, "search") for ask in self._record.baselines.values())
         scores = [own for own in found if own is not None]
-        return self._referee.judge("search").limits(scores) if self._referee.can_judge("search") else ()
+        return self._referee.limits(scores)
 
     def _known(self, stage: int) -> list[Trial]:
         """The results of points that a stage may start from: baselines that its space can express, and candidates
@@ -117,7 +117,7 @@ class Stages:
         if stage == 0:
             return [t for t in scored if t.ask.name in self._points]
         before = stage - 1
-        candidates = [t for t in scored if t.complete and t.ask.kind == "search" and t.ask.stage == before]
+        candidates = [t for t in scored if t.complete and t.ask.is_candidate and t.ask.stage == before]
         return [*self._known(before), *candidates]
 
     def _before(self, stage: int) -> list[Trial]:
@@ -134,16 +134,22 @@ class Stages:
 
         A baseline that is a sum drops nothing, which says nothing of how much a search had better drop.
         """
-        space, best = self._spaces[stage], best_of(known)
+        space, best = self._spaces[stage], self._best(known)
         start = space.initial
         at_random = stage == 0 and self._config.random_init
         if best is not None and not at_random and (best.ask.kind != "parent" or self._is_clear(best, stage)):
             values = self._values(best, stage)
             if values is not None:
-                usual = best.ask.kind != "search" and self._drops_nothing(values, space)
+                usual = not best.ask.is_candidate and self._drops_nothing(values, space)
                 start = np.where(usual, start, space.encode(values))
         continuous = [axis.levels is None for axis in space.axes]
         return np.where(continuous, np.clip(start, MARGIN, 1 - MARGIN), start)
+
+    def _best(self, known: Sequence[Trial]) -> Trial | None:
+        """The best, by what an optimizer is told where some have met a sample of the documents only."""
+        if not self._referee.samples:
+            return best_of(known)
+        return min(known, key=lambda t: (t.losses, t.ask.number), default=None)
 
     @staticmethod
     def _drops_nothing(values: Mapping[str, Value], space: Space) -> list[bool]:
@@ -152,7 +158,7 @@ class Stages:
 
     def _values(self, trial: Trial, stage: int) -> Mapping[str, Value] | None:
         """A result's point in a stage's space."""
-        if trial.ask.kind != "search":
+        if not trial.ask.is_candidate:
             own, of = self._points[trial.ask.name], 0
         else:
             own, of = dict(trial.ask.values), trial.ask.stage

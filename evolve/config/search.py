@@ -132,6 +132,8 @@ class Racing(Section):
         alpha: Chance of stopping a candidate that would be ahead of the best in the end, over all looks together;
             where the worst task, a front or constraints decide, of one that is as good.
         order: Of the documents; ``informative`` begins with those on which the best few differ.
+        by: ``probability``: where all tasks tell how probable right answers are, candidates meet a sample of the
+            documents and are compared by that; the best of them race. ``metric``: all race.
     """
 
     enabled: bool = True
@@ -139,6 +141,7 @@ class Racing(Section):
     factor: Annotated[float, BeforeValidator(not_bool), Field(gt=1)] = 2.0
     alpha: Annotated[float, BeforeValidator(not_bool), Field(gt=0, lt=1)] = 0.2
     order: Order = "informative"
+    by: Literal["probability", "metric"] = "probability"
 
     @model_validator(mode="before")
     @classmethod

@@ -6,10 +6,10 @@ best parent's s_t; u_t the unit of the task's gains (see `Judge`); g_t = (s_t - 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from heterosis.evaluate.scores import Scores
+from heterosis.evaluate.scores import PROBABILITY, Scores
 from heterosis.evolve.judging.comparison import Comparison, Forecast, Strata
 from heterosis.evolve.judging.statistics import ALPHA, Interval
 from heterosis.evolve.optimizers import Limits
@@ -31,6 +31,7 @@ class Objective:
             w_t. ``worst``: the smallest g_t. ``pareto``: all g_t at once. Both of tasks with a weight.
         constraints: The largest loss ``-g_t`` that is accepted of a task; each violation is subtracted ten times.
         lower: Tasks whose metric is better when lower, which turns their scores.
+        probable: Tasks whose documents have a probability of the right answer beside the metric.
     """
 
     weights: Mapping[str, float]
@@ -39,6 +40,18 @@ class Objective:
     kind: str = "weighted"
     constraints: Mapping[str, float] = field(default_factory=dict)
     lower: frozenset[str] = frozenset()
+    probable: frozenset[str] = frozenset()
+
+    @property
+    def by_probability(self) -> "Objective | None":
+        """The same of the probabilities of right answers, in place of the metrics.
+
+        None where a task that counts has none, or where it is no weighted sum: gains and constraints are
+        promised of the metrics.
+        """
+        if self.needs_parents or not self.probable.issuperset(self.weighted):
+            return None
+        return replace(self, metrics={**self.metrics, **dict.fromkeys(self.probable, PROBABILITY)})
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -1,14 +1,18 @@
 """The referee: which documents a candidate meets next, and what its scores amount to."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from heterosis.evaluate.scores import Scores
 from heterosis.evaluate.splits import Split
 from heterosis.evolve.config import Racing
+from heterosis.evolve.config.genome import UNIFORM
 from heterosis.evolve.judging.objective import Judge, Objective, Verdict
-from heterosis.evolve.judging.racing import Schedule, by_disagreement, interleaved
+from heterosis.evolve.judging.racing import Schedule, by_disagreement, interleaved, missing
+from heterosis.evolve.judging.sampling import PROMOTED
 from heterosis.evolve.judging.statistics import ALPHA
+from heterosis.evolve.optimizers import Limits
 from heterosis.evolve.record.record import Record
 from heterosis.evolve.record.trial import Ask
 from heterosis.evolve.workers.pool import DocumentIds
@@ -19,7 +23,8 @@ class Result:
     """What a candidate's scores on search documents amount to.
 
     Attributes:
-        verdict: Score and losses; of a candidate that was stopped early, their estimates.
+        verdict: Score and losses; of a candidate that was stopped early, their estimates. The losses are those by
+            the probabilities of right answers, where candidates meet a sample.
         pruned: Whether it was stopped early.
         documents: Documents that it has met.
         share: How many documents of a random sample would tell as much, as a share of all.
@@ -39,11 +44,21 @@ class Referee:
         objective: What is maximised.
         split: Of the documents.
         racing: How candidates race.
+        sample: Documents that candidates meet before the best of them meet all; None where all race. See
+            `sample_of`.
     """
 
-    def __init__(self, record: Record, objective: Objective, split: Split, racing: Racing) -> None:
+    def __init__(
+        self,
+        record: Record,
+        objective: Objective,
+        split: Split,
+        racing: Racing,
+        sample: DocumentIds | None = None,
+    ) -> None:
         self._record, self._objective, self._split = record, objective, split
-        self._racing = racing
+        self._racing, self._sample = racing, sample or {}
+        self._sampled = objective.by_probability if sample else None
         self._alone = Schedule.of(split.search, enabled=False)
         self._judges: dict[str, Judge] = {}
         self._races: dict[tuple[int, ...], tuple[Schedule, Judge]] = {}  # by rivals
@@ -51,6 +66,8 @@ class Referee:
     def next_documents(self, ask: Ask) -> dict[str, list[int]]:
         """The search documents that a candidate is to meet next; none when its race is over."""
         met, incumbent = self._record.scores(ask, "search"), self._incumbent(ask)
+        if self.samples and ((rest := missing(self._sample, met)) or self.is_sampled(ask)):
+            return rest
         if incumbent is None:
             return self._alone.next(met)
         race, judge = self._race_of(ask)
@@ -68,13 +85,44 @@ class Referee:
         """What came of a candidate whose race is over."""
         scores, (_, judge) = self._record.scores(ask, "search"), self._race_of(ask)
         assert scores is not None
-        met = scores.count
-        if met == self._split.size("search"):
-            return Result(judge.verdict(scores), pruned=False, documents=met, share=1.0)
-        incumbent = self._incumbent(ask)
-        assert incumbent is not None
-        share = judge.forecast(scores, incumbent).share
-        return Result(judge.estimate(scores, incumbent), pruned=True, documents=met, share=share)
+        incumbent, met = self._incumbent(ask), scores.count
+        pruned = met < self._split.size("search")
+        if pruned and incumbent is not None:
+            verdict, share = judge.estimate(scores, incumbent), judge.forecast(scores, incumbent).share
+        else:
+            verdict, share = judge.verdict(scores), 1.0
+        if self._sampled is not None:  # what an optimizer is told is of the same documents for all
+            sampled = self._sampled.judge([]).verdict(scores.only(self._sample))
+            verdict, share = replace(sampled, score=verdict.score), 1.0
+        return Result(verdict, pruned, met, share)
+
+    def limits(self, known: Sequence[Scores]) -> tuple[Limits | None, ...]:
+        """Between what the terms of an optimizer's loss lie, as models' scores show; empty if nothing is known."""
+        if self._sampled is not None:
+            return self._sampled.judge([]).limits([scores.only(self._sample) for scores in known])
+        return self.judge("search").limits(known) if self.can_judge("search") else ()
+
+    @property
+    def samples(self) -> bool:
+        """Whether candidates meet a sample of the search documents, and the best of them all."""
+        return self._sampled is not None
+
+    def is_sampled(self, ask: Ask) -> bool:
+        """Whether an ask meets no more than a sample of the search documents, where there is one.
+
+        Parents and the uniform merge, which everything is compared with, meet more.
+        """
+        return not ask.promoted and ask.kind != "parent" and ask.name != UNIFORM
+
+    @property
+    def promoted(self) -> int:
+        """How many of a stage's candidates meet all search documents after a sample."""
+        return PROMOTED if self.samples else 0
+
+    @property
+    def most_of_candidate(self) -> int:
+        """Search documents that a candidate meets at most, unless it is promoted."""
+        return sum(map(len, self._sample.values())) if self.samples else self._split.size("search")
 
     def judge(self, part: str) -> Judge:
         """What tells models from each other on a part of the documents; see `can_judge`."""

@@ -13,6 +13,7 @@ from heterosis.evolve.baselines import RECIPES_BUDGET, Baseline, baselines_of
 from heterosis.evolve.config import RESIDENT, EvolveConfig
 from heterosis.evolve.judging.finals import finals_documents
 from heterosis.evolve.judging.objective import Objective
+from heterosis.evolve.judging.sampling import sample_of
 from heterosis.evolve.preflight.contamination import task_warnings
 from heterosis.evolve.record.state import RunState
 from heterosis.evolve.space.dimensions import Space
@@ -20,6 +21,7 @@ from heterosis.evolve.space.genes import METHOD
 from heterosis.evolve.space.paths import PathSpace
 from heterosis.evolve.space.space import SearchSpace, control_points_of, stages_of
 from heterosis.evolve.warm_start import seen_before, warm_starts
+from heterosis.evolve.workers.pool import DocumentIds
 from heterosis.evolve.workers.worker import task_set
 from heterosis.merge import Checkpoint, MergePlan, ModelRef, Recipe, build_plan, open_checkpoint
 from heterosis.merge.methods import methods, own_modules
@@ -90,6 +92,11 @@ class Preflight:
         candidates = 2 * size if self.config.objective == "pareto" else size + 1
         return len(self.config.genome.models) + 2 + candidates
 
+    @property
+    def sample(self) -> DocumentIds | None:
+        """The search documents that all candidates meet, before the best meet all; None where they race."""
+        return sample_of(self.objective, self.split, self.config.racing)
+
     def paths_after(self, champion: Recipe) -> PathSpace | None:
         """The last stage's space, where layer paths come after parameters."""
         section = self.config.genome.layer_paths
@@ -145,7 +152,7 @@ def preflight(config: EvolveConfig, state: RunState | None = None, tasks: TaskSe
         split = split_documents(loaded.groups(), sizes, config.documents.seed, loaded.fingerprints())
         loaded.hold_back(split)
         finals = _least_finals(config, objective, split)
-        trials = _expected_trials(config, split, finals)
+        trials = _expected_trials(config, split, finals, sample_of(objective, split, config.racing))
     with collecting(faults):
         pinned, checkpoints = _opened(config)
         stages, paths = _spaces(pinned, checkpoints, kept.control_points, trials)
@@ -301,7 +308,7 @@ def _least_finals(config: EvolveConfig, objective: Objective, split: Split) -> i
     return finals_documents(split, models, models + 2 if objective.needs_parents else 0)
 
 
-def _expected_trials(config: EvolveConfig, split: Split, finals: int) -> int:
+def _expected_trials(config: EvolveConfig, split: Split, finals: int, sample: DocumentIds | None) -> int:
     """Trials that the budgets pay for, about.
 
     Raises:
@@ -317,7 +324,8 @@ def _expected_trials(config: EvolveConfig, split: Split, finals: int) -> int:
             f"max_documents: must be at least {least}, {search} for the search and {finals} for the finals of "
             f"champion, parents and uniform merge, but got {most}"
         )
-    return min(config.trials, max(1, round((most - finals) / (SHARE_OF_TRIAL * search))))
+    taken = SHARE_OF_TRIAL * search if sample is None else sum(map(len, sample.values()))
+    return min(config.trials, max(1, round((most - finals) / taken)))
 
 
 def _budget_warnings(config: EvolveConfig, split: Split, finals: int) -> Iterator[str]:
@@ -382,4 +390,5 @@ def _objective(config: EvolveConfig, tasks: TaskSet) -> Objective:
             *(f"constraints.{n}: is not one of the tasks{did_you_mean(n, tasks.members)}" for n in unknown)
         )
     constraints = {task: limit for name, limit in config.constraints.items() for task in tasks.members[name]}
-    return Objective(weights, metrics, groups, config.objective, constraints, frozenset(lower))
+    probable = frozenset(name for name in tasks.specs if tasks.gives_probability(name))
+    return Objective(weights, metrics, groups, config.objective, constraints, frozenset(lower), probable)

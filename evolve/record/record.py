@@ -85,7 +85,7 @@ class Record:
         self._written_asks = 0  # that are on the disk
         self.asks: dict[int, Ask] = {}
         self.baselines: dict[str, Ask] = {}
-        self._again = 0  # asks of baselines that were asked before
+        self._again = 0  # asks of baselines and candidates that were asked before
         for ask in read_asks(folder):
             self._take_ask(ask)
         self._scores = read_scores(folder)
@@ -112,8 +112,8 @@ class Record:
 
     def _take_ask(self, ask: Ask) -> None:
         self.asks[ask.number] = ask
+        self._again += ask.promoted or ask.name in self.baselines
         if not ask.is_candidate:
-            self._again += ask.name in self.baselines
             self.baselines[ask.name] = ask
 
     def _take(self, trial: Trial) -> None:
@@ -129,7 +129,7 @@ class Record:
 
     @property
     def counted(self) -> int:
-        """How many asks the budget of trials counts: a baseline that is asked again after a failure is one."""
+        """How many asks the budget of trials counts: who is asked again is one."""
         return len(self.asks) - self._again
 
     @property
@@ -151,9 +151,12 @@ class Record:
         *,
         stage: int = 0,
         rivals: Sequence[int] = (),
+        promoted: bool = False,
     ) -> Ask:
         """Record a candidate that is handed out; see `Ask`."""
-        ask = Ask(len(self.asks), kind, name, recipe, dict(values), len(self.trials), stage, tuple(rivals))
+        ask = Ask(
+            len(self.asks), kind, name, recipe, dict(values), len(self.trials), stage, tuple(rivals), promoted
+        )
         self._append(ASKS, asdict(ask))
         self._take_ask(ask)
         return ask

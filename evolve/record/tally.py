@@ -17,6 +17,7 @@ class Tally:
         complete: How many met all search documents.
         pruned: How many were stopped early.
         failed: How many have no score.
+        counted: How many there are; who was asked again is one.
         causes: How often each cause of a failure came up.
         seconds: Where the time of all went.
     """
@@ -24,6 +25,7 @@ class Tally:
     def __init__(self) -> None:
         self.leaders: list[Trial] = []
         self.complete = self.pruned = self.failed = 0
+        self._known: set[tuple[str, str]] = set()
         self.causes: Counter[str] = Counter()
         self.seconds: dict[str, float] = {}
         # Of each that has a time, in order of size: of those that met all search documents, and of the others.
@@ -35,6 +37,7 @@ class Tally:
         self.complete += trial.complete
         self.pruned += trial.pruned
         self.failed += trial.score is None
+        self._known.add((trial.ask.kind, trial.ask.name))
         if trial.cause is not None:
             self.causes[trial.cause] += 1
         for kind, seconds in trial.seconds.items():
@@ -42,6 +45,10 @@ class Tally:
         if trial.seconds:
             insort(self._whole if trial.complete else self._shorter, trial.took)
         self.leaders = leading([*self.leaders, trial])
+
+    @property
+    def counted(self) -> int:
+        return len(self._known)
 
     @property
     def best(self) -> Trial | None:

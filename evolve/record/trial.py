@@ -24,6 +24,8 @@ class Ask:
         stage: Which of the search's stages it belongs to, from 0.
         rivals: Asks of the best whose results were known then, best first: it races against the first, and
             documents on which their scores differ tell most. None where it meets all documents.
+        promoted: Whether it was asked before, and was one of the best of those that have met a sample of the
+            search documents: now it may meet all.
     """
 
     number: int
@@ -34,6 +36,7 @@ class Ask:
     after: int
     stage: int = 0
     rivals: tuple[int, ...] = ()
+    promoted: bool = False
 
     @property
     def incumbent(self) -> int | None:

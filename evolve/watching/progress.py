@@ -20,7 +20,7 @@ from rich.text import Text
 
 from heterosis.errors import InputError
 from heterosis.evolve.record.record import Record
-from heterosis.evolve.record.tally import best_of
+from heterosis.evolve.record.tally import Tally
 from heterosis.evolve.record.trial import Trial
 from heterosis.evolve.results.summary import describe_result, label
 from heterosis.evolve.watching.standing import Standing, Watcher
@@ -65,6 +65,11 @@ def describe(checked: "Preflight", budget: int, workers: int) -> list[str]:
         lines.append(
             f"{task}: {objective.metrics[task]}, {direction} is better; documents: "
             f"{counts[0]} search, {counts[1]} selection, {counts[2]} held out"
+        )
+    if sample := checked.sample:
+        lines.append(
+            f"candidates meet {sum(map(len, sample.values()))} of the {split.size('search')} search documents and "
+            "are compared by how probable the right answers are; the best of them meet all"
         )
     return lines
 
@@ -117,11 +122,11 @@ class PlainLines:
 
     def results(self, trials: Sequence[Trial], budget: int) -> list[str]:
         """The lines of results that were not shown yet."""
-        lines, best = [], None
-        for done, trial in enumerate(trials, 1):
-            best = best_of([best, trial])
-            if done > self._shown:
-                lines.append(trial_line(trial, best, done, budget))
+        lines, tally = [], Tally()
+        for shown, trial in enumerate(trials, 1):
+            tally.add(trial)
+            if shown > self._shown:
+                lines.append(trial_line(trial, tally.best, tally.counted, budget))
         self._shown = max(self._shown, len(trials))
         return lines
 
@@ -269,7 +274,7 @@ class PlainProgress:
         self._print(text)
 
     def trial(self, trial: Trial, best: Trial | None, record: Record, seconds: float) -> None:
-        done = len(record.trials)
+        done = record.tally.counted
         self._print(trial_line(trial, best, done, self._budget))
         if 10 * done // self._budget != 10 * (done - 1) // self._budget:
             standing = self._watcher.look().now(record.trials, record.documents_scored(), seconds)

@@ -73,9 +73,8 @@ class Standing:
 
     @property
     def done(self) -> int:
-        """How many trials count: a baseline that was asked again after a failure is one."""
-        baselines = [t.ask.name for t in self.trials if not t.ask.is_candidate]
-        return len(self.trials) - len(baselines) + len(set(baselines))
+        """How many trials count: who was asked again, after a failure or to meet all documents, is one."""
+        return len({(t.ask.kind, t.ask.name) for t in self.trials})
 
     @property
     def best(self) -> Trial | None:

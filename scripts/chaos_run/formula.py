@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import yaml
+from scipy.special import ndtr
 
-from heterosis.evaluate.scores import Scores
+from heterosis.evaluate.scores import PROBABILITY, PerDocument, Scores
 from heterosis.evolve.workers.pool import DocumentIds, Evaluation, Setup
 from heterosis.evolve.workers.worker import Worker
 from heterosis.merge import Reductions
@@ -34,17 +35,18 @@ class Formula:
     metric = METRIC
     checksum = "formula"
 
-    def score(self, recipe: str, documents: Mapping[str, Sequence[int]]) -> dict[str, dict[int, float]]:
-        """1 or 0 for each document, the same at any time and in any process."""
+    def measured(self, recipe: str, documents: Mapping[str, Sequence[int]]) -> PerDocument:
+        """The metrics of each document, the same at any time and in any process."""
         found = list(_weights(yaml.safe_load(recipe)))
         quality = 1 - sum((weight - 0.7) ** 2 for weight in found) / max(1, len(found))
         name = digest(recipe)
 
-        def right(task: str, document: int) -> float:
+        def answered(task: str, document: int) -> dict[str, float]:
             ease, luck = (random.Random(repr(of)).gauss(0, 1) for of in ((task, document), (task, document, name)))
-            return float(quality + ease + LUCK * luck > 0)
+            sure = quality + ease
+            return {METRIC: float(sure + LUCK * luck > 0), PROBABILITY: float(ndtr(sure / LUCK))}
 
-        return {task: {document: right(task, document) for document in ids} for task, ids in documents.items()}
+        return {task: {document: answered(task, document) for document in ids} for task, ids in documents.items()}
 
 
 class FormulaWorker(Worker):
@@ -62,8 +64,7 @@ class FormulaWorker(Worker):
         own = random.Random(repr((recipe, sorted((task, tuple(ids)) for task, ids in documents.items()))))
         seconds = SLEEP * own.lognormvariate(0, SPREAD)
         time.sleep(seconds)
-        scored = Formula().score(recipe, documents)
-        scores = Scores({task: {d: {METRIC: x} for d, x in of.items()} for task, of in scored.items()}, seconds)
+        scores = Scores(Formula().measured(recipe, documents), seconds)
         self._at_work.write_text("")
         return Evaluation(scores, {"merge": 0.0, "forward": seconds, "other": 0.0}, Formula.checksum)
 

@@ -20,11 +20,13 @@ from typing import Any
 
 import numpy as np
 import yaml
+from scipy.special import ndtr
 
+from heterosis.evaluate.scores import PROBABILITY, PerDocument
 from heterosis.evolve import search
 from heterosis.evolve.config import EvolveConfig
 
-from .scoring import InProcessPool, PerTask
+from .scoring import InProcessPool
 from .skills import skills
 from .zoos import ZOOS, Course, Home, home
 
@@ -75,11 +77,12 @@ class World:
         scores = [NormalDist().cdf(self.quality(recipe, t) / scale) for t in range(len(self.centres))]
         return sum(scores) / len(scores)
 
-    def right(self, recipe: str, task: int, count: int) -> np.ndarray:
-        """Whether each of a task's documents is answered rightly, ``[count]``."""
+    def answered(self, recipe: str, task: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Whether each of a task's documents is answered rightly, and how probable that was, ``[count]`` each."""
         ease = np.random.default_rng([self.seed, task]).standard_normal(count)
         luck = np.random.default_rng(self._random(recipe, task).getrandbits(63)).standard_normal(count)
-        return (self.quality(recipe, task) + ease + LUCK * luck > 0).astype(float)
+        sure = self.quality(recipe, task) + ease
+        return (sure + LUCK * luck > 0).astype(float), ndtr(sure / LUCK)
 
     def _random(self, recipe: str, task: int) -> random.Random:
         digest = blake2b(f"{self.seed} {task} {recipe}".encode(), digest_size=8).digest()
@@ -114,12 +117,12 @@ class FormulaScorer:
     def __init__(self, world: World, tasks: list[str], count: int) -> None:
         self._world, self._tasks, self._count = world, tasks, count
 
-    def score(self, recipe: str, documents: Mapping[str, Sequence[int]]) -> PerTask:
-        scored = {}
+    def measured(self, recipe: str, documents: Mapping[str, Sequence[int]]) -> PerDocument:
+        found: PerDocument = {}
         for task, ids in documents.items():
-            right = self._world.right(recipe, self._tasks.index(task), self._count)
-            scored[task] = {document: float(right[document]) for document in ids}
-        return scored
+            right, probability = self._world.answered(recipe, self._tasks.index(task), self._count)
+            found[task] = {d: {self.metric: float(right[d]), PROBABILITY: float(probability[d])} for d in ids}
+        return found
 
 
 def read_coverage(path: Path | None) -> dict[int, Compared]:

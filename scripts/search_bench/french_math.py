@@ -12,11 +12,12 @@ from hashlib import blake2b
 from pathlib import Path
 
 from heterosis.evaluate import Sizes, Split, TaskSet
+from heterosis.evaluate.scores import PerDocument
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.workers.pool import Failure, Setup
 from heterosis.evolve.workers.worker import Worker
 
-from .scoring import PerTask, Unscorable
+from .scoring import PerTask, Unscorable, only
 
 BASE = "models/smollm2-135m-instruct"
 EXPERTS = ("math", "french", "spelling")
@@ -116,11 +117,15 @@ class ExampleScorer:
         nothing: dict[str, list[int]] = {task: [] for task in everything}
         self._true = {TRUE_TASK: everything[TRUE_TASK]}
         self._worker = Worker(Setup(config, Split(everything, nothing, nothing)), tasks)
-        self._kept: dict[str, PerTask] = {}
+        self._kept: dict[str, PerDocument] = {}
         self.checksum = ""
 
     def score(self, recipe: str, documents: Mapping[str, Sequence[int]]) -> PerTask:
-        """1 or 0 for each document.
+        """1 or 0 for each document, as of `measured`."""
+        return only(self.metric, self.measured(recipe, documents))
+
+    def measured(self, recipe: str, documents: Mapping[str, Sequence[int]]) -> PerDocument:
+        """The metrics of each document.
 
         Raises:
             Unscorable: If the recipe cannot be merged or scored.
@@ -133,7 +138,7 @@ class ExampleScorer:
                 raise Unscorable(result.cause)
             self.checksum = result.checksum
             for task, of in result.scores.documents.items():
-                kept[task].update((document, values[self.metric]) for document, values in of.items())
+                kept[task].update(of)
         return {task: {document: kept[task][document] for document in ids} for task, ids in documents.items()}
 
     def true_score(self, recipe: str) -> float:

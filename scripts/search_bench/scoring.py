@@ -9,6 +9,7 @@ import torch
 
 from heterosis.errors import InputError
 from heterosis.evaluate import CandidateLoader, Scores
+from heterosis.evaluate.scores import PROBABILITY, PerDocument
 from heterosis.evolve.workers.pool import Evaluation, Failure, Outcome
 from heterosis.merge import MergeError, Recipe, Reductions
 
@@ -40,7 +41,7 @@ class Scorer:
         self._true_documents = {
             task: torch.tensor([encode(d) for d in place.true_documents(task)]) for task in place.task_names
         }
-        self._kept: dict[str, PerTask] = {}
+        self._kept: dict[str, PerDocument] = {}
         self._true: dict[str, dict[str, float]] = {}
         self._loaded: str | None = None
         self._live: torch.nn.Module | None = None
@@ -57,7 +58,11 @@ class Scorer:
         return self._live
 
     def score(self, recipe: str, documents: Mapping[str, Sequence[int]]) -> PerTask:
-        """1 or 0 for each document.
+        """1 or 0 for each document, as of `measured`."""
+        return only(self.metric, self.measured(recipe, documents))
+
+    def measured(self, recipe: str, documents: Mapping[str, Sequence[int]]) -> PerDocument:
+        """Of each document, 1 or 0 and how probable the right answer is.
 
         Raises:
             Unscorable: If the recipe cannot be merged, or its model gives no numbers.
@@ -66,9 +71,11 @@ class Scorer:
         missing = {task: [d for d in ids if d not in kept[task]] for task, ids in documents.items()}
         if any(missing.values()):
             ids = torch.cat([self._documents[task][chosen] for task, chosen in missing.items()])
-            right = iter(_right(self._load(recipe), ids))
+            found = zip(*_answered(self._load(recipe), ids), strict=True)
             for task, chosen in missing.items():
-                kept[task].update((document, float(next(right))) for document in chosen)
+                for document in chosen:
+                    right, probability = map(float, next(found))
+                    kept[task][document] = {self.metric: right, PROBABILITY: probability}
         return {task: {document: kept[task][document] for document in ids} for task, ids in documents.items()}
 
     def true_scores(self, recipe: str) -> dict[str, float]:
@@ -76,7 +83,7 @@ class Scorer:
         if recipe not in self._true:
             model = self._load(recipe)
             self._true[recipe] = {
-                task: float(_right(model, ids).mean()) for task, ids in self._true_documents.items()
+                task: float(_answered(model, ids)[0].mean()) for task, ids in self._true_documents.items()
             }
         return self._true[recipe]
 
@@ -97,28 +104,32 @@ class Scorer:
 
 
 @torch.inference_mode()
-def _right(model: torch.nn.Module, ids: torch.Tensor) -> np.ndarray:
-    """Whether each document's answer is what the model would say, ``[n]``."""
-    right = []
+def _answered(model: torch.nn.Module, ids: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each document's answer is what the model would say, and how probable it is, ``[n]`` each."""
+    right, probability = [], []
     for part in ids.split(512):
         hidden = model.model(input_ids=part[:, :-1], use_cache=False).last_hidden_state[:, PROMPT - 1 :]
         logits = model.lm_head(hidden)
         if not torch.isfinite(logits).all():
             raise Unscorable("the model's outputs are not finite")
-        right.append((logits.argmax(-1) == part[:, PROMPT:]).all(1))
-    return torch.cat(right).double().numpy()
+        answer = part[:, PROMPT:]
+        right.append((logits.argmax(-1) == answer).all(1))
+        probability.append(logits.log_softmax(-1).gather(-1, answer[..., None]).sum((1, 2)).exp())
+    return torch.cat(right).double().numpy(), torch.cat(probability).double().numpy()
+
+
+def only(metric: str, measured: PerDocument) -> PerTask:
+    """One metric of each document."""
+    return {task: {document: own[metric] for document, own in of.items()} for task, of in measured.items()}
 
 
 class Scoring(Protocol):
-    """What scores recipes: 1 or 0 for each document, by a metric, and a checksum of the model that did it."""
-
-    @property
-    def metric(self) -> str: ...
+    """What scores recipes: the metrics of each document, and a checksum of the model that has them."""
 
     @property
     def checksum(self) -> str: ...
 
-    def score(self, recipe: str, documents: Mapping[str, Sequence[int]]) -> PerTask: ...
+    def measured(self, recipe: str, documents: Mapping[str, Sequence[int]]) -> PerDocument: ...
 
 
 class InProcessPool:
@@ -152,14 +163,14 @@ class InProcessPool:
     def _outcome(self, recipe: str, documents: Mapping[str, list[int]]) -> Outcome:
         begun = time.perf_counter()
         try:
-            scored = self._scorer.score(recipe, documents)
+            measured = self._scorer.measured(recipe, documents)
         except Unscorable as error:
             return Failure(str(error))
         self.scored += sum(map(len, documents.values()))
         seconds = time.perf_counter() - begun
-        metric = self._scorer.metric
-        scores = Scores({t: {d: {metric: x} for d, x in of.items()} for t, of in scored.items()}, seconds)
-        return Evaluation(scores, {"merge": 0.0, "forward": seconds, "other": 0.0}, self._scorer.checksum)
+        return Evaluation(
+            Scores(measured, seconds), {"merge": 0.0, "forward": seconds, "other": 0.0}, self._scorer.checksum
+        )
 
     def close(self) -> None:
         self._running.clear()

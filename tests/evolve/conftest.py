@@ -1,6 +1,7 @@
 """A pool of workers that scores by formula, so that a whole search takes a second."""
 
 import inspect
+import math
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from heterosis.evaluate.answers import Answer
-from heterosis.evaluate.scores import Scores
+from heterosis.evaluate.scores import PROBABILITY, Scores
 from heterosis.evolve.record.trial import Ask
 from heterosis.evolve.workers.pool import Evaluation, Failure, Setup
 
@@ -90,9 +91,7 @@ class FakePool:
             return [(key, failures[0])]
         keys = {task: self.metric or METRICS.get(task, "acc,none") for task in documents}
         scored = {
-            task: {
-                d: {keys[task]: judged[task] + _noise(d) + self._luck * _noise(d, key.ask.name)} for d in indices
-            }
+            task: {d: self._answered(keys[task], judged[task] + _noise(d), key.ask.name, d) for d in indices}
             for task, indices in documents.items()
         }
         seconds = {"merge": 0.1 * took, "forward": 0.8 * took, "other": 0.1 * took}
@@ -100,6 +99,10 @@ class FakePool:
         held_out = documents if key.part == "holdout" else {}
         answers = {task: {d: Answer(f"{key.ask.name} on {d}") for d in own} for task, own in held_out.items()}
         return [(key, Evaluation(Scores(scored, seconds["forward"], answers), seconds, "checksum"))]
+
+    def _answered(self, metric: str, quality: float, name: str, document: int) -> dict[str, float]:
+        probability = 1 / (1 + math.exp(-4 * quality))
+        return {metric: quality + self._luck * _noise(document, name), PROBABILITY: probability}
 
     def close(self) -> None:
         self.closed = True

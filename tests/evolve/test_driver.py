@@ -1760,7 +1760,8 @@ def test_parents_that_meet_more_documents_are_no_poison(run: Any, pools: Any, tm
         if (job.ask.kind, job.part) == ("parent", "search") and told >= 3:
             raise pools.crash
 
-    options = {"racing": True, "trials": 5, "documents": {"search": 40, "selection": 15, "holdout": 20}}
+    documents = {"search": 40, "selection": 15, "holdout": 20}
+    options = {"racing": {"by": "metric"}, "trials": 5, "documents": documents}
     for _ in range(6):
         with pytest.raises(pools.crash):
             run(judge=judge, pool={"on_wait": stop}, **options)
@@ -1899,7 +1900,7 @@ def test_parents_stop_beyond_doubt_only(run: Any, tmp_path: Path) -> None:
         return {"parent": 0.36, "baseline": 0.4}.get(ask.kind, 0.38)
 
     def met(alpha: float) -> dict[str, list[int]]:
-        racing, found = {"first": 10, "factor": 1.3, "alpha": alpha}, dict[str, list[int]]()
+        racing, found = {"first": 10, "factor": 1.3, "alpha": alpha, "by": "metric"}, dict[str, list[int]]()
         sizes = {"search": 50, "selection": 10, "holdout": 20}
         run(f"run{alpha}", judge, {"luck": 1.0}, racing=racing, trials=14, documents=sizes)
         for row in csv.DictReader((tmp_path / f"run{alpha}/trials.csv").open()):
@@ -1918,7 +1919,7 @@ def test_parents_that_went_on_have_the_score_of_all_they_met(run: Any, tmp_path:
         return {"parent": 0.3, "baseline": 0.48}.get(ask.kind, 0.3)
 
     sizes = {"search": 40, "selection": 10, "holdout": 20, "seed": 4}
-    summary = run(judge=judge, pool={"luck": 1.5}, racing=True, trials=5, documents=sizes)
+    summary = run(judge=judge, pool={"luck": 1.5}, racing={"by": "metric"}, trials=5, documents=sizes)
     assert [t.pruned for t in read_trials(tmp_path / "run") if t.ask.kind == "parent"] == [True, True]
     for parent in summary["parents"].values():
         assert parent["estimated"] == []
