@@ -25,6 +25,7 @@ class Tally:
     def __init__(self) -> None:
         self.leaders: list[Trial] = []
         self.complete = self.pruned = self.failed = 0
+        self._estimated: Trial | None = None
         self._known: set[tuple[str, str]] = set()
         self.causes: Counter[str] = Counter()
         self.seconds: dict[str, float] = {}
@@ -35,7 +36,7 @@ class Tally:
     def add(self, trial: Trial) -> None:
         """Take in a result."""
         self.complete += trial.complete
-        self.pruned += trial.pruned
+        self.pruned += trial.pruned - trial.ask.promoted  # who is promoted was stopped before
         self.failed += trial.score is None
         self._known.add((trial.ask.kind, trial.ask.name))
         if trial.cause is not None:
@@ -45,6 +46,10 @@ class Tally:
         if trial.seconds:
             insort(self._whole if trial.complete else self._shorter, trial.took)
         self.leaders = leading([*self.leaders, trial])
+        if trial.ask.promoted:  # those that were estimated best have met more by then
+            self._estimated = None
+        elif trial.pruned and (self._estimated is None or trial.rank < self._estimated.rank):
+            self._estimated = trial
 
     @property
     def counted(self) -> int:
@@ -54,6 +59,12 @@ class Tally:
     def best(self) -> Trial | None:
         """The best of those that met all search documents; of equals, the one asked first."""
         return self.leaders[0] if self.leaders else None
+
+    @property
+    def ahead(self) -> Trial | None:
+        """Who has met some of the documents only, and whose score may be better than the best one's."""
+        found, best = self._estimated, self.best
+        return found if found is not None and (best is None or found.rank < best.rank) else None
 
     @property
     def median_seconds(self) -> float | None:

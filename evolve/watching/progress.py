@@ -77,10 +77,13 @@ def describe(checked: "Preflight", budget: int, workers: int) -> list[str]:
 # --- plain lines ------------------------------------------------------------------------------------------------
 
 
-def trial_line(trial: Trial, best: Trial | None, done: int, budget: int) -> str:
-    """A finished trial in a line."""
+def trial_line(trial: Trial, tally: Tally, budget: int) -> str:
+    """A finished trial in a line, with the best of all."""
+    best, ahead = tally.best, tally.ahead
     best_text = f"  best {best.score:z.4f} ({label(best)})" if best is not None else ""
-    return f"[{done}/{budget}] {label(trial)}: {describe_result(trial)}{best_text}"
+    if ahead is not None:
+        best_text += f", ahead about {ahead.score:z.4f} ({label(ahead)})"
+    return f"[{tally.counted}/{budget}] {label(trial)}: {describe_result(trial)}{best_text}"
 
 
 def standing_line(standing: Standing) -> str:
@@ -126,7 +129,7 @@ class PlainLines:
         for shown, trial in enumerate(trials, 1):
             tally.add(trial)
             if shown > self._shown:
-                lines.append(trial_line(trial, tally.best, tally.counted, budget))
+                lines.append(trial_line(trial, tally, budget))
         self._shown = max(self._shown, len(trials))
         return lines
 
@@ -263,7 +266,7 @@ class PlainProgress:
 
     def __init__(self, console: Console, folder: Path) -> None:
         self._console, self._watcher = console, Watcher(folder)
-        self._budget = 0
+        self._budget, self._done = 0, 0
 
     def begin(self, preflight: "Preflight", budget: int, workers: int) -> None:
         self._budget = budget
@@ -274,9 +277,9 @@ class PlainProgress:
         self._print(text)
 
     def trial(self, trial: Trial, best: Trial | None, record: Record, seconds: float) -> None:
-        done = record.tally.counted
-        self._print(trial_line(trial, best, done, self._budget))
-        if 10 * done // self._budget != 10 * (done - 1) // self._budget:
+        before, self._done = self._done, record.tally.counted
+        self._print(trial_line(trial, record.tally, self._budget))
+        if 10 * self._done // self._budget != 10 * before // self._budget:
             standing = self._watcher.look().now(record.trials, record.documents_scored(), seconds)
             self._print(standing_line(standing))
 

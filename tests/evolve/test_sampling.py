@@ -15,6 +15,7 @@ from heterosis.evolve.config import EvolveConfig, Racing
 from heterosis.evolve.judging.objective import Objective
 from heterosis.evolve.judging.sampling import PROMOTED, sample_of
 from heterosis.evolve.record.record import read_asks, read_scores, read_trials
+from heterosis.evolve.record.tally import Tally
 from heterosis.evolve.record.trial import Ask, Trial
 
 SIZES = {"search": 32, "selection": 12, "holdout": 12}
@@ -58,6 +59,23 @@ def test_candidates_meet_the_same_sample_and_the_best_of_them_more(run: Run, tmp
 def test_the_budget_of_trials_counts_who_is_promoted_once(run: Run, tmp_path: Path) -> None:
     run(trials=15)
     assert sum(not ask.promoted for ask in read_asks(tmp_path / "run")) == 15
+
+
+def test_counts_and_the_best_estimate_are_of_who_is_not_promoted_yet(run: Run, tmp_path: Path) -> None:
+    summary = run(trials=20, pool={"luck": 0.0})
+    counts = summary["trials"]
+    assert counts["complete"] + counts["pruned"] == 20
+    tally = Tally()
+    trials = read_trials(tmp_path / "run")
+    first = next(t.number for t in trials if t.ask.promoted)
+    for trial in trials[:first]:
+        tally.add(trial)
+    sampled = [t for t in trials[:first] if t.pruned]
+    assert tally.ahead == min(sampled, key=lambda t: t.rank)
+    for trial in trials[first:]:
+        tally.add(trial)
+    assert tally.ahead is None or tally.ahead.ask.promoted
+    assert tally.counted == 20
 
 
 def test_an_optimizer_is_told_probabilities_and_people_the_metric(run: Run, tmp_path: Path) -> None:
