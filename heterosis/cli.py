@@ -315,6 +315,7 @@ def evaluate(
         check_output(output, overwrite)
 
     from heterosis.evaluate.api import evaluate_model
+    from heterosis.evaluate.scores import PROBABILITY
     from heterosis.merge import MergeError
 
     try:
@@ -338,7 +339,7 @@ def evaluate(
         raise InputError(f"{model_or_recipe}: {error}") from error
     rows = []
     for task, metric in metrics.items():
-        keys = {key for document in scores.documents[task].values() for key in document}
+        keys = {key for document in scores.documents[task].values() for key in document} - {PROBABILITY}
         for key in sorted(keys, key=lambda k: (k != metric.key, k)):
             n = len(scores.values(task, key))
             rows.append((task, key, f"{scores.mean(task, key):z.4f}", f"± {scores.stderr(task, key):.4f}", str(n)))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lm_eval
+import numpy as np
 import pytest
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
@@ -23,6 +24,7 @@ from heterosis.evaluate import (
     harness,
     split_documents,
 )
+from heterosis.evaluate.scores import PROBABILITY
 
 from ..pages import blocks
 
@@ -80,6 +82,10 @@ def test_same_scores_as_plain_lm_eval(toys: Path, resident: ResidentModel, tasks
             for metric in sample["metrics"]:
                 if (key := f"{metric},{sample['filter']}") in task_set.metrics(task):
                     expected[sample["doc_id"]][key] = sample[metric]
+            if task_set.gives_probability(task):
+                logs = np.array([float(choice[0][0]) for choice in sample["resps"]])
+                shares = np.exp(logs) / np.exp(logs).sum()
+                expected[sample["doc_id"]][PROBABILITY] = pytest.approx(shares[int(sample["target"])])
         assert scores.documents[task] == expected
         key = task_set.metric(task).key
         assert scores.mean(task, key) == pytest.approx(plain["results"][task][key], abs=1e-12)
@@ -426,7 +432,7 @@ def test_a_value_that_is_no_number(toys: Path, metric: str, other: str, task: st
     with pytest.raises(InputError, match=f"^{says}"):
         score(spec)
     scores = score(replace(spec, metric=other))
-    assert scores.documents["toy_own"][3].keys() == {f"{other},none"}
+    assert scores.documents["toy_own"][3].keys() - {PROBABILITY} == {f"{other},none"}
 
 
 def test_a_task_that_runs_code_can_be_allowed(toys: Path) -> None:

@@ -833,7 +833,7 @@ class TestStopping:
         options: dict[str, Any] = {
             "trials": 500,
             "hours": 1.0,
-            "racing": {"enabled": racing},
+            "racing": {"enabled": racing, "by": "metric"},
             "pool": {"on_wait": tick, "seconds": 60.0},
             "documents": {"search": 32, "selection": 24, "holdout": 24},
         }

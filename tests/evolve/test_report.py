@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from heterosis import cli
 from heterosis.errors import InputError
+from heterosis.evaluate.scores import PROBABILITY
 from heterosis.evolve import driver
 from heterosis.evolve.config import EvolveConfig
 from heterosis.evolve.driver import search
@@ -153,7 +154,11 @@ def test_numbers_are_those_of_the_scores(finished: Path) -> None:
         ask = next(t.ask.number for t in report.trials if t.ask.name == name)
         found = [e["scores"]["documents"][task] for e in lines if (e["ask"], e["part"]) == (ask, "holdout")]
         return {
-            document: value for own in found for document, metrics in own.items() for value in metrics.values()
+            document: value
+            for own in found
+            for document, metrics in own.items()
+            for key, value in metrics.items()
+            if key != PROBABILITY
         }
 
     assert report.duels is not None
