@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 # Metrics that are 1 where the likeliest choice is a right one, by the likelihoods of `rated`.
@@ -68,4 +69,4 @@ def _index(given: object, choices: Sequence[str]) -> int | None:
     """The number of a choice that is given by its number or its text."""
     if isinstance(given, str):
         return choices.index(given) if given in choices else None
-    return given if isinstance(given, int) and 0 <= given < len(choices) else None
+    return int(given) if isinstance(given, Integral) and 0 <= int(given) < len(choices) else None

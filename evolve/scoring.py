@@ -119,7 +119,7 @@ class Scoring:
     def _tell(self, ask: Ask) -> Trial:
         result = self._referee.result(ask)
         seconds: Mapping[str, float] = self._seconds_of.pop(ask.number, {})
-        if math.isnan(result.verdict.score):
+        if any(map(math.isnan, (result.verdict.score, *result.verdict.losses))):
             cause = "its score is NaN: a task gives its metric for none of the documents"
             trial = self._record.tell(ask, None, cause=cause, seconds=seconds)
         else:

@@ -15,9 +15,8 @@ from heterosis.evolve.workers.pool import DocumentIds
 
 SHARE = 2 / 5  # of each task's documents, but
 LEAST_OF_TASK = 12  # of each that has as many
-PROMOTED = (
-    2  # that meet all documents at the end of a stage; twice as many where they leave room, as most stop early
-)
+# Those that meet all documents at the end of a stage; twice as many where they leave room, as most stop early.
+PROMOTED = 2
 
 
 def sample_of(objective: Objective, split: Split, racing: Racing) -> DocumentIds | None:

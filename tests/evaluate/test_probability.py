@@ -4,6 +4,7 @@ import math
 import types
 from typing import Any
 
+import numpy as np
 import pytest
 
 from heterosis.evaluate.answers import chosen
@@ -48,7 +49,9 @@ def test_of_a_continuation() -> None:
     assert probability_of(task("loglikelihood"), {}, [math.log(0.3)], "acc") == pytest.approx(0.3)
 
 
-@pytest.mark.parametrize(("target", "expected"), [(0, 0.5), ("no", 0.25), ([0, 2], 0.75), ([1, 7], 0.25)])
+@pytest.mark.parametrize(
+    ("target", "expected"), [(0, 0.5), ("no", 0.25), ([0, 2], 0.75), ([1, 7], 0.25), (np.int64(1), 0.25)]
+)
 def test_of_choices(target: Any, expected: float) -> None:
     assert probability_of(task("multiple_choice", target), {}, LOGS, "acc") == pytest.approx(expected)
 
