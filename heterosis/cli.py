@@ -422,7 +422,7 @@ def _print_summary(summary: "Summary", run_dir: Path, phase: str, seconds: float
     from heterosis.evolve.results.summary import closing_table, gains_of
 
     trials, documents = summary["trials"], summary["documents"]
-    others = {"stopped early": trials["pruned"], "failed": trials["failed"]}
+    others = {"on a part of the documents": trials["pruned"], "failed": trials["failed"]}
     noted = "".join(f", {number} {what}" for what, number in others.items() if number)
     ended = summary.get("ended_by")
     noted += f", ended by {ended}" if ended else ""

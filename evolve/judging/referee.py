@@ -10,7 +10,7 @@ from heterosis.evolve.config import Racing
 from heterosis.evolve.config.genome import UNIFORM
 from heterosis.evolve.judging.objective import Judge, Objective, Verdict
 from heterosis.evolve.judging.racing import Schedule, by_disagreement, interleaved, missing
-from heterosis.evolve.judging.sampling import PROMOTED
+from heterosis.evolve.judging.sampling import FINER, PROMOTED
 from heterosis.evolve.judging.statistics import ALPHA
 from heterosis.evolve.optimizers import Limits
 from heterosis.evolve.record.record import Record
@@ -99,7 +99,8 @@ class Referee:
     def limits(self, known: Sequence[Scores]) -> tuple[Limits | None, ...]:
         """Between what the terms of an optimizer's loss lie, as models' scores show; empty if nothing is known."""
         if self._sampled is not None:
-            return self._sampled.judge([]).limits([scores.only(self._sample) for scores in known])
+            found = self._sampled.judge([]).limits([scores.only(self._sample) for scores in known])
+            return tuple(own and replace(own, documents=FINER * own.documents) for own in found)
         return self.judge("search").limits(known) if self.can_judge("search") else ()
 
     @property

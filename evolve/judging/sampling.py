@@ -1,7 +1,7 @@
 """Where right answers have probabilities: candidates meet a sample of the search documents, the best of them all.
 
 Whether an answer is right is one bit; how probable the right answer is tells which of two models that are both
-wrong is nearer. Two fifths of the documents rank candidates by that about as well as all of them do by right and
+wrong is nearer. A quarter of the documents ranks candidates by that about as well as all of them do by right and
 wrong, so that a search tries more of them. But it is another score than the one that is asked for: those that lead
 by it go on with the other documents, and by the metric.
 """
@@ -13,8 +13,10 @@ from heterosis.evolve.config import Racing
 from heterosis.evolve.judging.objective import Objective
 from heterosis.evolve.workers.pool import DocumentIds
 
-SHARE = 2 / 5  # of each task's documents, but
-LEAST_OF_TASK = 12  # of each that has as many
+SHARE = 1 / 4  # of each task's documents, but
+LEAST, LEAST_OF_TASK = 24, 12  # of all together and of each, where there are as many
+# A mean of probabilities is known to near its ends as a share of right answers is of so many times the documents.
+FINER = 30
 # Those that meet all documents at the end of a stage; twice as many where they leave room, as most stop early.
 PROMOTED = 2
 
@@ -27,6 +29,7 @@ def sample_of(objective: Objective, split: Split, racing: Racing) -> DocumentIds
     """
     if not racing.enabled or racing.by != "probability" or objective.by_probability is None:
         return None
-    sizes = {task: max(LEAST_OF_TASK, math.ceil(SHARE * len(own))) for task, own in split.search.items()}
+    least = max(LEAST_OF_TASK, math.ceil(LEAST / len(split.search)))
+    sizes = {task: max(least, math.ceil(SHARE * len(own))) for task, own in split.search.items()}
     sample = {task: own[: sizes[task]] for task, own in split.search.items()}
     return sample if 2 * sum(map(len, sample.values())) <= split.size("search") else None

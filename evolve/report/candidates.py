@@ -41,7 +41,11 @@ def convergence(report: Report) -> Chart | None:
     parents = [t.score or 0.0 for t in scored if t.ask.kind == "parent"]
     marks = [spent[t.number] - t.documents for t in _first_of_stages(report.trials)]
     below = sum(score < y.low for score in scores)
-    legend = [("search", "candidate"), ("search stopped", "stopped early (estimate)"), ("baseline", "baseline")]
+    legend = [
+        ("search", "candidate"),
+        ("search stopped", "on a part of the documents (estimate)"),
+        ("baseline", "baseline"),
+    ]
     legend += [("parent", "parent"), ("line best", "best so far")]
     legend += [("below", f"{below} below the chart")] if below else []
     last = f"; the best reaches {number(best)}" if best is not None else ""

@@ -204,7 +204,7 @@ def describe_result(trial: Trial) -> str:
     """A trial's result in a few words."""
     if trial.score is None:
         return f"failed: {trial.cause}"
-    return f"about {trial.score:z.4f}, stopped early" if trial.pruned else f"{trial.score:z.4f}"
+    return f"about {trial.score:z.4f} on {trial.documents} documents" if trial.pruned else f"{trial.score:z.4f}"
 
 
 def conclusion_of(summary: Summary) -> Conclusion:

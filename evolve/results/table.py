@@ -80,9 +80,14 @@ def read_table(folder: Path) -> list[dict[str, str]]:
 
 def read_outlines(folder: Path) -> list[Trial]:
     """The results; their asks have no recipes and no values."""
-    rows = read_table(folder)
+    rows, trials, scored = read_table(folder), [], set()
     with _undamaged(folder / TABLE):
-        return [_trial(row) for row in rows]
+        for row in rows:
+            who = row["kind"], row["name"]
+            trials.append(_trial(row, promoted=who in scored))
+            if row["score"]:
+                scored.add(who)
+    return trials
 
 
 @contextmanager
@@ -93,8 +98,9 @@ def _undamaged(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: is damaged; {REMOVE}") from error
 
 
-def _trial(row: Mapping[str, str]) -> Trial:
-    ask = Ask(int(row["ask"]), cast("Kind", row["kind"]), row["name"], "", {}, after=0, stage=int(row["stage"]))
+def _trial(row: Mapping[str, str], *, promoted: bool) -> Trial:
+    number, kind, stage = int(row["ask"]), cast("Kind", row["kind"]), int(row["stage"])
+    ask = Ask(number, kind, row["name"], "", {}, after=0, stage=stage, promoted=promoted)
     times = {key: float(row[f"{key}_s"]) for key in TIMES if row[f"{key}_s"]}
     return Trial(
         int(row["trial"]),

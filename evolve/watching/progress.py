@@ -200,6 +200,8 @@ def _ladder(standing: Standing) -> Table:
         Text(f"{best.score:z.4f}", style="bold green"),
         "",
     )
+    if (maybe := standing.tally.ahead) is not None:
+        table.add_row(f"perhaps ahead: {label(maybe)}, on {maybe.documents} of them", f"{maybe.score:z.4f}", "")
     known = {t.ask.name: t for t in standing.trials if not t.ask.is_candidate}
     for trial in sorted(known.values(), key=lambda t: (t.complete, t.score or 0.0), reverse=True):
         if trial.number == best.number:
@@ -223,8 +225,8 @@ def _facts(standing: Standing, columns: int) -> Table:
         share = f", {standing.utilisation:.0%} of the time so far" if standing.utilisation is not None else ""
         waiting = f"; {pulse.waiting} waiting" if pulse.waiting else ""
         table.add_row("workers", f"{pulse.busy} of {pulse.workers} busy{share}{waiting}")
-    early = f"; {counts['pruned']} candidates stopped early" if counts["pruned"] else ""
-    table.add_row("documents", f"{_documents(standing)} scored{early}")
+    part = f"; {counts['pruned']} candidates met a part" if counts["pruned"] else ""
+    table.add_row("documents", f"{_documents(standing)} scored{part}")
     if pulse is not None and pulse.spread is not None:
         now, first = pulse.spread
         table.add_row("spread", f"{now:.3f} of the ranges in the last ten, {first:.3f} in the first ten")

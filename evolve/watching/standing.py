@@ -4,13 +4,14 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 from heterosis.evolve.record.files import SUMMARY
 from heterosis.evolve.record.summary_file import DocumentCounts, Summary, read_summary
-from heterosis.evolve.record.tally import best_of
+from heterosis.evolve.record.tally import Tally
 from heterosis.evolve.record.trial import Trial
 from heterosis.evolve.results.table import TABLE, read_outlines
 from heterosis.evolve.watching.pulse import Pulse
@@ -74,12 +75,20 @@ class Standing:
     @property
     def done(self) -> int:
         """How many trials count: who was asked again, after a failure or to meet all documents, is one."""
-        return len({(t.ask.kind, t.ask.name) for t in self.trials})
+        return self.tally.counted
+
+    @cached_property
+    def tally(self) -> Tally:
+        """What the results amount to."""
+        tally = Tally()
+        for trial in self.trials:
+            tally.add(trial)
+        return tally
 
     @property
     def best(self) -> Trial | None:
         """The trial with the best search score; of equals, the first that was asked."""
-        return best_of(self.trials)
+        return self.tally.best
 
     @property
     def utilisation(self) -> float | None:

@@ -1,6 +1,7 @@
 """Candidates meet a sample of the search documents and are compared by probabilities; the best meet all."""
 
 import dataclasses
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,18 +9,22 @@ from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
 from heterosis.evaluate import Split
 from heterosis.evolve import search
 from heterosis.evolve.config import EvolveConfig, Racing
 from heterosis.evolve.judging.objective import Objective
-from heterosis.evolve.judging.sampling import PROMOTED, sample_of
+from heterosis.evolve.judging.sampling import FINER, PROMOTED, sample_of
 from heterosis.evolve.record.record import read_asks, read_scores, read_trials
 from heterosis.evolve.record.tally import Tally
 from heterosis.evolve.record.trial import Ask, Trial
+from heterosis.evolve.results.table import read_outlines
+from heterosis.evolve.watching.progress import view
+from heterosis.evolve.watching.standing import Standing, Watcher
 
-SIZES = {"search": 32, "selection": 12, "holdout": 12}
-SAMPLE = 13  # two fifths
+SIZES = {"search": 48, "selection": 12, "holdout": 12}
+SAMPLE = 24
 
 Run = Callable[..., Any]
 
@@ -78,6 +83,22 @@ def test_counts_and_the_best_estimate_are_of_who_is_not_promoted_yet(run: Run, t
     assert tally.counted == 20
 
 
+def test_a_run_folder_shows_who_may_be_ahead_and_who_was_promoted(run: Run, tmp_path: Path) -> None:
+    run(trials=20, pool={"luck": 0.0})
+    trials = read_trials(tmp_path / "run")
+    outlines = read_outlines(tmp_path / "run")
+    assert [t.ask.promoted for t in outlines] == [t.ask.promoted for t in trials]
+    summary = Watcher(tmp_path / "run").look().summary
+    first = next(t.number for t in trials if t.ask.promoted)
+    ahead = Standing(summary, outlines[:first]).tally.ahead
+    assert ahead is not None
+    console = Console(record=True, width=100, file=io.StringIO())
+    console.print(view(Standing(summary, outlines[:first])))
+    text = console.export_text()
+    assert f"perhaps ahead: trial {ahead.number}, on {SAMPLE} of them" in text
+    assert f"about {ahead.score:.4f} on {SAMPLE} documents" in text
+
+
 def test_an_optimizer_is_told_probabilities_and_people_the_metric(run: Run, tmp_path: Path) -> None:
     run(trials=12, pool={"luck": 0.0})
     scores = read_scores(tmp_path / "run")
@@ -88,6 +109,12 @@ def test_an_optimizer_is_told_probabilities_and_people_the_metric(run: Run, tmp_
             assert trial.losses == (pytest.approx(-told),)
         if trial.complete:
             assert trial.score == pytest.approx(sum(values["acc,none"] for values in own.values()) / len(own))
+
+
+def test_means_of_probabilities_are_known_finer_than_shares(run: Run, tmp_path: Path) -> None:
+    run(trials=4)
+    (limits,) = json.loads((tmp_path / "run/run.json").read_text())["optimizers"]["0"]["limits"]
+    assert (limits["low"], limits["high"], limits["documents"]) == (-1.0, 0.0, FINER * SAMPLE)
 
 
 def test_who_leads_by_the_metric_is_the_champion(run: Run, tmp_path: Path) -> None:
@@ -144,7 +171,7 @@ def test_none_where_the_metric_is_asked_for(run: Run, tmp_path: Path) -> None:
     assert any(t.complete for t in trials if t.ask.is_candidate)
 
 
-@pytest.mark.parametrize("most", [400, 470, 600])
+@pytest.mark.parametrize("most", [500, 640, 900])
 def test_a_budget_of_documents_is_kept(run: Run, tmp_path: Path, most: int) -> None:
     summary = run(trials=200, max_documents=most)
     assert summary["status"] == "finished"
@@ -188,14 +215,20 @@ class TestWhereThereIsASample:
         split = Split({"a": list(range(documents))}, nothing, nothing)
         return sample_of(objective, split, Racing.model_validate(racing))
 
-    def test_two_fifths(self) -> None:
-        assert self.sample() == {"a": list(range(40))}
+    def test_a_quarter(self) -> None:
+        assert self.sample(documents=200) == {"a": list(range(50))}
 
-    def test_at_least_twelve_of_each_task(self) -> None:
-        assert self.sample(documents=30) == {"a": list(range(12))}
+    def test_at_least_24_documents_and_twelve_of_each_task(self) -> None:
+        assert self.sample(documents=48) == {"a": list(range(24))}
+        weights = dict.fromkeys("abc", 1.0)
+        metrics = dict.fromkeys("abc", "acc,none")
+        three = Objective(weights, metrics, {task: {} for task in "abc"}, probable=frozenset("abc"))
+        nothing: dict[str, list[int]] = {task: [] for task in "abc"}
+        split = Split({task: list(range(30)) for task in "abc"}, nothing, nothing)
+        assert sample_of(three, split, Racing()) == {task: list(range(12)) for task in "abc"}
 
     def test_no_more_than_half(self) -> None:
-        assert self.sample(documents=23) is None
+        assert self.sample(documents=47) is None
 
     def test_not_by_the_metric_or_without_races(self) -> None:
         assert self.sample(by="metric") is None
