@@ -25,6 +25,7 @@ TRIALS = 1000  # more than any of them pays for
 
 # Each ingredient switched off alone: what is changed in the config, a section's keys one by one.
 ABLATIONS: dict[str, dict[str, Any]] = {
+    "probability": {"racing": {"by": "metric"}},
     "racing": {"racing": {"enabled": False}},
     "auto_optimizer": {"optimizer": {"name": "cma"}},
     "gp": {"optimizer": {"name": "tpe"}},
