@@ -116,8 +116,8 @@ def default_control_points(dimensions: int, n_layers: int, budget: int) -> tuple
     Published searches gained little from more than one group of layers (Akiba et al. 2024 ended with six numbers
     in all). Where layers matter, three points from the start found more in 12 dimensions, with 30 and with 50
     trials, than one, two or five did, or one and then three; where they do not, 12 and 24 dimensions found less
-    than 8, 5 or 4 (docs/design/0006-searches-that-were-tried.md). So there are three points where 12 dimensions and half
-    of the budget allow them, else one, and one stage; more are for configs that ask for them.
+    than 8, 5 or 4 (docs/design/0006-searches-that-were-tried.md). So there are three points where 12 dimensions
+    and half of the budget allow them, else one, and one stage; more are for configs that ask for them.
 
     Args:
         dimensions: Of one point.

@@ -49,12 +49,13 @@ class FakePool:
         on_wait: Callable[["FakePool"], None] = lambda pool: None,
         last_first: bool = False,
         luck: float = 0.1,
+        probable: Callable[[str], bool] = lambda name: True,
     ) -> None:
         self.setup, self.size = setup, workers
         self.asked: list[tuple[int, str, str]] = []
         self.closed = False
         self._judge, self._crash_after, self._seconds, self._on_wait = judge, crash_after, seconds, on_wait
-        self._last_first, self._luck = last_first, luck
+        self._last_first, self._luck, self._probable = last_first, luck, probable
         self._per_task = len(inspect.signature(judge).parameters) == 3
         self._running: list[tuple[Any, Any]] = []
         self.metric: str | None = None  # instead of the task's own
@@ -101,8 +102,8 @@ class FakePool:
         return [(key, Evaluation(Scores(scored, seconds["forward"], answers), seconds, "checksum"))]
 
     def _answered(self, metric: str, quality: float, name: str, document: int) -> dict[str, float]:
-        probability = 1 / (1 + math.exp(-4 * quality))
-        return {metric: quality + self._luck * _noise(document, name), PROBABILITY: probability}
+        own = {metric: quality + self._luck * _noise(document, name)}
+        return {**own, PROBABILITY: 1 / (1 + math.exp(-4 * quality))} if self._probable(name) else own
 
     def close(self) -> None:
         self.closed = True

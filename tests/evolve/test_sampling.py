@@ -111,6 +111,16 @@ def test_an_optimizer_is_told_probabilities_and_people_the_metric(run: Run, tmp_
             assert trial.score == pytest.approx(sum(values["acc,none"] for values in own.values()) / len(own))
 
 
+def test_who_has_no_probabilities_fails_by_name(run: Run, tmp_path: Path) -> None:
+    """As where no document of the sample names an answer that there is."""
+    names = [ask.name for ask in (run("other", trials=12), read_asks(tmp_path / "other"))[1] if ask.is_candidate]
+    summary = run(trials=12, pool={"probable": lambda name: name != names[2]})
+    assert summary["status"] == "finished"
+    failed = [t for t in trials_of(tmp_path / "run") if t.score is None]
+    assert {t.ask.name for t in failed} == {names[2]}
+    assert all("NaN" in str(t.cause) for t in failed)
+
+
 def test_means_of_probabilities_are_known_finer_than_shares(run: Run, tmp_path: Path) -> None:
     run(trials=4)
     (limits,) = json.loads((tmp_path / "run/run.json").read_text())["optimizers"]["0"]["limits"]
