@@ -10,6 +10,7 @@ from typing import Any
 import lm_eval
 import numpy as np
 import pytest
+import yaml
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
@@ -485,6 +486,41 @@ def test_answers_that_are_no_choices_are_refused(toys: Path) -> None:
 def test_the_users_own_tasks_are_suggested_first(toys: Path) -> None:
     with pytest.raises(InputError, match=r"; did you mean 'toy_choice'\?"):
         TaskSet([TaskSpec("toychoice")], include_path=[toys])
+
+
+def test_templates_are_compiled_once_and_say_what_lm_eval_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"q": f" {n} {n % 3}\n", "options": ["no", "yes", "it's"], "right": n % 2} for n in range(12)]
+    load = f"def load(**_):\n    import datasets\n    return {{'test': datasets.Dataset.from_list({rows!r})}}"
+    (tmp_path / "own.py").write_text(load)
+    chosen = {"output_type": "multiple_choice", "doc_to_choice": "{{options}}"}
+    definitions: dict[str, dict[str, str]] = {
+        "plain": {"doc_to_text": "Q: {{q}}", "doc_to_target": "{{right}}", **chosen},
+        "filtered": {
+            "doc_to_text": "{{q | regex_replace('[0-9]+', 'N')}}",
+            "doc_to_target": "{{right}}",
+            **chosen,
+        },
+        "beginnings": {"doc_to_text": "{{right}}", "doc_to_target": "{{q}}", **chosen},
+        "written": {"doc_to_text": "q", "doc_to_target": "{{options}}", "output_type": "generate_until"},
+    }
+    for name, definition in definitions.items():
+        metric = {"metric": "exact_match" if name == "written" else "acc"}
+        whole = {"task": name, "test_split": "test", "metric_list": [metric], **definition}
+        (tmp_path / f"{name}.yaml").write_text(f"custom_dataset: !function own.load\n{yaml.safe_dump(whole)}")
+    tasks = TaskSet(list(definitions), include_path=[tmp_path])
+    texts = {name: [tasks.text(name, n) for n in range(len(rows))] for name in definitions}
+    compiled: list[str] = []
+    by_lm_eval = lm_eval.utils.apply_template
+    monkeypatch.setattr(
+        lm_eval.utils, "apply_template", lambda text, doc: compiled.append(text) or by_lm_eval(text, doc)
+    )
+    for name, groups in tasks.groups().items():
+        said = [(text.question, text.answer) for text in texts[name]]
+        assert [groups.index(group) for group in groups] == [said.index(own) for own in said], name
+    assert len(set(tasks.groups()["filtered"])) == 2
+    assert set(compiled) == {definitions["filtered"]["doc_to_text"]}
 
 
 def test_groups_and_fingerprints(tmp_path: Path, write_toys: Callable[..., Path]) -> None:
