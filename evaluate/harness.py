@@ -391,7 +391,7 @@ class TaskSet:
         with _counting(lm, sum(request.repeats or 1 for request in requests), progress):
             seconds = _run(lm, requests)
         with _quiet():
-            scored = {name: self._tasks[name].score(built) for name, built in asked.items()}
+            scored = {name: self._tasks[name].score(built, lm) for name, built in asked.items()}
             answers = {
                 name: self._tasks[name].answers({i: built[i] for i in built if i in keep_answers[name]})
                 for name, built in asked.items()

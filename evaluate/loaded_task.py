@@ -5,7 +5,7 @@ import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from heterosis.errors import InputError
 from heterosis.evaluate.answers import Answer, chosen
 from heterosis.evaluate.documents import Documents, describe, digest, examples_are_asked, fingerprint_of, hash_of
-from heterosis.evaluate.probability import has_probability, probability_of
+from heterosis.evaluate.probability import has_probability, probability_of, tokens_added
 from heterosis.evaluate.scores import PROBABILITY, Metric, NonFiniteScore, TaskSpec
 
 
@@ -111,11 +111,12 @@ class LoadedTask:
         )
         self.requests[index] = requests if isinstance(requests, list) else [requests]
 
-    def score(self, asked: Mapping[int, Sequence[Any]]) -> dict[int, dict[str, float]]:
+    def score(self, asked: Mapping[int, Sequence[Any]], lm: Any) -> dict[int, dict[str, float]]:
         """Filter the answers and compute every usable metric of each document, and its `PROBABILITY`.
 
         Args:
             asked: The answered requests of each document.
+            lm: lm-eval's model, which has answered.
 
         Raises:
             InputError: If the metric gives no number, or none of all documents has it.
@@ -132,8 +133,9 @@ class LoadedTask:
                 keyed = {f"{metric},{pipeline.name}": value for metric, value in found.items()}
                 scored[index] |= self._numbers(index, {k: v for k, v in keyed.items() if k in self.metrics})
         for index, requests in asked.items() if self.gives_probability else ():
-            likelihoods = [r.resps[0][0] for r in sorted(requests, key=lambda r: r.idx)]
-            probability = probability_of(self.task, self.data[index], likelihoods, self.metric.name)
+            ordered = sorted(requests, key=lambda r: r.idx)
+            likelihoods, tokens = [r.resps[0][0] for r in ordered], partial(tokens_added, lm, *ordered[0].args)
+            probability = probability_of(self.task, self.data[index], likelihoods, self.metric.name, tokens)
             if probability is not None:
                 scored[index][PROBABILITY] = probability
         # Some tasks give it for some of their documents only, so that a part of them may have none.

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -23,19 +23,25 @@ def has_probability(task: Any, metric: str) -> bool:
     return (kind == "multiple_choice" and metric in _OF_CHOICES) or (kind == "loglikelihood" and metric == "acc")
 
 
-def probability_of(task: Any, document: Any, likelihoods: Sequence[float], metric: str) -> float | None:
+def probability_of(
+    task: Any, document: Any, likelihoods: Sequence[float], metric: str, tokens: Callable[[], int]
+) -> float | None:
     """How probable the right answers are together, in [0, 1]; None if the document names none that there is.
 
-    Of a text to be continued it is the right continuation's; of choices, their share of all choices'.
+    Of choices it is their share of all choices'. Of a text to be continued by n tokens it is the right one's to
+    the power of ``1 / sqrt(n)``: the more tokens, the smaller the probability of all, and where it is next to
+    nothing it no longer tells which model is nearer. The geometric mean, ``1 / n``, tells that best, and least
+    whether the last token is right too.
 
     Args:
         task: lm-eval's, of which `has_probability` is true.
         document: Of the task.
         likelihoods: Of its requests (logarithms), in their order.
         metric: The metric's name.
+        tokens: Counts those of the right continuation.
     """
     if str(task.config.output_type) == "loglikelihood":
-        return math.exp(likelihoods[0])
+        return math.exp(likelihoods[0] / math.sqrt(tokens()))
     document = copy.copy(document)
     choices = list(map(str, task.doc_to_choice(document)))
     given = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
@@ -44,6 +50,17 @@ def probability_of(task: Any, document: Any, likelihoods: Sequence[float], metri
     most = max(logits)
     shares = [math.exp(x - most) for x in logits]
     return math.fsum(shares[i] for i in right if i is not None) / math.fsum(shares) if right else None
+
+
+def tokens_added(lm: Any, context: str, continuation: str) -> int:
+    """How many tokens, at least one, a model takes a text to be continued by.
+
+    Args:
+        lm: lm-eval's, with a tokenizer.
+        context: The text; lm-eval counts spaces at its end among what follows.
+        continuation: What follows.
+    """
+    return max(1, len(lm.tok_encode(context + continuation)) - len(lm.tok_encode(context.rstrip())))
 
 
 def rated(choices: Sequence[str], likelihoods: Sequence[float], metric: str) -> list[float]:

@@ -10,7 +10,6 @@ from heterosis.evaluate.splits import Split
 from heterosis.evolve.baselines import Baseline
 from heterosis.evolve.config import RESIDENT, EvolveConfig
 from heterosis.evolve.judging.referee import Referee
-from heterosis.evolve.judging.sampling import sample_of
 from heterosis.evolve.preflight.preflight import Preflight
 from heterosis.evolve.record.files import SPLITS
 from heterosis.evolve.record.folder import RunFolder
@@ -92,10 +91,10 @@ class Run:
             guard=folder.check,
             wait_on=wait_on,
         )
-        sample = sample_of(checked.objective, split, config.racing)
-        if state.sampled is None:
-            state.sampled = sample is not None and not record.asks
-        referee = Referee(record, checked.objective, split, config.racing, sample if state.sampled else None)
+        if state.sample is None:  # in runs of versions without samples all go on racing
+            state.sample = {} if record.asks else {task: len(own) for task, own in checked.sample.items()}
+        sample = checked.sample if state.sample else {}
+        referee = Referee(record, checked.objective, split, config.racing, sample)
         folder.adopt(config)
         if not splits.exists():
             write_text(splits, split.to_json())

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from types import MappingProxyType
 
 from heterosis.evaluate.scores import Scores
 from heterosis.evaluate.splits import Split
@@ -10,7 +11,7 @@ from heterosis.evolve.config import Racing
 from heterosis.evolve.config.genome import UNIFORM
 from heterosis.evolve.judging.objective import Judge, Objective, Verdict
 from heterosis.evolve.judging.racing import Schedule, by_disagreement, interleaved, missing
-from heterosis.evolve.judging.sampling import FINER, PROMOTED
+from heterosis.evolve.judging.sampling import PROMOTED
 from heterosis.evolve.judging.statistics import ALPHA
 from heterosis.evolve.optimizers import Limits
 from heterosis.evolve.record.record import Record
@@ -44,7 +45,7 @@ class Referee:
         objective: What is maximised.
         split: Of the documents.
         racing: How candidates race.
-        sample: Documents that candidates meet before the best of them meet all; None where all race. See
+        sample: Documents that candidates meet before the best of them meet all; none where all race. See
             `sample_of`.
     """
 
@@ -54,10 +55,10 @@ class Referee:
         objective: Objective,
         split: Split,
         racing: Racing,
-        sample: DocumentIds | None = None,
+        sample: DocumentIds = MappingProxyType({}),
     ) -> None:
         self._record, self._objective, self._split = record, objective, split
-        self._racing, self._sample = racing, sample or {}
+        self._racing, self._sample = racing, sample
         self._sampled = objective.by_probability if sample else None
         self._alone = Schedule.of(split.search, enabled=False)
         self._judges: dict[str, Judge] = {}
@@ -99,8 +100,7 @@ class Referee:
     def limits(self, known: Sequence[Scores]) -> tuple[Limits | None, ...]:
         """Between what the terms of an optimizer's loss lie, as models' scores show; empty if nothing is known."""
         if self._sampled is not None:
-            found = self._sampled.judge([]).limits([scores.only(self._sample) for scores in known])
-            return tuple(own and replace(own, documents=FINER * own.documents) for own in found)
+            return self._sampled.judge([]).limits([scores.only(self._sample) for scores in known])
         return self.judge("search").limits(known) if self.can_judge("search") else ()
 
     @property

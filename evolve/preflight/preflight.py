@@ -44,6 +44,8 @@ class Preflight:
         tasks: Its tasks, with their documents.
         split: Which documents go where.
         objective: What is maximised.
+        sample: The search documents that all candidates meet, before the best of them meet all; none where they
+            race.
         expected_trials: That the budgets pay for, about: what depends on the budget is chosen by them.
         plan: The first candidate's.
         checkpoints: Its models, the base included.
@@ -58,6 +60,7 @@ class Preflight:
     tasks: TaskSet
     split: Split
     objective: Objective
+    sample: DocumentIds
     expected_trials: int
     plan: MergePlan
     checkpoints: Mapping[ModelRef, Checkpoint]
@@ -91,11 +94,6 @@ class Preflight:
         size = self.config.shortlisted(self.expected_trials)
         candidates = 2 * size if self.config.objective == "pareto" else size + 1
         return len(self.config.genome.models) + 2 + candidates
-
-    @property
-    def sample(self) -> DocumentIds | None:
-        """The search documents that all candidates meet, before the best meet all; None where they race."""
-        return sample_of(self.objective, self.split, self.config.racing)
 
     def paths_after(self, champion: Recipe) -> PathSpace | None:
         """The last stage's space, where layer paths come after parameters."""
@@ -134,8 +132,8 @@ def preflight(config: EvolveConfig, state: RunState | None = None, tasks: TaskSe
 
     Args:
         config: The config.
-        state: What an earlier session of the run has kept: its control points, and baselines, for which
-            `warm_start` is not read again.
+        state: What an earlier session of the run has kept: its control points, its sample of documents, and
+            baselines, for which `warm_start` is not read again.
         tasks: The config's, if they are loaded already.
 
     Raises:
@@ -152,7 +150,13 @@ def preflight(config: EvolveConfig, state: RunState | None = None, tasks: TaskSe
         split = split_documents(loaded.groups(), sizes, config.documents.seed, loaded.fingerprints())
         loaded.hold_back(split)
         finals = _least_finals(config, objective, split)
-        trials = _expected_trials(config, split, finals, sample_of(objective, split, config.racing))
+        most = None if config.max_documents is None else config.max_documents - finals
+        sample = (
+            sample_of(objective, split, config.racing, config.trials, most)
+            if kept.sample is None
+            else {task: split.search[task][:size] for task, size in kept.sample.items()}
+        )
+        trials = _expected_trials(config, split, finals, sample)
     with collecting(faults):
         pinned, checkpoints = _opened(config)
         stages, paths = _spaces(pinned, checkpoints, kept.control_points, trials)
@@ -185,6 +189,7 @@ def preflight(config: EvolveConfig, state: RunState | None = None, tasks: TaskSe
         loaded,
         split,
         objective,
+        sample,
         trials,
         plan,
         checkpoints,
@@ -308,7 +313,7 @@ def _least_finals(config: EvolveConfig, objective: Objective, split: Split) -> i
     return finals_documents(split, models, models + 2 if objective.needs_parents else 0)
 
 
-def _expected_trials(config: EvolveConfig, split: Split, finals: int, sample: DocumentIds | None) -> int:
+def _expected_trials(config: EvolveConfig, split: Split, finals: int, sample: DocumentIds) -> int:
     """Trials that the budgets pay for, about.
 
     Raises:
@@ -324,7 +329,7 @@ def _expected_trials(config: EvolveConfig, split: Split, finals: int, sample: Do
             f"max_documents: must be at least {least}, {search} for the search and {finals} for the finals of "
             f"champion, parents and uniform merge, but got {most}"
         )
-    taken = SHARE_OF_TRIAL * search if sample is None else sum(map(len, sample.values()))
+    taken = sum(map(len, sample.values())) if sample else SHARE_OF_TRIAL * search
     return min(config.trials, max(1, round((most - finals) / taken)))
 
 

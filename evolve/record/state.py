@@ -56,8 +56,8 @@ class RunState(BaseModel):
         stage_ends: How many asks are counted when each stage ends; None before the baselines are known.
         optimizers: Who proposes in each stage that has begun.
         spent: The budget that ended the search, ``hours`` or ``max_documents``; None for the number of trials.
-        sampled: Whether candidates meet a sample of the search documents; None before the first session, and in
-            runs of versions where all raced.
+        sample: How many search documents of each task candidates meet before the best of them meet all; none
+            where all race. None before the first session.
         shortlist: Of the last finals that have begun.
         reported: The last champion's ask, from when it is to meet held-out documents.
         holdout_reused: Whether held-out documents were used before what is reported on them was found.
@@ -74,7 +74,7 @@ class RunState(BaseModel):
     stage_ends: list[int] | None = None
     optimizers: dict[int, ChosenOptimizer] = {}
     spent: str | None = None
-    sampled: bool | None = None
+    sample: dict[str, int] | None = None
     shortlist: Shortlist | None = None
     reported: int | None = None
     holdout_reused: bool = False

@@ -1,5 +1,6 @@
 """From recipes to scores in one process: the project's own merge core, and all documents in one forward pass."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -105,7 +106,10 @@ class Scorer:
 
 @torch.inference_mode()
 def _answered(model: torch.nn.Module, ids: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Whether each document's answer is what the model would say, and how probable it is, ``[n]`` each."""
+    """Whether each document's answer is what the model would say, and how probable it is, ``[n]`` each.
+
+    The latter as heterosis has it: to the power of one by the root of the number of tokens.
+    """
     right, probability = [], []
     for part in ids.split(512):
         hidden = model.model(input_ids=part[:, :-1], use_cache=False).last_hidden_state[:, PROMPT - 1 :]
@@ -114,7 +118,8 @@ def _answered(model: torch.nn.Module, ids: torch.Tensor) -> tuple[np.ndarray, np
             raise Unscorable("the model's outputs are not finite")
         answer = part[:, PROMPT:]
         right.append((logits.argmax(-1) == answer).all(1))
-        probability.append(logits.log_softmax(-1).gather(-1, answer[..., None]).sum((1, 2)).exp())
+        likelihoods = logits.log_softmax(-1).gather(-1, answer[..., None]).sum((1, 2))
+        probability.append((likelihoods / math.sqrt(answer.shape[1])).exp())
     return torch.cat(right).double().numpy(), torch.cat(probability).double().numpy()
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from heterosis.evaluate import probability
 from heterosis.evaluate.answers import chosen
-from heterosis.evaluate.probability import has_probability, probability_of, rated
+from heterosis.evaluate.probability import has_probability, rated, tokens_added
 
 CHOICES = ["yes", "no", "perhaps"]
 LOGS = [math.log(0.2), math.log(0.1), math.log(0.1)]
@@ -23,6 +24,10 @@ def task(kind: str, target: Any = 0, *, multiple_input: bool = False, process: A
         doc_to_target=lambda document: target,
         doc_to_text=lambda document: 2,
     )
+
+
+def probability_of(task: Any, likelihoods: list[float], metric: str = "acc", tokens: int = 1) -> float | None:
+    return probability.probability_of(task, {}, likelihoods, metric, lambda: tokens)
 
 
 @pytest.mark.parametrize(
@@ -46,42 +51,52 @@ def test_not_who_computes_its_metrics_itself() -> None:
 
 
 def test_of_a_continuation() -> None:
-    assert probability_of(task("loglikelihood"), {}, [math.log(0.3)], "acc") == pytest.approx(0.3)
+    assert probability_of(task("loglikelihood"), [math.log(0.3)]) == pytest.approx(0.3)
+    of_four = probability_of(task("loglikelihood"), [math.log(0.3)], tokens=4)
+    assert of_four == pytest.approx(0.3**0.5)
+
+
+@pytest.mark.parametrize(
+    ("context", "continuation", "expected"), [("ab", "cde", 3), ("ab ", "c", 2), ("", "cd", 2), ("ab", "", 1)]
+)
+def test_tokens_are_counted_as_they_are_rated(context: str, continuation: str, expected: int) -> None:
+    lm = types.SimpleNamespace(tok_encode=list)
+    assert tokens_added(lm, context, continuation) == expected
 
 
 @pytest.mark.parametrize(
     ("target", "expected"), [(0, 0.5), ("no", 0.25), ([0, 2], 0.75), ([1, 7], 0.25), (np.int64(1), 0.25)]
 )
 def test_of_choices(target: Any, expected: float) -> None:
-    assert probability_of(task("multiple_choice", target), {}, LOGS, "acc") == pytest.approx(expected)
+    assert probability_of(task("multiple_choice", target), LOGS) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("target", [7, -1, "maybe", [9]])
 def test_none_of_an_answer_that_there_is_not(target: Any) -> None:
-    assert probability_of(task("multiple_choice", target), {}, LOGS, "acc") is None
+    assert probability_of(task("multiple_choice", target), LOGS) is None
 
 
 def test_where_the_question_is_the_choice() -> None:
-    found = probability_of(task("multiple_choice", multiple_input=True), {}, LOGS, "acc")
+    found = probability_of(task("multiple_choice", multiple_input=True), LOGS)
     assert found == pytest.approx(0.25)
 
 
 def test_without_the_question() -> None:
     alone = [math.log(0.4), math.log(0.1), math.log(0.1)]
-    found = probability_of(task("multiple_choice"), {}, [*LOGS, *alone], "acc_mutual_info")
+    found = probability_of(task("multiple_choice"), [*LOGS, *alone], "acc_mutual_info")
     assert found == pytest.approx(0.5 / 2.5)
 
 
 @pytest.mark.parametrize("metric", ["acc", "acc_norm", "acc_bytes"])
 def test_the_likeliest_is_the_one_that_is_chosen(metric: str) -> None:
     logs = [-3.0, -2.5, -4.0]
-    shares = [probability_of(task("multiple_choice", i), {}, logs, metric) or 0.0 for i in range(3)]
+    shares = [probability_of(task("multiple_choice", i), logs, metric) or 0.0 for i in range(3)]
     assert sum(shares) == pytest.approx(1.0)
     assert CHOICES[shares.index(max(shares))] == chosen(CHOICES, logs, metric)
 
 
 def test_very_unlikely_answers_are_no_fault() -> None:
-    assert probability_of(task("multiple_choice", 1), {}, [-5000.0, -5001.0, -6000.0], "acc") == pytest.approx(
+    assert probability_of(task("multiple_choice", 1), [-5000.0, -5001.0, -6000.0]) == pytest.approx(
         1 / (1 + math.e)
     )
 

@@ -15,7 +15,7 @@ from heterosis.evaluate import Split
 from heterosis.evolve import search
 from heterosis.evolve.config import EvolveConfig, Racing
 from heterosis.evolve.judging.objective import Objective
-from heterosis.evolve.judging.sampling import FINER, PROMOTED, sample_of
+from heterosis.evolve.judging.sampling import PROMOTED, sample_of
 from heterosis.evolve.record.record import read_asks, read_scores, read_trials
 from heterosis.evolve.record.tally import Tally
 from heterosis.evolve.record.trial import Ask, Trial
@@ -121,12 +121,6 @@ def test_who_has_no_probabilities_fails_by_name(run: Run, tmp_path: Path) -> Non
     assert all("NaN" in str(t.cause) for t in failed)
 
 
-def test_means_of_probabilities_are_known_finer_than_shares(run: Run, tmp_path: Path) -> None:
-    run(trials=4)
-    (limits,) = json.loads((tmp_path / "run/run.json").read_text())["optimizers"]["0"]["limits"]
-    assert (limits["low"], limits["high"], limits["documents"]) == (-1.0, 0.0, FINER * SAMPLE)
-
-
 def test_who_leads_by_the_metric_is_the_champion(run: Run, tmp_path: Path) -> None:
     """The most probable answers need not be the most right ones: of those promoted the metric chooses."""
 
@@ -166,7 +160,7 @@ def test_runs_of_before_go_on_racing(run: Run, pools: Any, tmp_path: Path) -> No
         run(trials=16, pool={"crash_after": 1})
     path = tmp_path / "run/run.json"
     state = json.loads(path.read_text())
-    assert state.pop("sampled") is True
+    assert state.pop("sample") == {"toy_choice": SAMPLE}
     path.write_text(json.dumps(state))
     run(trials=16)
     trials = trials_of(tmp_path / "run")
@@ -220,10 +214,17 @@ def test_workers_for_all_baselines_at_once(run: Run, tmp_path: Path) -> None:
 class TestWhereThereIsASample:
     OBJECTIVE = Objective({"a": 1.0}, {"a": "acc,none"}, {"a": {}}, probable=frozenset("a"))
 
-    def sample(self, objective: Objective = OBJECTIVE, documents: int = 100, **racing: Any) -> Any:
+    def sample(
+        self,
+        objective: Objective = OBJECTIVE,
+        documents: int = 100,
+        trials: int = 100,
+        budget: int | None = None,
+        **racing: Any,
+    ) -> Any:
         nothing: dict[str, list[int]] = {"a": []}
         split = Split({"a": list(range(documents))}, nothing, nothing)
-        return sample_of(objective, split, Racing.model_validate(racing))
+        return sample_of(objective, split, Racing.model_validate(racing), trials, budget)
 
     def test_a_quarter(self) -> None:
         assert self.sample(documents=200) == {"a": list(range(50))}
@@ -235,21 +236,35 @@ class TestWhereThereIsASample:
         three = Objective(weights, metrics, {task: {} for task in "abc"}, probable=frozenset("abc"))
         nothing: dict[str, list[int]] = {task: [] for task in "abc"}
         split = Split({task: list(range(30)) for task in "abc"}, nothing, nothing)
-        assert sample_of(three, split, Racing()) == {task: list(range(12)) for task in "abc"}
+        assert sample_of(three, split, Racing(), 100) == {task: list(range(12)) for task in "abc"}
+
+    @pytest.mark.parametrize(
+        ("trials", "budget", "size"),
+        [
+            (100, None, 50),
+            (160, None, 50),
+            (240, None, 75),
+            (1000, None, 100),
+            (1000, 8000, 50),
+            (1000, 12000, 75),
+        ],
+    )
+    def test_more_of_large_budgets(self, trials: int, budget: int | None, size: int) -> None:
+        assert len(self.sample(documents=200, trials=trials, budget=budget)["a"]) == size
 
     def test_no_more_than_half(self) -> None:
-        assert self.sample(documents=47) is None
+        assert self.sample(documents=47) == {}
 
     def test_not_by_the_metric_or_without_races(self) -> None:
-        assert self.sample(by="metric") is None
-        assert self.sample(enabled=False) is None
+        assert self.sample(by="metric") == {}
+        assert self.sample(enabled=False) == {}
 
     @pytest.mark.parametrize(
         "changes",
         [{"probable": frozenset()}, {"kind": "pareto"}, {"kind": "worst"}, {"constraints": {"a": 0.0}}],
     )
     def test_only_for_weighted_sums_of_probable_tasks(self, changes: dict[str, Any]) -> None:
-        assert self.sample(dataclasses.replace(self.OBJECTIVE, **changes)) is None
+        assert self.sample(dataclasses.replace(self.OBJECTIVE, **changes)) == {}
 
     def test_a_task_that_does_not_count_needs_none(self) -> None:
         more = {"weights": {"a": 1.0, "b": 0.0}, "metrics": {"a": "acc,none", "b": "crc,none"}}
