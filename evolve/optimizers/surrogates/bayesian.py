@@ -138,7 +138,7 @@ class BayesianOptimizer:
         """
         candidates = self._candidates(best, rng)
         candidates = candidates[np.argsort(-gain(torch.from_numpy(candidates)).numpy())]
-        climbed = np.array([self._climb(gain, x) for x in candidates[:CLIMBS]])
+        climbed = self._climbed(gain, candidates[:CLIMBS])
         order = np.argsort(-gain(torch.from_numpy(climbed)).numpy(), kind="stable")
         return [*climbed[order], *candidates]
 
@@ -149,20 +149,23 @@ class BayesianOptimizer:
         around = best[:, None] + REACH * rng.standard_normal((len(best), AROUND, d))
         return np.array([at_levels(x, self._axes) for x in (*anywhere, *around.reshape(-1, d))])
 
-    def _climb(self, gain: Gain, x: Vector) -> Vector:
-        """Where the gain is largest near a point, along the axes without levels."""
+    def _climbed(self, gain: Gain, points: Vector) -> Vector:
+        """Where the gain is largest near each point, along the axes without levels; ``[m, d]`` both.
+
+        All climb at once, as the maximum of a sum of gains is that of each.
+        """
         free = np.array([axis.levels is None for axis in self._axes])
         if not free.any():
-            return x
+            return points
 
         def loss(moved: Vector) -> tuple[float, Vector]:
-            point = torch.from_numpy(np.where(free, moved, x)).requires_grad_()
-            value = -gain(point[None])[0]
-            (gradient,) = torch.autograd.grad(value, point)
-            return value.item(), np.where(free, gradient.numpy(), 0.0)
+            x = torch.from_numpy(np.where(free, moved.reshape(points.shape), points)).requires_grad_()
+            value = -gain(x).sum()
+            (gradient,) = torch.autograd.grad(value, x)
+            return value.item(), np.where(free, gradient.numpy(), 0.0).ravel()
 
-        found = minimize(loss, x, jac=True, method="L-BFGS-B", bounds=[(0.0, 1.0)] * len(x))
-        return at_levels(found.x, self._axes)
+        found = minimize(loss, points.ravel(), jac=True, method="L-BFGS-B", bounds=[(0.0, 1.0)] * points.size)
+        return np.array([at_levels(x, self._axes) for x in found.x.reshape(points.shape)])
 
 
 def _holds(limits: Limits, values: Vector) -> bool:

@@ -27,7 +27,9 @@ from heterosis.evolve.optimizers.startup import losses_of_failure
 LIMIT, FIRST_NOISE = 7.0, math.log(0.01)
 ALIKE = 1.0  # how much logarithms of terms' inverse squared length scales differ, as a standard deviation
 JITTER = 1e-6  # added to the noise, so that equal points do no harm
-NODES = 9  # of the quadrature: means are right to 0.004 where logits have a standard deviation of 3
+# Of the quadrature: means are right to 0.004 where logits have a standard deviation of 3.
+NODES, WEIGHTS = map(torch.from_numpy, np.polynomial.hermite_e.hermegauss(9))
+WEIGHTS = WEIGHTS / WEIGHTS.sum()
 
 
 @dataclass(frozen=True)
@@ -165,11 +167,9 @@ def _between(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and variance of terms whose logits are normal, ``[terms, m]``, by Gauss-Hermite quadrature."""
     low, high = limits.T[..., None]
-    nodes, weights = map(torch.from_numpy, np.polynomial.hermite_e.hermegauss(NODES))
-    weights = weights / weights.sum()
-    share = torch.sigmoid(mean[..., None] + variance.sqrt()[..., None] * nodes)
-    first = (share * weights).sum(-1)
-    second = ((share - first[..., None]).square() * weights).sum(-1)
+    share = torch.sigmoid(mean[..., None] + variance.sqrt()[..., None] * NODES)
+    first = (share * WEIGHTS).sum(-1)
+    second = ((share - first[..., None]).square() * WEIGHTS).sum(-1)
     return low + (high - low) * first, (high - low).square() * second.clamp_min(1e-12)
 
 
