@@ -168,6 +168,14 @@ def test_runs_of_before_go_on_racing(run: Run, pools: Any, tmp_path: Path) -> No
     assert any(t.complete for t in trials if t.ask.is_candidate)
 
 
+def test_a_run_keeps_its_sample(run: Run, tmp_path: Path) -> None:
+    run(trials=10, max_documents=500)
+    run(trials=500, max_documents=9000, optimizer="cma")
+    sampled = [t for t in trials_of(tmp_path / "run") if t.ask.is_candidate and not t.ask.promoted]
+    assert len(sampled) > 160
+    assert {t.documents for t in sampled} == {SAMPLE}
+
+
 def test_none_where_the_metric_is_asked_for(run: Run, tmp_path: Path) -> None:
     run(trials=12, racing={"by": "metric"})
     trials = trials_of(tmp_path / "run")
