@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from heterosis.evaluate.scores import PROBABILITY
+
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 
 
@@ -50,6 +52,10 @@ def test_scores_are_those_of_lm_eval(bench: Any, scorer: Any) -> None:
         task: {d: s["acc,none"] for d, s in of.items()} for task, of in evaluation.scores.documents.items()
     } == mine
     assert {d for of in mine.values() for d in of.values()} <= {0.0, 1.0}
+    measured = scorer.measured(recipe, few)
+    for task, of in evaluation.scores.documents.items():
+        for document, own in of.items():
+            assert own[PROBABILITY] == pytest.approx(measured[task][document][PROBABILITY], rel=1e-3)
 
 
 def test_mergekit_evolves_decoding(bench: Any, scorer: Any) -> None:
