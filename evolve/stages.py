@@ -54,7 +54,7 @@ class Stages:
         known = self._known(stage)
         if stage == len(self._spaces):
             self._append_paths()
-        optimizer = self._optimizer(stage, self._start(stage, known))
+        optimizer = self._optimizer(stage, *self._starts(stage, known))
         for trial in self._told(stage, known):
             values = self._values(trial, stage)
             if values is not None:
@@ -78,7 +78,7 @@ class Stages:
         self._spaces.append(paths)
         self._record.study.add_dimensions(paths.dimensions)
 
-    def _optimizer(self, stage: int, start: Vector) -> Optimizer:
+    def _optimizer(self, stage: int, start: Vector, *others: Vector) -> Optimizer:
         settings, axes = self._config.optimizer, self._spaces[stage].axes
         chosen, ends = self._state.optimizers, self._state.stage_ends
         if stage not in chosen:
@@ -99,6 +99,7 @@ class Stages:
             popsize=settings.popsize,
             budget=chosen[stage].planned,
             limits=chosen[stage].limits,
+            others=others,
         )
 
     def _limits(self) -> tuple[Limits | None, ...]:
@@ -127,29 +128,44 @@ class Stages:
         scored = [t for t in self._record.trials[:count] if t.score is not None]
         return sorted(scored, key=lambda t: t.ask.number)
 
-    def _start(self, stage: int, known: Sequence[Trial]) -> Vector:
-        """The best point known, off the faces of the cube; a parent only if it is clearly better than uniform.
+    def _starts(self, stage: int, known: Sequence[Trial]) -> list[Vector]:
+        """The best point known, and the best other one, off the faces of the cube.
 
-        A search that is to begin at random does so.
+        A search begins at a parent only if that is clearly better than uniform. One that is to begin at random
+        has neither.
+        """
+        initial = self._off_faces(stage, self._spaces[stage].initial)
+        if stage == 0 and self._config.random_init:
+            return [initial]
+        ranked = self._ranked(known)
+        found = [point for trial in ranked if (point := self._point(trial, stage)) is not None]
+        if not found or (ranked[0].ask.kind == "parent" and not self._is_clear(ranked[0], stage)):
+            found.insert(0, initial)
+        start, *rest = found
+        return [start, *[other for other in rest if not np.array_equal(other, start)][:1]]
+
+    def _point(self, trial: Trial, stage: int) -> Vector | None:
+        """Where to begin around a result.
 
         A baseline that is a sum drops nothing, which says nothing of how much a search had better drop.
         """
-        space, best = self._spaces[stage], self._best(known)
-        start = space.initial
-        at_random = stage == 0 and self._config.random_init
-        if best is not None and not at_random and (best.ask.kind != "parent" or self._is_clear(best, stage)):
-            values = self._values(best, stage)
-            if values is not None:
-                usual = not best.ask.is_candidate and self._drops_nothing(values, space)
-                start = np.where(usual, start, space.encode(values))
-        continuous = [axis.levels is None for axis in space.axes]
-        return np.where(continuous, np.clip(start, MARGIN, 1 - MARGIN), start)
+        space, values = self._spaces[stage], self._values(trial, stage)
+        if values is None:
+            return None
+        usual = not trial.ask.is_candidate and self._drops_nothing(values, space)
+        return self._off_faces(stage, np.where(usual, space.initial, space.encode(values)))
 
-    def _best(self, known: Sequence[Trial]) -> Trial | None:
-        """The best, by what an optimizer is told where some have met a sample of the documents only."""
-        if not self._referee.samples:
-            return best_of(known)
-        return min(known, key=lambda t: (t.losses, t.ask.number), default=None)
+    def _off_faces(self, stage: int, point: Vector) -> Vector:
+        continuous = [axis.levels is None for axis in self._spaces[stage].axes]
+        return np.where(continuous, np.clip(point, MARGIN, 1 - MARGIN), point)
+
+    def _ranked(self, known: Sequence[Trial]) -> list[Trial]:
+        """The best first: by what an optimizer is told, where some have met a sample of the documents only; else
+        those that were stopped come after all others.
+        """
+        if self._referee.samples:
+            return sorted(known, key=lambda t: (t.losses, t.ask.number))
+        return sorted(known, key=lambda t: (not t.complete, t.rank))
 
     @staticmethod
     def _drops_nothing(values: Mapping[str, Value], space: Space) -> list[bool]:

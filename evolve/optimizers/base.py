@@ -161,6 +161,7 @@ class OptimizerFactory(Protocol):
         popsize: int | None,
         budget: int,
         limits: Sequence[Limits | None] = (),
+        others: Sequence[Vector] = (),
     ) -> Optimizer:
         """Makes an optimizer.
 
@@ -176,6 +177,7 @@ class OptimizerFactory(Protocol):
                 resumed or extended gives the same number again.
             limits: Of each of a single loss's terms (see `Detail`) that has some, None of others; empty where
                 nothing is known of them.
+            others: Where to start too, best first, ``[d]`` each: ``initial`` may lie in a worse valley than they.
         """
         ...
 

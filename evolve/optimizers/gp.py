@@ -16,13 +16,15 @@ def gp(
     seed: int,
     sigma0: float | None = None,
     limits: Sequence[Limits | None] = (),
+    others: Sequence[Vector] = (),
     **unused: object,
 ) -> Optimizer:
     """Bayesian optimization; a proposal takes tenths of a second.
 
     One loss is the sum of its terms, each of which has a process of its own, and points are proposed by their log
     expected improvement (https://arxiv.org/abs/2310.20708) over the best expected loss of the known ones. Several
-    losses are left to Optuna's sampler. Until ten results are known, points are spread around ``initial``.
+    losses are left to Optuna's sampler. Until ten results are known, points are spread around ``initial`` and
+    ``others``, by turns.
 
     Args:
         axes: Of the cube.
@@ -31,8 +33,9 @@ def gp(
         seed: Of this optimizer's own random streams.
         sigma0: Standard deviation of the first points, 0.2 by default.
         limits: Of the loss's terms.
+        others: Further points to begin around.
     """
-    nearby = spread_around(initial, axes, SIGMA0 if sigma0 is None else sigma0, seed)
+    nearby = spread_around([initial, *others], axes, SIGMA0 if sigma0 is None else sigma0, seed)
     if objectives == 1:
         from heterosis.evolve.optimizers.surrogates.bayesian import BayesianOptimizer  # needs torch
 

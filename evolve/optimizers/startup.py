@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import cycle
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from heterosis.evolve.optimizers.base import Axis, Vector, at_levels
 
 PENALTY = 0.1  # a failed trial loses this part of the range of all losses more than the worst of them
 
-# Results that a model needs. Until it has them, points are drawn around the first one: in twelve dimensions
+# Results that a model needs. Until it has them, points are drawn around the best known ones: in twelve dimensions
 # ten points anywhere in the cube tell a model nothing of the neighbourhood that the search begins in.
 STARTUP = 10
 
@@ -19,10 +20,10 @@ def losses_of_failure(best: Vector, worst: Vector) -> Vector:
     return worst + PENALTY * np.where(worst > best, worst - best, 1.0)
 
 
-def spread_around(centre: Vector, axes: Sequence[Axis], sigma: float, seed: int) -> Iterator[Vector]:
-    """Points of a box around one, ``[d]`` each: one Latin hypercube of `STARTUP` points after the other.
+def spread_around(centres: Sequence[Vector], axes: Sequence[Axis], sigma: float, seed: int) -> Iterator[Vector]:
+    """Points of boxes around some, ``[d]`` each, by turns: one Latin hypercube of `STARTUP` after the other.
 
-    The box has the standard deviation ``sigma`` on every axis, and ends at the faces of the cube: points beyond
+    A box has the standard deviation ``sigma`` on every axis, and ends at the faces of the cube: points beyond
     would all lie on them, most on several at once. Categories, which have no neighbours, are any. (McKay et
     al., "A comparison of three methods for selecting values of input variables", Technometrics 1979.)
     """
@@ -30,6 +31,7 @@ def spread_around(centre: Vector, axes: Sequence[Axis], sigma: float, seed: int)
 
     hypercube = qmc.LatinHypercube(len(axes), seed=np.random.default_rng(seed))
     reach = np.where([axis.ordered for axis in axes], math.sqrt(3) * sigma, 1.0)
-    low, high = np.clip([centre - reach, centre + reach], 0.0, 1.0)
+    boxes = cycle([np.clip([centre - reach, centre + reach], 0.0, 1.0) for centre in centres])
     while True:
-        yield from (at_levels(low + (high - low) * x, axes) for x in hypercube.random(STARTUP))
+        for x, (low, high) in zip(hypercube.random(STARTUP), boxes, strict=False):
+            yield at_levels(low + (high - low) * x, axes)

@@ -1405,6 +1405,24 @@ def test_a_search_from_a_parent_begins_with_its_weights_and_a_usual_density(run:
     }
 
 
+@pytest.mark.parametrize("others", [[0.15, 1.0], [0.5, 0.5]], ids=["parent", "uniform"])
+def test_a_model_begins_around_the_second_best_too(run: Any, tmp_path: Path, others: list[float]) -> None:
+    """By turns with the best: which of two is ahead may be chance, and they may lie in different valleys."""
+    known = {"ann": 0.9, "bob": 0.8 if others[0] < 0.5 else 0.3, "uniform": 0.5}
+    run(
+        judge=lambda ask, part: known.get(ask.name, 0.1),
+        trials=13,
+        genome={"layer_granularity": 0},
+        optimizer={"name": "gp", "sigma0": 0.01},
+    )
+    asks = [ask for ask in read_asks(tmp_path / "run") if ask.kind == "search"]
+    first, *around = [list(ask.values.values()) for ask in asks]
+    assert first == pytest.approx([1.0, 0.15])
+    for own, other in zip(around[:6:2], around[1:6:2], strict=True):
+        assert own == pytest.approx(first, abs=0.04)
+        assert other == pytest.approx(others, abs=0.04)
+
+
 STAGES = {"layer_granularity": 0, "control_points": [1, 2]}
 
 

@@ -229,6 +229,17 @@ def test_workers_get_different_points() -> None:
     assert all(np.abs(a - b).max() > 1e-3 for i, a in enumerate(asked) for b in asked[:i])
 
 
+def test_proposals_stay_near_the_best_known() -> None:
+    """Losses that hardly differ: all improvement is expected where nothing is known, in the corners."""
+    subject, best = make(5), np.array([0.4, 0.6, 0.3, 0.7, 0.5])
+    for x in drawn(12):
+        subject.tell(np.array([*x, *x[:2]]), [1.0 + 1e-3 * float(x[0])])
+    subject.tell(best, [0.0])
+    _, *asked = [subject.ask() for _ in range(6)]
+    farthest = np.abs(np.array(asked) - best).max()
+    assert 0.1 < farthest <= 0.25 + 1e-9
+
+
 @pytest.mark.parametrize("end", ["scored", "failed", "running"])
 def test_what_was_proposed_is_not_proposed_again(end: str) -> None:
     """The least loss is in a corner, where a search would go on scoring nothing new."""

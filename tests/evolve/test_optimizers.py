@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -51,6 +52,7 @@ def make(
     popsize: int | None = None,
     objectives: int = 1,
     initial: float = 0.5,
+    others: Sequence[Vector] = (),
 ) -> Optimizer:
     axes = (Axis(),) * axes if isinstance(axes, int) else axes
     return get_optimizer(name)(
@@ -61,6 +63,7 @@ def make(
         sigma0=None,
         popsize=popsize,
         budget=100,
+        others=others,
     )
 
 
@@ -343,6 +346,16 @@ def test_a_gaussian_process_begins_with_a_latin_hypercube_around_its_start(start
     low, high = max(0.0, start - reach), start + reach  # the box ends where the cube does
     tenths = np.sort(np.floor((np.array(around) - low) / (high - low) * 10), axis=0)
     np.testing.assert_array_equal(tenths, np.tile(np.arange(10.0)[:, None], 12))
+
+
+def test_a_gaussian_process_begins_around_other_known_points_too() -> None:
+    """By turns, so that one that lies in a worse valley does not lead the whole search there."""
+    starts = [0.2, 0.8]
+    subject = make("gp", 12, initial=starts[0], others=[np.full(12, starts[1])])
+    _, *around = [subject.ask() for _ in range(11)]
+    means = np.mean(around, axis=1)
+    assert np.all(np.abs(means - np.tile(starts, 5)) < 0.25)
+    assert len({x.tobytes() for x in around}) == 10
 
 
 @pytest.mark.parametrize("name", ["cmawm", *SAMPLERS])

@@ -17,7 +17,9 @@ Gain: TypeAlias = Callable[[torch.Tensor], torch.Tensor]  # of points ``[m, d]``
 
 # Points closer than this in every axis are as good as the same.
 NEAR = 1e-3
-# Where a best point is looked for: anywhere, around the best known ones, and from the best of all these on.
+# No proposal is farther than this from the point of which most is expected, on any axis without levels.
+REGION = 0.25
+# Where a best point is looked for there: anywhere, around the best known ones, and from the best of all these on.
 ANYWHERE, AROUND, BEST, REACH, CLIMBS = 1024, 64, 5, 0.1, 5
 # More terms are added up, neighbours with each other, to so many: each has parameters of its own to be fitted.
 MOST_TERMS = 8
@@ -25,6 +27,11 @@ MOST_TERMS = 8
 
 class BayesianOptimizer:
     """Proposes where the expected improvement is largest, ``initial`` first.
+
+    It is looked for in a region around the point of which most is expected, that moves with it. (Eriksson et al.,
+    "Scalable global optimization via local Bayesian optimization", NeurIPS 2019, whose region changes its size.)
+    A few dozen results say little of what lies farther away in a dozen dimensions: there improvement is expected
+    because nothing is known, most of all in the corners, which are worse.
 
     After the first ten, nothing is proposed next to what was proposed before, as long as there is anything else:
     scoring it again would give the same. Points that failed count as worse than all others in every term; of those
@@ -47,6 +54,7 @@ class BayesianOptimizer:
         limits: Sequence[Limits | None] = (),
     ) -> None:
         self._axes = tuple(axes)
+        self._free = np.array([axis.levels is None for axis in axes])
         self._initial = at_levels(initial, axes)
         self._first: Vector | None = self._initial
         self._nearby = nearby
@@ -91,7 +99,8 @@ class BayesianOptimizer:
             return self._initial.copy()
         model = self._model()  # no state changes: proposals do not depend on whether this was asked
         rng = np.random.default_rng([self._seed, 2, len(self._points)])
-        (highest, *_) = self._highest(lambda x: -model.posterior(x)[0], self._ranked(model)[0], rng)
+        best, _ = self._ranked(model)
+        (highest, *_) = self._highest(lambda x: -model.posterior(x)[0], best, self._region(model), rng)
         return highest
 
     def _model(self) -> SumOfProcesses:
@@ -124,39 +133,49 @@ class BayesianOptimizer:
         """Where the expected improvement is largest."""
         model = self._model()
         self._parameters = model.parameters
+        region = self._region(model)
         if self._running:
             model = model.expecting(np.array(self._running))
         best, loss = self._ranked(model)
-        ranked = self._highest(lambda x: log_expected_improvement(*model.posterior(x), loss), best, self._rng)
+        ranked = self._highest(
+            lambda x: log_expected_improvement(*model.posterior(x), loss), best, region, self._rng
+        )
         asked = np.array([*self._points, *self._failed, *self._running])
         return next((x for x in ranked if np.abs(asked - x).max(1).min() >= NEAR), ranked[0])
 
-    def _highest(self, gain: Gain, best: Vector, rng: np.random.Generator) -> list[Vector]:
-        """Where a function is large, the largest first.
+    def _highest(self, gain: Gain, best: Vector, region: Vector, rng: np.random.Generator) -> list[Vector]:
+        """Where a function is large in a region, the largest first.
 
         They are several climbs from points anywhere, and around the best, and then these.
         """
-        candidates = self._candidates(best, rng)
+        candidates = self._candidates(best, region, rng)
         candidates = candidates[np.argsort(-gain(torch.from_numpy(candidates)).numpy())]
-        climbed = self._climbed(gain, candidates[:CLIMBS])
+        climbed = self._climbed(gain, candidates[:CLIMBS], region)
         order = np.argsort(-gain(torch.from_numpy(climbed)).numpy(), kind="stable")
         return [*climbed[order], *candidates]
 
-    def _candidates(self, best: Vector, rng: np.random.Generator) -> Vector:
-        """Points anywhere, and around the best known ones, ``[candidates, d]``."""
-        d = len(self._axes)
-        anywhere = qmc.Sobol(d, seed=rng).random(ANYWHERE)
-        around = best[:, None] + REACH * rng.standard_normal((len(best), AROUND, d))
+    def _region(self, model: SumOfProcesses) -> Vector:
+        """The lowest and highest of where points are looked for, ``[2, d]``."""
+        (centre, *_), _ = self._ranked(model)
+        reach = np.where(self._free, REGION, 1.0)
+        return np.array([centre - reach, centre + reach]).clip(0.0, 1.0)
+
+    def _candidates(self, best: Vector, region: Vector, rng: np.random.Generator) -> Vector:
+        """Points anywhere in a region, and around the best known ones, ``[candidates, d]``."""
+        d, (low, high) = len(self._axes), region
+        anywhere = low + (high - low) * qmc.Sobol(d, seed=rng).random(ANYWHERE)
+        around = np.clip(best[:, None] + REACH * rng.standard_normal((len(best), AROUND, d)), low, high)
         return np.array([at_levels(x, self._axes) for x in (*anywhere, *around.reshape(-1, d))])
 
-    def _climbed(self, gain: Gain, points: Vector) -> Vector:
+    def _climbed(self, gain: Gain, points: Vector, region: Vector) -> Vector:
         """Where the gain is largest near each point, along the axes without levels; ``[m, d]`` both.
 
         All climb at once, as the maximum of a sum of gains is that of each.
         """
-        free = np.array([axis.levels is None for axis in self._axes])
+        free = self._free
         if not free.any():
             return points
+        bounds = [*region.T] * len(points)
 
         def loss(moved: Vector) -> tuple[float, Vector]:
             x = torch.from_numpy(np.where(free, moved.reshape(points.shape), points)).requires_grad_()
@@ -164,7 +183,7 @@ class BayesianOptimizer:
             (gradient,) = torch.autograd.grad(value, x)
             return value.item(), np.where(free, gradient.numpy(), 0.0).ravel()
 
-        found = minimize(loss, points.ravel(), jac=True, method="L-BFGS-B", bounds=[(0.0, 1.0)] * points.size)
+        found = minimize(loss, points.ravel(), jac=True, method="L-BFGS-B", bounds=bounds)
         return np.array([at_levels(x, self._axes) for x in found.x.reshape(points.shape)])
 
 
