@@ -18,9 +18,6 @@ from heterosis.merge import Recipe
 
 log = logging.getLogger("heterosis")
 
-# Where a search distribution starts, at most so near to the faces of the cube, which would cut it in half.
-MARGIN = 0.1
-
 
 class Stages:
     """The stages of one run.
@@ -129,12 +126,12 @@ class Stages:
         return sorted(scored, key=lambda t: t.ask.number)
 
     def _starts(self, stage: int, known: Sequence[Trial]) -> list[Vector]:
-        """The best point known, and the best other one, off the faces of the cube.
+        """The best point known, and the best other one.
 
         A search begins at a parent only if that is clearly better than uniform. One that is to begin at random
         has neither.
         """
-        initial = self._off_faces(stage, self._spaces[stage].initial)
+        initial = self._spaces[stage].initial
         if stage == 0 and self._config.random_init:
             return [initial]
         ranked = self._ranked(known)
@@ -153,11 +150,7 @@ class Stages:
         if values is None:
             return None
         usual = not trial.ask.is_candidate and self._drops_nothing(values, space)
-        return self._off_faces(stage, np.where(usual, space.initial, space.encode(values)))
-
-    def _off_faces(self, stage: int, point: Vector) -> Vector:
-        continuous = [axis.levels is None for axis in self._spaces[stage].axes]
-        return np.where(continuous, np.clip(point, MARGIN, 1 - MARGIN), point)
+        return np.where(usual, space.initial, space.encode(values))
 
     def _ranked(self, known: Sequence[Trial]) -> list[Trial]:
         """The best first: by what an optimizer is told, where some have met a sample of the documents only; else

@@ -16,6 +16,7 @@ import numpy as np
 
 from heterosis.evolve.optimizers.base import Axis, Vector, at_levels, finite
 
+MARGIN = 0.1  # a first distribution starts at most so near to the faces of the cube, which would cut it in half
 MAX_GROWTH = 8  # of the population, three doublings; more would leave a small budget without any update
 
 
@@ -27,7 +28,7 @@ class Generations:
 
     Args:
         axes: Of the cube; there are ``d``.
-        initial: Centre of the first distribution, ``[d]`` within [0, 1].
+        initial: Centre of the first distribution, ``[d]`` within [0, 1]; it is moved off the faces.
         popsize: Results of a generation before any restart; 4 + 3 ln(n) by default.
         max_age: Generations after which a sample's result no longer counts, as none does after a restart, and none
             of a point that was not sampled. None if every result counts.
@@ -45,7 +46,8 @@ class Generations:
         self.popsize = popsize or 4 + int(3 * math.log(len(self.axes)))
         self._max_popsize = MAX_GROWTH * self.popsize
         self._max_age = max_age
-        self._best, self._best_loss = np.array(initial, dtype=np.float64), math.inf
+        levels = [axis.levels is not None for axis in axes]
+        self._best, self._best_loss = np.where(levels, initial, np.clip(initial, MARGIN, 1 - MARGIN)), math.inf
         self._worst_loss = -math.inf
         self._number = 0  # of the present generation; a restart skips some
         # Samples without a result and their generations, by proposal: rounding makes some proposals equal.

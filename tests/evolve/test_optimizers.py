@@ -396,6 +396,14 @@ def test_cma_with_margin_is_moved_only_by_what_it_sampled_lately() -> None:
 
 
 class TestGenerations:
+    def test_begin_off_the_faces(self) -> None:
+        """Which would cut a distribution in half; an axis with levels has no such places."""
+        subject = Generations((Axis(), Axis(), Axis(5)), np.array([0.0, 0.95, 0.9]), popsize=2)
+        np.testing.assert_allclose(subject.centre, [0.1, 0.9, 0.9])
+        x = subject.propose(np.array([0.0, 0.95, 0.9]), np.array([0.0, 0.95, 0.9]))
+        subject.tell(x, [1.0])
+        np.testing.assert_allclose(subject.centre, [0.0, 0.95, 0.9])
+
     def test_are_whole_with_failures_behind_all_results_so_far(self) -> None:
         subject = Generations((Axis(2), Axis()), np.array([0.25, 0.5]), popsize=2)
         sample = np.array([0.3, 0.4])
